@@ -1,0 +1,55 @@
+"""One matcher for reward, rejection sampling and the drawn world's benchmark: exact match after normalisation.
+
+The paper judges by "an exact match criterion" (A.3) and does not define it. Here: case, surrounding punctuation,
+repeated white space and a leading article do not matter; two numbers match by value; any of the gold answers counts.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
+
+# A longer "answer" is an essay that happens to contain the gold string; nothing of it is matched.
+MAX_ANSWER_CHARACTERS = 1000
+
+_NUMBER = re.compile(r"[+-]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?|[+-]?\.\d+")
+_ARTICLE = re.compile(r"^(a|an|the)\s+")
+_EDGES = " \t\r\n.,;:!?\"'`()[]{}"
+# A full stop that opens a decimal (".5") belongs to the number.
+_LEFT_EDGE = re.compile(r"^(?:[\s,;:!?\"'`()\[\]{}]|\.(?!\d))+")
+
+
+def normalise(text: str) -> str:
+    """Lower case, NFKC, single spaces, no punctuation at the edges, no leading article."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    folded = _LEFT_EDGE.sub("", re.sub(r"\s+", " ", folded).rstrip(_EDGES))
+    return _ARTICLE.sub("", folded)
+
+
+def matches(prediction: str | None, golds: Sequence[str]) -> bool:
+    """True when the prediction equals any gold answer after normalisation. None (no answer) never matches.
+
+    Raises ValueError when there is no gold answer: such a row must not be scored at all.
+    """
+    if not golds:
+        raise ValueError("No gold answer to compare with; a row without gold cannot be scored.")
+    if prediction is None or len(prediction) > MAX_ANSWER_CHARACTERS:
+        return False
+    found = normalise(prediction)
+    return any(_same(found, normalise(gold)) for gold in golds)
+
+
+def _same(found: str, gold: str) -> bool:
+    if found == gold:
+        return bool(gold)
+    left, right = _number(found), _number(gold)
+    return left is not None and left == right
+
+
+def _number(text: str) -> Decimal | None:
+    if not _NUMBER.fullmatch(text):
+        return None
+    try:
+        return Decimal(text.replace(",", ""))
+    except InvalidOperation:
+        return None

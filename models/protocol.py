@@ -1,0 +1,99 @@
+"""The text contract of looking again (paper 3.2): system prompt, tags, the box JSON.
+
+The model thinks inside ``<think>``, asks for a region by writing ``{"bbox_2d": [x1, y1, x2, y2]}``, receives the crop
+right there, goes on, and closes with ``<answer>``.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+
+from models.region import Box
+
+# Printed in section 3.2 of the paper.
+SYSTEM_PROMPT = (
+    "You need to first think about the reasoning process in your mind, and then provide the answer. When thinking, "
+    'you should call the "crop" tool (format: {"bbox_2d": [x1, y1, x2, y2]}) to focus on the key areas in the image. '
+    "The reasoning process and the answer are included in the <think> </think> and <answer> </answer> tags "
+    "respectively."
+)
+
+# Generation pauses at these strings: the first may close a box, the second ends the trajectory.
+BOX_STOP = "}"
+ANSWER_STOP = "</answer>"
+STOPS = (BOX_STOP, ANSWER_STOP)
+
+_FORMAT = re.compile(r"\s*<think>(?P<think>.*)</think>\s*<answer>(?P<answer>.*)</answer>\s*", re.DOTALL)
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+_BOX_JSON = re.compile(r"\{[^{}]*\"bbox_2d\"[^{}]*\}")
+
+
+@dataclass(frozen=True, slots=True)
+class BadJSON:
+    """The model wrote a box that is not four numbers in valid JSON."""
+
+    text: str
+
+
+def render_box(box: Box) -> str:
+    """The crop command for a box in seen pixels, as the model writes it: whole pixels, rounded."""
+    numbers = ", ".join(str(round(value)) for value in box.corners())
+    return f'{{"bbox_2d": [{numbers}]}}'
+
+
+def box_request(text: str) -> Box | BadJSON | None:
+    """The crop command that ``text`` closes with, in seen pixels; None when its last JSON object is not one.
+
+    Generation pauses at every closing brace, so this is asked of prose and other JSON too. Text around the object does
+    not matter; a tokenizer may have glued characters to the closing brace.
+    """
+    end = text.rfind(BOX_STOP)
+    start = _opening_brace(text, end)
+    if start is None:
+        return None
+    literal = text[start : end + 1]
+    if "bbox_2d" not in literal:
+        return None
+    try:
+        found = json.loads(literal)
+    except (json.JSONDecodeError, RecursionError):
+        return BadJSON(literal)
+    numbers = found.get("bbox_2d")
+    if not isinstance(numbers, list) or len(numbers) != 4 or not all(_is_number(value) for value in numbers):
+        return BadJSON(literal)
+    return Box(*(float(value) for value in numbers), space="seen")
+
+
+def _opening_brace(text: str, end: int) -> int | None:
+    """Position of the brace that the one at ``end`` closes."""
+    depth = 0
+    for position in range(end, -1, -1):
+        depth += {"}": 1, "{": -1}.get(text[position], 0)
+        if depth == 0:
+            return position
+    return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
+
+
+def extract_answer(text: str) -> str | None:
+    """The body of the last complete ``<answer>``, stripped; None when there is none."""
+    bodies = _ANSWER.findall(text)
+    return bodies[-1].strip() if bodies else None
+
+
+def is_well_formed(text: str) -> bool:
+    """The format reward's rule (paper 3.3): one ``<think>`` block, then one ``<answer>`` that is not empty."""
+    if any(text.count(tag) != 1 for tag in _TAGS):
+        return False
+    match = _FORMAT.fullmatch(text)
+    return match is not None and bool(match["answer"].strip())
+
+
+def reasoning_text(text: str) -> str:
+    """The model's reasoning without tags and crop commands: the characters that the length reward counts."""
+    before_answer = text.split("<answer>")[0].replace("<think>", "").replace("</think>", "")
+    return _BOX_JSON.sub("", before_answer).strip()

@@ -1,0 +1,284 @@
+"""Questions and visuo-lingual interleaved rationales (VLIR, paper 3.1), and their Parquet files.
+
+Pictures are stored as bytes beside their sha256, in the struct that Hugging Face ``datasets`` reads as an Image
+feature. Every file carries its schema version; a reader refuses a version it does not know.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, ImageOps
+
+from models.errors import RecordError
+from models.region import Box
+
+SCHEMA_VERSION = "vlir/1"
+
+_BOX = pa.list_(pa.float64())
+_QUESTION_FIELDS: list[tuple[str, pa.DataType]] = [
+    ("id", pa.string()),
+    ("source", pa.string()),
+    ("split", pa.string()),
+    ("kind", pa.string()),
+    ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+    ("image_sha256", pa.string()),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("text", pa.string()),
+    ("answers", pa.list_(pa.string())),
+    ("gold_boxes", pa.list_(_BOX)),
+    ("licence", pa.string()),
+]
+QUESTION_SCHEMA = pa.schema(_QUESTION_FIELDS)
+RECORD_SCHEMA = pa.schema(
+    [
+        *_QUESTION_FIELDS,
+        ("steps", pa.list_(pa.struct([("text", pa.string()), ("box", _BOX)]))),
+        ("final_answer", pa.string()),
+        ("seen_width", pa.int32()),
+        ("seen_height", pa.int32()),
+        ("teacher", pa.string()),
+        ("prompt_id", pa.string()),
+        ("verdicts", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question about one picture. ``gold_boxes`` are in original pixels, in the order they should be looked at.
+
+    ``kind`` groups questions for reporting; a source without kinds leaves it empty.
+    """
+
+    id: str
+    source: str
+    split: str
+    image_bytes: bytes
+    image_sha256: str
+    width: int
+    height: int
+    text: str
+    answers: tuple[str, ...]
+    gold_boxes: tuple[Box, ...] = ()
+    licence: str = ""
+    kind: str = ""
+
+    @classmethod
+    def of_image(cls, image: Image.Image, text: str, *, id: str = "question", answers: Sequence[str] = ()) -> "Question":
+        """A question about a picture in memory, for interactive use; EXIF orientation is applied."""
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+        data = png_bytes(upright)
+        return cls(
+            id=id,
+            source="interactive",
+            split="none",
+            image_bytes=data,
+            image_sha256=sha256(data),
+            width=upright.width,
+            height=upright.height,
+            text=text,
+            answers=tuple(answers),
+        )
+
+    def image(self) -> Image.Image:
+        """The decoded RGB picture. Raises RecordError when the bytes are not the picture that was declared."""
+        try:
+            image = Image.open(io.BytesIO(self.image_bytes)).convert("RGB")
+        except (OSError, SyntaxError, ValueError) as error:
+            raise RecordError(f"Question {self.id!r}: its picture does not decode ({error}).") from error
+        if (image.width, image.height) != (self.width, self.height):
+            raise RecordError(
+                f"Question {self.id!r}: its picture is {image.width}x{image.height}, "
+                f"the record says {self.width}x{self.height}."
+            )
+        return image
+
+
+@dataclass(frozen=True, slots=True)
+class RationaleStep:
+    """A stretch of reasoning and the box it ends with (seen pixels), None in the last step."""
+
+    text: str
+    box: Box | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One filter's verdict on a record: ``yes``, ``no`` or ``unclear``, and what it saw."""
+
+    name: str
+    verdict: str
+    evidence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VLIRRecord:
+    """A question with an interleaved rationale. A rejected record keeps the ``reason``; an accepted one has none.
+
+    ``steps`` joined in order are the assistant's turn, tags included; after each box the crop is shown.
+    ``seen_size`` is the (width, height) that the boxes refer to.
+    """
+
+    question: Question
+    steps: tuple[RationaleStep, ...]
+    final_answer: str
+    seen_size: tuple[int, int]
+    teacher: str
+    prompt_id: str
+    verdicts: tuple[Verdict, ...] = field(default=())
+    reason: str = ""
+
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        """The regions looked at, in order, in seen pixels."""
+        return tuple(step.box for step in self.steps if step.box is not None)
+
+    @property
+    def text(self) -> str:
+        """The assistant's turn without crops."""
+        return "".join(step.text for step in self.steps)
+
+
+def sha256(data: bytes) -> str:
+    """Hexadecimal digest of some bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """The picture as PNG, lossless."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def write_questions(path: Path, questions: Iterable[Question]) -> int:
+    """Write questions to one Parquet file and return their number. The same questions give the same bytes."""
+    return _write(path, QUESTION_SCHEMA, (_question_row(question) for question in questions))
+
+
+def read_questions(path: Path) -> list[Question]:
+    """All questions of a Parquet file, or of a folder of them in name order."""
+    return [_question(row) for row in _read(path, QUESTION_SCHEMA)]
+
+
+def write_records(path: Path, records: Iterable[VLIRRecord]) -> int:
+    """Write rationale records to one Parquet file and return their number."""
+    return _write(path, RECORD_SCHEMA, (_record_row(record) for record in records))
+
+
+def read_records(path: Path) -> list[VLIRRecord]:
+    """All records of a Parquet file, or of a folder of them in name order."""
+    return [_record(row) for row in _read(path, RECORD_SCHEMA)]
+
+
+def _write(path: Path, schema: pa.Schema, rows: Iterator[dict[str, object]], batch_size: int = 512) -> int:
+    """Write beside the target and rename, so that a reader never meets half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    total = 0
+    stamped = schema.with_metadata({"schema_version": SCHEMA_VERSION})
+    with pq.ParquetWriter(partial, stamped, compression="zstd") as writer:
+        batch: list[dict[str, object]] = []
+        for row in rows:
+            batch.append(row)
+            total += 1
+            if len(batch) == batch_size:
+                writer.write_table(pa.Table.from_pylist(batch, schema=stamped))
+                batch = []
+        if batch:
+            writer.write_table(pa.Table.from_pylist(batch, schema=stamped))
+    partial.replace(path)
+    return total
+
+
+def _read(path: Path, schema: pa.Schema) -> Iterator[dict[str, object]]:
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise RecordError(f"{path}: no Parquet file found. Give a .parquet file or a folder that holds some.")
+    for file in files:
+        parquet = pq.ParquetFile(file)
+        found = (parquet.schema_arrow.metadata or {}).get(b"schema_version", b"none").decode()
+        if found != SCHEMA_VERSION:
+            raise RecordError(f"{file}: schema version {found!r}; this reader knows {SCHEMA_VERSION!r}. Rebuild the set.")
+        missing = [name for name in schema.names if name not in parquet.schema_arrow.names]
+        if missing:
+            raise RecordError(f"{file}: columns {missing} are missing. It is not the kind of file expected here.")
+        for batch in parquet.iter_batches(batch_size=256, columns=schema.names):
+            yield from batch.to_pylist()
+
+
+def _question_row(question: Question) -> dict[str, object]:
+    return {
+        "id": question.id,
+        "source": question.source,
+        "split": question.split,
+        "kind": question.kind,
+        "image": {"bytes": question.image_bytes, "path": f"{question.image_sha256}.png"},
+        "image_sha256": question.image_sha256,
+        "width": question.width,
+        "height": question.height,
+        "text": question.text,
+        "answers": list(question.answers),
+        "gold_boxes": [list(box.corners()) for box in question.gold_boxes],
+        "licence": question.licence,
+    }
+
+
+def _question(row: dict) -> Question:
+    data = row["image"]["bytes"]
+    if sha256(data) != row["image_sha256"]:
+        raise RecordError(f"Question {row['id']!r}: the picture's sha256 differs from the record. The file is damaged.")
+    return Question(
+        id=row["id"],
+        source=row["source"],
+        split=row["split"],
+        kind=row["kind"],
+        image_bytes=data,
+        image_sha256=row["image_sha256"],
+        width=row["width"],
+        height=row["height"],
+        text=row["text"],
+        answers=tuple(row["answers"]),
+        gold_boxes=tuple(Box(*corners, space="original") for corners in row["gold_boxes"]),
+        licence=row["licence"],
+    )
+
+
+def _record_row(record: VLIRRecord) -> dict[str, object]:
+    return {
+        **_question_row(record.question),
+        "steps": [
+            {"text": step.text, "box": None if step.box is None else list(step.box.corners())} for step in record.steps
+        ],
+        "final_answer": record.final_answer,
+        "seen_width": record.seen_size[0],
+        "seen_height": record.seen_size[1],
+        "teacher": record.teacher,
+        "prompt_id": record.prompt_id,
+        "verdicts": json.dumps([asdict(verdict) for verdict in record.verdicts]),
+        "reason": record.reason,
+    }
+
+
+def _record(row: dict) -> VLIRRecord:
+    return VLIRRecord(
+        question=_question(row),
+        steps=tuple(
+            RationaleStep(step["text"], None if step["box"] is None else Box(*step["box"], space="seen"))
+            for step in row["steps"]
+        ),
+        final_answer=row["final_answer"],
+        seen_size=(row["seen_width"], row["seen_height"]),
+        teacher=row["teacher"],
+        prompt_id=row["prompt_id"],
+        verdicts=tuple(Verdict(**verdict) for verdict in json.loads(row["verdicts"])),
+        reason=row["reason"],
+    )

@@ -1,0 +1,121 @@
+"""One directory per run: the boundary between orchestration and a child process, readable by a person.
+
+``config.json`` (resolved), ``metrics.jsonl`` (one line per step, names ``area/name``), ``rollouts/``,
+``checkpoints/step-N/`` (written beside, then renamed) and ``result.json`` (status, reason, artifacts). No
+``result.json``, or a malformed one, is a failure whatever the exit code was.
+"""
+
+import json
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from models.errors import RunDirError
+
+_METRIC_NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_@.]+)+")
+
+
+class Result(BaseModel):
+    """What a run came to. ``artifacts`` maps a name to a path relative to the run directory."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    status: Literal["done", "failed", "cancelled", "paused"]
+    reason: str = ""
+    artifacts: dict[str, str] = {}
+    metrics: dict[str, float] = {}
+    seconds: float = 0.0
+
+
+class RunDir:
+    """A run directory. Create it in the parent, open it in the child."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, config: BaseModel) -> "RunDir":
+        """A new run directory with its resolved configuration. An earlier unfinished run of the same config is kept.
+
+        Raises RunDirError when the directory holds a run of another configuration.
+        """
+        resolved = config.model_dump_json(indent=2)
+        target = path / "config.json"
+        if target.exists() and target.read_text() != resolved:
+            raise RunDirError(f"{path} holds a run of another configuration. Choose another directory or remove it.")
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, resolved)
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDir":
+        """An existing run directory. Raises RunDirError when there is no ``config.json``."""
+        if not (path / "config.json").is_file():
+            raise RunDirError(f"{path} is not a run directory: it has no config.json.")
+        return cls(path)
+
+    def config_text(self) -> str:
+        """The resolved configuration, JSON."""
+        return (self.path / "config.json").read_text()
+
+    @property
+    def metrics_path(self) -> Path:
+        """The one source of metrics."""
+        return self.path / "metrics.jsonl"
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one line of metrics. Raises RunDirError for a name that is not ``area/name``."""
+        wrong = [name for name in metrics if not _METRIC_NAME.fullmatch(name)]
+        if wrong:
+            raise RunDirError(f"Metric names {wrong} are not of the form area/name (lower case, digits, _).")
+        values = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        line = json.dumps({"step": step, "time": round(time.time(), 3), **values})
+        with self.metrics_path.open("a") as file:
+            file.write(line + "\n")
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """Every complete line so far, oldest first."""
+        if self.metrics_path.exists():
+            for line in self.metrics_path.read_text().splitlines():
+                yield json.loads(line)
+
+    @contextmanager
+    def checkpoint(self, step: int) -> Iterator[Path]:
+        """A directory to save into; it becomes ``checkpoints/step-N`` only when the block succeeds."""
+        target = self.path / "checkpoints" / f"step-{step}"
+        partial = target.with_name(target.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+
+    def finish(self, result: Result) -> None:
+        """Write ``result.json``; the run is over."""
+        write_atomically(self.path / "result.json", result.model_dump_json(indent=2))
+
+    def result(self) -> Result:
+        """What the run came to. Raises RunDirError when it left no valid result."""
+        target = self.path / "result.json"
+        if not target.is_file():
+            raise RunDirError(f"{self.path}: the run left no result.json, so it failed. Its log says why.")
+        try:
+            return Result.model_validate_json(target.read_text())
+        except ValidationError as error:
+            raise RunDirError(f"{target} is malformed, so the run counts as failed: {error}") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small text file so that a reader sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text)
+    partial.replace(path)

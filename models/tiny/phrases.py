@@ -1,0 +1,119 @@
+"""Every sentence of the drawn world: questions, base tasks, and the look-again rationales of the teacher.
+
+The tokenizer is built from these sentences too (:func:`corpus`), so that a frequent phrase takes few tokens.
+"""
+
+# The protocol's system prompt (VLM-R3, appendix). The base never sees it; the tokenizer makes it short.
+LOOK_AGAIN_SYSTEM_PROMPT = (
+    "You need to first think about the reasoning process in your mind, and then provide the answer. When thinking, "
+    'you should call the "crop" tool (format: {"bbox_2d": [x1, y1, x2, y2]}) to focus on the key areas in the image. '
+    "The reasoning process and the answer are included in the <think> </think> and <answer> </answer> tags "
+    "respectively."
+)
+BASE_SYSTEM_PROMPT = "You are a helpful assistant."
+
+# Prompts of the base tasks.
+READ_CARD_PROMPT = "read the card"
+READ_LAST_PICTURE_PROMPT = "read the last picture"
+
+# The rationale is cut where crops come back: LOOK [box][crop] FOUND ... One index picks the same manner throughout.
+LOOK = (
+    "The code is too small to read from here, so I look closer at the {color} card. ",
+    "I cannot read the {color} card at this size. Let me zoom in on it. ",
+    "To be sure I need a closer look at the {color} card. ",
+    "First I find the {color} card and look at it again. ",
+)
+FOUND = (
+    " The crop says {code}.",
+    " Now I can read it: {code}.",
+    " The card shows {code}.",
+    " It says {code}.",
+)
+LOOK_SECOND = (
+    " Next I look closer at the {color} card. ",
+    " Now let me zoom in on the {color} card. ",
+    " I also need a closer look at the {color} card. ",
+    " Then I find the {color} card and look at it again. ",
+)
+SUM = (
+    " {first} + {second} = {total}.",
+    " So {first} + {second} = {total}.",
+    " The sum is {first} + {second} = {total}.",
+    " Together {first} + {second} = {total}.",
+)
+COUNT = (
+    "The cards can be counted from here. There are {total} cards.",
+    "No closer look is needed. I count {total} cards.",
+    "I see {total} cards in the picture.",
+    "Counting the cards gives {total}.",
+)
+NUM_MANNERS = len(LOOK)
+
+
+def read_question(color: str) -> str:
+    """Question of kind ``read``."""
+    return f"what code is on the {color} card?"
+
+
+def add_question(first_color: str, second_color: str) -> str:
+    """Question of kind ``add``."""
+    return f"what is the sum of the numbers on the {first_color} card and the {second_color} card?"
+
+
+def count_question() -> str:
+    """Question of kind ``count``."""
+    return "how many cards are there?"
+
+
+def locate_prompt(color: str) -> str:
+    """Prompt of the base's grounding task; the answer is :func:`box_json`."""
+    return f"locate the {color} card"
+
+
+def arithmetic_prompt(first: int, second: int) -> str:
+    """Prompt of the base's arithmetic task; the answer is the sum in digits."""
+    return f"what is {first} + {second}?"
+
+
+def box_json(box: tuple[int, int, int, int]) -> str:
+    """``{"bbox_2d": [x1, y1, x2, y2]}`` with coordinates as the model writes them (pixels of the view)."""
+    return '{"bbox_2d": [' + ", ".join(str(value) for value in box) + "]}"
+
+
+def read_rationale(manner: int, color: str, code: str) -> tuple[str, str]:
+    """A ``read`` rationale as (before the box, after the crop), without tags; the box JSON goes in between."""
+    return LOOK[manner].format(color=color), FOUND[manner].format(code=code)
+
+
+def add_rationale(manner: int, colors: tuple[str, str], codes: tuple[str, str]) -> tuple[str, str, str]:
+    """An ``add`` rationale as (before the first box, between first crop and second box, after the second crop)."""
+    first, second = int(codes[0][1]), int(codes[1][1])
+    total = SUM[manner].format(first=first, second=second, total=first + second)
+    between = FOUND[manner].format(code=codes[0]) + LOOK_SECOND[manner].format(color=colors[1])
+    return LOOK[manner].format(color=colors[0]), between, FOUND[manner].format(code=codes[1]) + total
+
+
+def count_rationale(manner: int, total: int) -> tuple[str]:
+    """A ``count`` rationale: one piece, no look."""
+    return (COUNT[manner].format(total=total),)
+
+
+def with_tags(pieces: tuple[str, ...], answer: str) -> tuple[str, ...]:
+    """The same pieces in the protocol's final form: ``<think>...</think><answer>...</answer><|im_end|>``."""
+    tagged = list(pieces)
+    tagged[0] = "<think>" + tagged[0]
+    tagged[-1] = f"{tagged[-1]}</think><answer>{answer}</answer><|im_end|>"
+    return tuple(tagged)
+
+
+def corpus() -> list[str]:
+    """Texts the tokenizer is trained on: every template with every variable part left to tokens of its own."""
+    color, code, digit = "red", "K7", 3
+    texts = [LOOK_AGAIN_SYSTEM_PROMPT, BASE_SYSTEM_PROMPT, "system\n", "user\n", "assistant\n", "\n"]
+    texts += [READ_CARD_PROMPT, READ_LAST_PICTURE_PROMPT, locate_prompt(color), arithmetic_prompt(digit, digit)]
+    texts += [read_question(color), add_question(color, color), count_question(), box_json((1, 2, 3, 4))]
+    for manner in range(NUM_MANNERS):
+        texts += with_tags(read_rationale(manner, color, code), code)
+        texts += with_tags(add_rationale(manner, (color, color), (code, code)), str(digit))
+        texts += with_tags(count_rationale(manner, digit), str(digit))
+    return texts

@@ -1,0 +1,197 @@
+"""What happened in one attempt at one question: spans in order, each sampled by the model or given to it.
+
+A token is marked *sampled* here, where it is born, and the mark is only read afterwards. Sampled ids are kept as the
+engine returned them and are never re-tokenised.
+"""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Literal
+
+from models.region import Box, Picture
+
+
+class StopReason(StrEnum):
+    """Every way a trajectory can end."""
+
+    ANSWERED = "answered"
+    END_WITHOUT_ANSWER = "end_without_answer"
+    TOKEN_LIMIT = "token_limit"
+    TURN_LIMIT = "turn_limit"
+    CROP_LIMIT = "crop_limit"
+    CONTEXT_LIMIT = "context_limit"
+    PROTOCOL_ERROR = "protocol_error"
+    ENGINE_ERROR = "engine_error"
+    ABORTED = "aborted"
+
+    @property
+    def is_truncated(self) -> bool:
+        """The model was cut off by a limit before it ended by itself."""
+        return self in _TRUNCATED
+
+    @property
+    def is_our_failure(self) -> bool:
+        """We broke, not the model: no reward and no score may be drawn from it."""
+        return self in (StopReason.ENGINE_ERROR, StopReason.ABORTED)
+
+
+_TRUNCATED = (
+    StopReason.TOKEN_LIMIT,
+    StopReason.TURN_LIMIT,
+    StopReason.CROP_LIMIT,
+    StopReason.CONTEXT_LIMIT,
+)
+
+
+class TurnError(StrEnum):
+    """Every way a crop command can break the protocol."""
+
+    BAD_JSON = "bad_json"
+    INVERTED_BOX = "inverted_box"
+    OUTSIDE_IMAGE = "outside_image"
+    TOO_SMALL = "too_small"
+    ASPECT_RATIO = "aspect_ratio"
+    REPEATED_BOX = "repeated_box"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model is asked: an optional system text, pictures, then the text. Pictures come before the text."""
+
+    text: str
+    pictures: tuple[Picture, ...] = ()
+    system: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SampledSpan:
+    """Tokens that the model sampled in one turn, special tokens such as ``<|im_end|>`` included.
+
+    ``text`` leaves special tokens out. ``token_ids`` and ``logprobs`` (nats, at the sampling temperature) are None for
+    an engine that does not report them; such a trajectory can be scored but not trained on.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] | None = None
+    logprobs: tuple[float, ...] | None = None
+    policy_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TextSpan:
+    """Text that we put into the assistant's turn (a message about a refused box)."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CropSpan:
+    """A crop that we put into the assistant's turn, between vision start and vision end."""
+
+    picture: Picture
+    box: Box
+
+
+Span = SampledSpan | TextSpan | CropSpan
+
+
+@dataclass(frozen=True, slots=True)
+class BoxEvent:
+    """One crop command: what was asked, and what became of it. ``box`` is None when it did not parse."""
+
+    box: Box | None
+    error: TurnError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """A trajectory's reward and its parts (paper 3.3), each already weighted and capped."""
+
+    accuracy: float
+    format: float
+    validity: float
+    length: float
+
+    @property
+    def total(self) -> float:
+        """The sum r_i that Eq. 1 normalises."""
+        return self.accuracy + self.format + self.validity + self.length
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """One finished attempt. ``events`` lists every crop command in order, refused ones included."""
+
+    question_id: str
+    sample_index: int
+    prompt: Prompt
+    spans: tuple[Span, ...]
+    events: tuple[BoxEvent, ...]
+    stop: StopReason
+    detail: str = ""
+    reward: Reward | None = None
+
+    @property
+    def text(self) -> str:
+        """The assistant's turn as text: what was sampled and what we told it; crops leave no text."""
+        return "".join(span.text for span in self.spans if not isinstance(span, CropSpan))
+
+    @property
+    def sampled_text(self) -> str:
+        """Only what the model wrote."""
+        return "".join(span.text for span in self.spans if isinstance(span, SampledSpan))
+
+    @property
+    def num_sampled_tokens(self) -> int:
+        """Tokens the model sampled; 0 for an engine that reports none."""
+        return sum(len(span.token_ids or ()) for span in self.spans if isinstance(span, SampledSpan))
+
+    @property
+    def accepted_boxes(self) -> tuple[Box, ...]:
+        """The boxes that were answered with a crop, in seen pixels."""
+        return tuple(event.box for event in self.events if event.box is not None and event.error is None)
+
+    @property
+    def errors(self) -> tuple[TurnError, ...]:
+        """The named protocol errors, in order."""
+        return tuple(event.error for event in self.events if event.error is not None)
+
+    @property
+    def crops(self) -> tuple[CropSpan, ...]:
+        """The crops the model was given, in order."""
+        return tuple(span for span in self.spans if isinstance(span, CropSpan))
+
+    def with_reward(self, reward: Reward) -> "Trajectory":
+        """The same trajectory, scored."""
+        return replace(self, reward=reward)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One turn to generate: the prompt, the assistant's turn so far, and when to stop.
+
+    Generation ends after a string of ``stops`` was sampled (its tokens are kept), at the end-of-turn token, or after
+    ``max_new_tokens``. ``temperature`` 0 is greedy. The seed makes a sampled turn reproducible on one engine.
+    """
+
+    request_id: str
+    prompt: Prompt
+    spans: tuple[Span, ...]
+    stops: tuple[str, ...]
+    max_new_tokens: int
+    temperature: float
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What an engine returns for one request.
+
+    ``finish`` says why it stopped: a stop string, the end-of-turn token, the request's token limit, the engine's
+    context limit, or an engine failure (``error`` says which, ``span`` is then empty).
+    """
+
+    request_id: str
+    span: SampledSpan
+    finish: Literal["stop", "end", "length", "context", "error"]
+    error: str = ""
