@@ -10,6 +10,7 @@ as soon as its crop is cut; nobody waits for the others (no barrier between turn
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
@@ -130,10 +131,7 @@ def stream(
     max_in_flight: int | None = None,
 ) -> Iterator[Trajectory]:
     """Trajectories as they finish. ``questions`` holds each question ``num_samples`` times in a row."""
-    waiting = (
-        Episode(question, index % num_samples, look=look, temperature=temperature, seed=seed)
-        for index, question in enumerate(questions)
-    )
+    waiting = _episodes(questions, look=look, num_samples=num_samples, temperature=temperature, seed=seed)
     live: dict[str, Episode] = {}
     exhausted = False
     while True:
@@ -156,23 +154,50 @@ def stream(
                 yield episode.trajectory()
 
 
+def _episodes(
+    questions: Iterable[Question], *, look: Look, num_samples: int, temperature: float, seed: int
+) -> Iterator["Episode"]:
+    """One episode per entry; the samples of a question, which come in a row, share its decoded picture."""
+    asked: Asked | None = None
+    for index, question in enumerate(questions):
+        if asked is None or asked.question is not question:
+            asked = Asked.of(question, look)
+        yield Episode(asked, index % num_samples, look=look, temperature=temperature, seed=seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question made ready to be asked: its picture decoded and smart-resized once for all samples."""
+
+    question: Question
+    image: Image.Image
+    view: View
+    prompt: Prompt
+
+    @classmethod
+    def of(cls, question: Question, look: Look) -> "Asked":
+        """Decode and resize. Raises RecordError or RegionError for a picture that cannot be used."""
+        image = question.image()
+        view = View.of(Size(image.width, image.height), look.budget)
+        prompt = Prompt(text=question.text, pictures=(see(image, look.budget),), system=look.system)
+        return cls(question, image, view, prompt)
+
+
 class Episode:
     """One trajectory while it is alive: takes pieces, answers crop commands, knows when it is over."""
 
     def __init__(
-        self, question: Question, sample_index: int, *, look: Look, temperature: float = 0.0, seed: int = 0
+        self, asked: Asked, sample_index: int, *, look: Look, temperature: float = 0.0, seed: int = 0
     ) -> None:
+        question = asked.question
         self.id = f"{question.id}#{sample_index}"
         self.stop: StopReason | None = None
-        self._question = question
+        self._asked = asked
         self._sample_index = sample_index
         self._look = look
         self._temperature = temperature
         self._seed = derive_seed(seed, question.id, sample_index)
         self._rng = np.random.default_rng(self._seed)
-        self._image = question.image()
-        self._view = View.of(Size(self._image.width, self._image.height), look.budget)
-        self._prompt = Prompt(text=question.text, pictures=(see(self._image, look.budget),), system=look.system)
         self._spans: list[Span] = []
         self._events: list[BoxEvent] = []
         self._turns = 0
@@ -183,7 +208,7 @@ class Episode:
         """The next turn to generate."""
         return GenerationRequest(
             request_id=self.id,
-            prompt=self._prompt,
+            prompt=self._asked.prompt,
             spans=tuple(self._spans),
             stops=STOPS,
             max_new_tokens=self._look.max_sampled_tokens - self._sampled,
@@ -219,9 +244,9 @@ class Episode:
         if self.stop is None:
             raise EngineError(f"Trajectory {self.id!r} is still running.")
         return Trajectory(
-            question_id=self._question.id,
+            question_id=self._asked.question.id,
             sample_index=self._sample_index,
-            prompt=self._prompt,
+            prompt=self._asked.prompt,
             spans=tuple(self._spans),
             events=tuple(self._events),
             stop=self.stop,
@@ -243,7 +268,7 @@ class Episode:
         accepted = tuple(event.box for event in self._events if event.box is not None and event.error is None)
         fault = find_fault(
             box,
-            self._view,
+            self._asked.view,
             accepted,
             min_side=self._look.min_side,
             max_aspect_ratio=self._look.max_aspect_ratio,
@@ -253,7 +278,7 @@ class Episode:
             self._refuse(box, TurnError(fault.value), f"box {list(box.corners())}")
             return
         self._events.append(BoxEvent(box))
-        given = CROP_SOURCES[self._look.crop_source](self._image, box, self._look.budget, self._rng)
+        given = CROP_SOURCES[self._look.crop_source](self._asked.image, box, self._look.budget, self._rng)
         if given is not None:
             self._spans.append(CropSpan(*given))
 
