@@ -1,10 +1,10 @@
 """Make torchvision importable beside a CPU build of torch.
 
-PyPI's torchvision is a CUDA build. Next to CPU torch its import fails with "operator torchvision::nms does not
-exist", because its extension cannot load and the schemas are therefore missing. transformers' Qwen2.5-VL processor
-and vLLM import torchvision but never call these two operators, so declaring the schemas is enough.
+PyPI's torchvision is a CUDA build. Next to CPU torch its import fails with "operator torchvision::nms does
+not exist", because its extension cannot load and the schemas are therefore missing. transformers' Qwen2.5-VL
+processor and vLLM import torchvision but never call these two operators, so declaring the schemas is enough.
 
-Every entry module that is going to import transformers or vLLM calls :func:`declare_torchvision_operators` first.
+Every module that imports transformers' processors or vLLM calls :func:`declare_torchvision_operators` first.
 """
 
 import torch
@@ -19,7 +19,7 @@ _library: torch.library.Library | None = None
 
 
 def declare_torchvision_operators() -> None:
-    """Declare ``torchvision::nms`` and ``torchvision::qnms`` where torch has no CUDA; does nothing otherwise."""
+    """Declare ``torchvision::nms`` and ``torchvision::qnms`` where torch has no CUDA; else do nothing."""
     global _library
     if _library is not None or torch.version.cuda is not None:
         return

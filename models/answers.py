@@ -1,7 +1,8 @@
-"""One matcher for reward, rejection sampling and the drawn world's benchmark: exact match after normalisation.
+"""One matcher for reward, rejection sampling and the drawn world: exact match after normalisation.
 
-The paper judges by "an exact match criterion" (A.3) and does not define it. Here: case, surrounding punctuation,
-repeated white space and a leading article do not matter; two numbers match by value; any of the gold answers counts.
+The paper judges by "an exact match criterion" (A.3) and does not define it. Here: case, surrounding
+punctuation, repeated white space and a leading article do not matter; two numbers match by value; any of the
+gold answers counts.
 """
 
 import re

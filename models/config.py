@@ -1,7 +1,7 @@
 """One frozen configuration object per stage, checked when built, refused when it has an unknown key.
 
-A run is a preset: one complete YAML file in ``infra/runs/`` (:mod:`models.presets` reads it). Where a default is the
-paper's, the section is named; every other default is our choice.
+A run is a preset: one complete YAML file in ``infra/runs/`` (:mod:`models.presets` reads it). Where a default
+is the paper's, the section is named; every other default is our choice.
 """
 
 from typing import Literal
@@ -27,15 +27,27 @@ class Look(Config):
 
     min_pixels: int = Field(3136, ge=1, description="Fewest pixels of a seen picture (paper A.1.1).")
     max_pixels: int = Field(1605632, ge=1, description="Most pixels of a seen picture (paper A.1.1).")
-    pixel_factor: int = Field(28, ge=1, description="Seen sides are multiples of this: patch size x merge size.")
+    pixel_factor: int = Field(
+        28, ge=1, description="Seen sides are multiples of this: patch size x merge size."
+    )
     max_crops: int = Field(6, ge=0, description="Crops per trajectory; asking for more ends it.")
     max_turns: int = Field(12, ge=1, description="Stretches of generation per trajectory.")
     max_sampled_tokens: int = Field(2048, ge=1, description="Sampled tokens per trajectory.")
-    min_side: float = Field(4.0, ge=0, description="Shortest side of a box, seen pixels; shorter is too_small.")
-    max_aspect_ratio: float = Field(100.0, ge=1, le=200, description="Longest side over shortest; more is refused.")
-    repeated_iou: float = Field(0.95, gt=0, le=1, description="IoU with an earlier box that makes a box redundant.")
-    end_on: frozenset[TurnError] = Field(frozenset(), description="Protocol errors that end; others are told.")
-    crop_source: CropSourceName = Field("original", description="What a box is answered with; others are ablations.")
+    min_side: float = Field(
+        4.0, ge=0, description="Shortest side of a box, seen pixels; shorter is too_small."
+    )
+    max_aspect_ratio: float = Field(
+        100.0, ge=1, le=200, description="Longest side over shortest; more is refused."
+    )
+    repeated_iou: float = Field(
+        0.95, gt=0, le=1, description="IoU with an earlier box that makes a box redundant."
+    )
+    end_on: frozenset[TurnError] = Field(
+        frozenset(), description="Protocol errors that end; others are told."
+    )
+    crop_source: CropSourceName = Field(
+        "original", description="What a box is answered with; others are ablations."
+    )
     system: str | None = Field(SYSTEM_PROMPT, description="System prompt (paper 3.2).")
 
     @property
@@ -56,8 +68,12 @@ class Look(Config):
 class ModelConfig(Config):
     """The base model."""
 
-    path: str = Field(description="Folder in Hugging Face layout, or 'embedded' for the tiny model in this repository.")
-    freeze_vision: bool = Field(True, description="Freeze vision tower and projector in both stages (paper A.2, A.3).")
+    path: str = Field(
+        description="Folder in Hugging Face layout, or 'embedded' for the tiny model in this repository."
+    )
+    freeze_vision: bool = Field(
+        True, description="Freeze vision tower and projector in both stages (paper A.2, A.3)."
+    )
     licence: str = Field("", description="Licence note, kept with every registered version.")
 
 
@@ -69,8 +85,12 @@ class EngineConfig(Config):
     max_model_len: int = Field(8192, ge=64, description="Longest sequence, image tokens included.")
     max_num_seqs: int = Field(256, ge=1, description="Trajectories decoded together.")
     max_images: int = Field(8, ge=1, description="Pictures per sequence: the view and its crops.")
-    kv_cache_gib: float = Field(0.0, ge=0, description="Key-value cache in GiB on CPU; 0 leaves it to the engine.")
-    gpu_memory_utilization: float = Field(0.5, gt=0, lt=1, description="Share of GPU memory the engine may take.")
+    kv_cache_gib: float = Field(
+        0.0, ge=0, description="Key-value cache in GiB on CPU; 0 leaves it to the engine."
+    )
+    gpu_memory_utilization: float = Field(
+        0.5, gt=0, lt=1, description="Share of GPU memory the engine may take."
+    )
     enforce_eager: bool = Field(False, description="No graph capture: slower steps, quicker start.")
     num_threads: int = Field(0, ge=0, description="CPU threads; 0 leaves it to the library.")
     endpoint: str = Field("", description="Base URL for kind 'http', for example http://host:8000/v1.")
@@ -87,13 +107,19 @@ class VLIRConfig(Config):
     """Stage build_vlir: questions, teacher, rejection sampling, filters (paper 3.1, B)."""
 
     source: Literal["tiny"] = Field("tiny", description="Where questions come from: the drawn world.")
-    num_questions: int = Field(2000, ge=1, description="Questions for the teacher, drawn from the training split.")
-    kinds: dict[str, float] = Field({"read": 0.6, "add": 0.25, "count": 0.15}, description="Mix of question kinds.")
+    num_questions: int = Field(
+        2000, ge=1, description="Questions for the teacher, drawn from the training split."
+    )
+    kinds: dict[str, float] = Field(
+        {"read": 0.6, "add": 0.25, "count": 0.15}, description="Mix of question kinds."
+    )
     num_samples: int = Field(2, ge=1, description="Tries per question; the first accepted one is kept.")
     box_jitter: float = Field(0.1, ge=0, description="Embedded teacher: spread of box corners, in box sides.")
     wrong_region_rate: float = Field(0.1, ge=0, le=1, description="Embedded teacher: looks at another card.")
     misread_rate: float = Field(0.05, ge=0, le=1, description="Embedded teacher: misreads what it sees.")
-    needless_look_rate: float = Field(0.1, ge=0, le=1, description="Embedded teacher: looks when no look is needed.")
+    needless_look_rate: float = Field(
+        0.1, ge=0, le=1, description="Embedded teacher: looks when no look is needed."
+    )
     junk_rate: float = Field(0.02, ge=0, le=1, description="Embedded teacher: breaks the format.")
 
 
@@ -101,19 +127,27 @@ class ValidationConfig(Config):
     """Stage validate: the Great Expectations gate before any accelerator."""
 
     min_records: int = Field(100, ge=1, description="Fewest accepted records.")
-    min_acceptance: float = Field(0.2, ge=0, le=1, description="Smallest share of questions that gave a record.")
+    min_acceptance: float = Field(
+        0.2, ge=0, le=1, description="Smallest share of questions that gave a record."
+    )
 
 
 class SFTConfig(Config):
     """Stage sft (paper A.2)."""
 
     num_epochs: int = Field(3, ge=1, description="Passes over the records (paper A.2).")
-    batch_size: int = Field(64, ge=1, description="Records per optimiser step, over all ranks (paper A.2: 2 x 8 x 4).")
-    tokens_per_micro_batch: int = Field(8192, ge=64, description="Token budget of one forward pass, padding included.")
+    batch_size: int = Field(
+        64, ge=1, description="Records per optimiser step, over all ranks (paper A.2: 2 x 8 x 4)."
+    )
+    tokens_per_micro_batch: int = Field(
+        8192, ge=64, description="Token budget of one forward pass, padding included."
+    )
     max_tokens: int = Field(8192, ge=64, description="Longer samples are dropped and counted, never cut.")
     learning_rate: float = Field(2e-7, gt=0, description="Peak (paper A.2).")
     warmup_ratio: float = Field(0.03, ge=0, le=1, description="Share of steps with rising learning rate.")
-    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="Final over peak learning rate, cosine in between.")
+    min_lr_ratio: float = Field(
+        0.1, ge=0, le=1, description="Final over peak learning rate, cosine in between."
+    )
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping.")
@@ -122,14 +156,18 @@ class SFTConfig(Config):
     num_ranks: int = Field(1, ge=1, description="Processes: one per GPU, or on CPU per core.")
     num_threads: int = Field(0, ge=0, description="CPU threads per rank; 0 leaves it to the library.")
     max_dropped: float = Field(0.05, ge=0, le=1, description="Largest share of records that may be dropped.")
-    max_seconds: float = Field(0.0, ge=0, description="Stop after this long; 0 is no limit (for equal-time controls).")
+    max_seconds: float = Field(
+        0.0, ge=0, description="Stop after this long; 0 is no limit (for equal-time controls)."
+    )
 
 
 class RewardConfig(Config):
     """The four rewards of paper 3.3."""
 
     accuracy: float = Field(1.0, ge=0, description="Correct final answer.")
-    format: float = Field(1.0, ge=0, description="Well-formed <think> and <answer>; none for a truncated trajectory.")
+    format: float = Field(
+        1.0, ge=0, description="Well-formed <think> and <answer>; none for a truncated trajectory."
+    )
     validity: float = Field(0.5, ge=0, description="Per valid, non-redundant box.")
     validity_cap: float = Field(0.5, ge=0)
     length_per_character: float = Field(0.001, ge=0, description="Per character of reasoning.")
@@ -139,12 +177,18 @@ class RewardConfig(Config):
 class ObjectiveConfig(Config):
     """The R-GRPO objective (paper Eq. 1-3)."""
 
-    aggregation: Literal["paper-eq2", "seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm"] = "paper-eq2"
-    advantage_scale: Literal["group", "batch", "none"] = Field("group", description="What divides r - mean (Eq. 1).")
+    aggregation: Literal["paper-eq2", "seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm"] = (
+        "paper-eq2"
+    )
+    advantage_scale: Literal["group", "batch", "none"] = Field(
+        "group", description="What divides r - mean (Eq. 1)."
+    )
     advantage_eps: float = Field(1e-4, gt=0, description="Added to the standard deviation.")
     clip_low: float = Field(0.2, ge=0, lt=1)
     clip_high: float = Field(0.2, ge=0)
-    engine_weight_cap: float = Field(0.0, ge=0, description="Truncated importance weight engine to trainer; 0 is off.")
+    engine_weight_cap: float = Field(
+        0.0, ge=0, description="Truncated importance weight engine to trainer; 0 is off."
+    )
     mask_truncated: bool = Field(False, description="Leave truncated trajectories out of the loss.")
 
 
@@ -154,14 +198,20 @@ class RGRPOConfig(Config):
     num_steps: int = Field(300, ge=1, description="Optimiser steps (paper A.3).")
     questions_per_step: int = Field(16, ge=1)
     group_size: int = Field(5, ge=2, description="Rollouts per question, M (paper A.3).")
-    kinds: dict[str, float] = Field({"read": 0.6, "add": 0.25, "count": 0.15}, description="Mix of question kinds.")
-    temperature: float = Field(1.0, gt=0, description="Sampling temperature; also divides the trainer's logits.")
+    kinds: dict[str, float] = Field(
+        {"read": 0.6, "add": 0.25, "count": 0.15}, description="Mix of question kinds."
+    )
+    temperature: float = Field(
+        1.0, gt=0, description="Sampling temperature; also divides the trainer's logits."
+    )
     learning_rate: float = Field(1e-6, gt=0, description="Paper A.3.")
     warmup_steps: int = Field(5, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: float = Field(1.0, gt=0)
-    tokens_per_micro_batch: int = Field(8192, ge=64, description="Token budget of one forward pass, padding included.")
+    tokens_per_micro_batch: int = Field(
+        8192, ge=64, description="Token budget of one forward pass, padding included."
+    )
     reward: RewardConfig = RewardConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     precision: Precision = "bfloat16"
@@ -169,25 +219,35 @@ class RGRPOConfig(Config):
     num_ranks: int = Field(1, ge=1)
     num_threads: int = Field(0, ge=0)
     checkpoint_every: int = Field(50, ge=1, description="Steps between checkpoints.")
-    max_mismatch_kl: float = Field(0.015, gt=0, description="Engine against trainer, k3, nats per token; more stops.")
-    max_failed_share: float = Field(0.02, ge=0, le=1, description="Trajectories that we broke; more stops the run.")
+    max_mismatch_kl: float = Field(
+        0.015, gt=0, description="Engine against trainer, k3, nats per token; more stops."
+    )
+    max_failed_share: float = Field(
+        0.02, ge=0, le=1, description="Trajectories that we broke; more stops the run."
+    )
 
 
 class EvaluationConfig(Config):
     """Stage evaluate: what is measured, on how many held-out questions."""
 
     num_questions: int = Field(600, ge=20, description="Held-out questions of the test split.")
-    kinds: dict[str, float] = Field({"read": 0.84, "add": 0.08, "count": 0.08}, description="Mix of question kinds.")
+    kinds: dict[str, float] = Field(
+        {"read": 0.84, "add": 0.08, "count": 0.08}, description="Mix of question kinds."
+    )
     num_samples: int = Field(8, ge=1, description="Samples per question for mean@k at temperature 1.")
     num_sampled_questions: int = Field(100, ge=0, description="Questions that are sampled num_samples times.")
-    num_ablation_questions: int = Field(300, ge=20, description="Questions for each ablation of the final model.")
+    num_ablation_questions: int = Field(
+        300, ge=20, description="Questions for each ablation of the final model."
+    )
 
 
 class PromotionConfig(Config):
     """Stage promote: when the challenger becomes champion."""
 
     min_questions: int = Field(500, ge=1, description="Fewest paired questions.")
-    min_gain: float = Field(0.0, description="Lower end of the paired-bootstrap 95 % interval must exceed this.")
+    min_gain: float = Field(
+        0.0, description="Lower end of the paired-bootstrap 95 % interval must exceed this."
+    )
     max_protocol_error_rate: float = Field(0.2, ge=0, le=1)
 
 
@@ -205,7 +265,9 @@ class Preset(Config):
     rgrpo: RGRPOConfig
     evaluation: EvaluationConfig
     promotion: PromotionConfig
-    controls: bool = Field(True, description="Also train the controls 'more SFT' and 'no SFT' and run the ablations.")
+    controls: bool = Field(
+        True, description="Also train the controls 'more SFT' and 'no SFT' and run the ablations."
+    )
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Preset":
@@ -225,7 +287,9 @@ class Preset(Config):
                 f"{self.evaluation.num_questions}: no version could ever be promoted"
             )
         if self.rgrpo.objective.engine_weight_cap and self.rgrpo.objective.aggregation == "paper-eq2":
-            raise ValueError("aggregation 'paper-eq2' (Eq. 2) has no engine weight; set engine_weight_cap to 0")
+            raise ValueError(
+                "aggregation 'paper-eq2' (Eq. 2) has no engine weight; set engine_weight_cap to 0"
+            )
         return self
 
 

@@ -1,7 +1,8 @@
 """The engine protocol: what turns a prompt and a half-written assistant turn into the next piece of text.
 
 In-process vLLM (:mod:`models.vllm_engine`), an OpenAI-compatible endpoint (:mod:`models.http_engine`), plain
-transformers (:mod:`models.policy`) and a scripted fake are one interface. An engine does not know what a crop is.
+transformers (:mod:`models.policy`) and a scripted fake are one interface. An engine does not know what a crop
+is.
 """
 
 from collections.abc import Callable
@@ -17,9 +18,11 @@ class Engine(Protocol):
         """Queue a request; its id must not be in flight."""
 
     def step(self) -> list[Piece]:
-        """Advance the requests in flight and return those that finished; may be empty while some are in flight.
+        """Advance the requests in flight and return those that finished; may be empty while some are in
+        flight.
 
-        A failure of one request is a Piece with ``finish="error"``; a failure of the engine itself raises EngineError.
+        A failure of one request is a Piece with ``finish="error"``; a failure of the engine itself raises
+        EngineError.
         """
 
     def abort(self, request_id: str) -> None:
@@ -32,9 +35,9 @@ class Engine(Protocol):
 class ScriptedEngine:
     """An engine that answers from a function: tests, and the embedded teacher.
 
-    ``script`` receives the request and returns the text of the next piece; the tokens are one per character, so that
-    code which needs ids and log-probs can be exercised without a model. A text that ends in a stop string finishes
-    with "stop", any other with "end".
+    ``script`` receives the request and returns the text of the next piece; the tokens are one per character,
+    so that code which needs ids and log-probs can be exercised without a model. A text that ends in a stop
+    string finishes with "stop", any other with "end".
     """
 
     def __init__(self, script: Callable[[GenerationRequest], str]) -> None:

@@ -1,8 +1,9 @@
-"""Every error this project raises on purpose. A message states the value found, the rule it broke and the way out.
+"""Every error this project raises on purpose. A message states the value found, the rule it broke and the way
+out.
 
 Three outcomes are kept apart everywhere: the model answered wrongly (a reward), the model broke the protocol
-(a :class:`models.trajectory.TurnError`, recorded in the trajectory), and we broke (an exception from this file,
-which never becomes a reward or a score).
+(a :class:`models.trajectory.TurnError`, recorded in the trajectory), and we broke (an exception from this
+file, which never becomes a reward or a score).
 """
 
 

@@ -27,7 +27,9 @@ def load_preset(name: str, overrides: Sequence[str] = ()) -> Preset:
     path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS_FOLDER / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(preset_names())
-        raise ConfigError(f"Preset {name!r} does not exist. Known presets: {known}; or give the path of a YAML file.")
+        raise ConfigError(
+            f"Preset {name!r} does not exist. Known presets: {known}; or give the path of a YAML file."
+        )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -45,7 +47,9 @@ def load_preset(name: str, overrides: Sequence[str] = ()) -> Preset:
 def _apply(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
-        raise ConfigError(f"Override {override!r} is not of the form stage.key=value, for example sft.num_epochs=2.")
+        raise ConfigError(
+            f"Override {override!r} is not of the form stage.key=value, for example sft.num_epochs=2."
+        )
     *parents, last = key.strip().split(".")
     target: Any = values
     for parent in parents:

@@ -1,7 +1,7 @@
 """The text contract of looking again (paper 3.2): system prompt, tags, the box JSON.
 
-The model thinks inside ``<think>``, asks for a region by writing ``{"bbox_2d": [x1, y1, x2, y2]}``, receives the crop
-right there, goes on, and closes with ``<answer>``.
+The model thinks inside ``<think>``, asks for a region by writing ``{"bbox_2d": [x1, y1, x2, y2]}``, receives
+the crop right there, goes on, and closes with ``<answer>``.
 """
 
 import json
@@ -12,10 +12,10 @@ from models.region import Box
 
 # Printed in section 3.2 of the paper.
 SYSTEM_PROMPT = (
-    "You need to first think about the reasoning process in your mind, and then provide the answer. When thinking, "
-    'you should call the "crop" tool (format: {"bbox_2d": [x1, y1, x2, y2]}) to focus on the key areas in the image. '
-    "The reasoning process and the answer are included in the <think> </think> and <answer> </answer> tags "
-    "respectively."
+    "You need to first think about the reasoning process in your mind, and then provide the answer. "
+    'When thinking, you should call the "crop" tool (format: {"bbox_2d": [x1, y1, x2, y2]}) to focus on the '
+    "key areas in the image. The reasoning process and the answer are included in the <think> </think> and "
+    "<answer> </answer> tags respectively."
 )
 
 # Generation pauses at these strings: the first may close a box, the second ends the trajectory.
@@ -45,8 +45,8 @@ def render_box(box: Box) -> str:
 def box_request(text: str) -> Box | BadJSON | None:
     """The crop command that ``text`` closes with, in seen pixels; None when its last JSON object is not one.
 
-    Generation pauses at every closing brace, so this is asked of prose and other JSON too. Text around the object does
-    not matter; a tokenizer may have glued characters to the closing brace.
+    Generation pauses at every closing brace, so this is asked of prose and other JSON too. Text around the
+    object does not matter; a tokenizer may have glued characters to the closing brace.
     """
     end = text.rfind(BOX_STOP)
     start = _opening_brace(text, end)
@@ -86,7 +86,7 @@ def extract_answer(text: str) -> str | None:
 
 
 def is_well_formed(text: str) -> bool:
-    """The format reward's rule (paper 3.3): one ``<think>`` block, then one ``<answer>`` that is not empty."""
+    """The format reward's rule (paper 3.3): one ``<think>`` block, then one ``<answer>``, not empty."""
     if any(text.count(tag) != 1 for tag in _TAGS):
         return False
     match = _FORMAT.fullmatch(text)
@@ -94,6 +94,6 @@ def is_well_formed(text: str) -> bool:
 
 
 def reasoning_text(text: str) -> str:
-    """The model's reasoning without tags and crop commands: the characters that the length reward counts."""
+    """The reasoning without tags and crop commands: the characters that the length reward counts."""
     before_answer = text.split("<answer>")[0].replace("<think>", "").replace("</think>", "")
     return _BOX_JSON.sub("", before_answer).strip()

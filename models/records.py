@@ -1,7 +1,7 @@
 """Questions and visuo-lingual interleaved rationales (VLIR, paper 3.1), and their Parquet files.
 
-Pictures are stored as bytes beside their sha256, in the struct that Hugging Face ``datasets`` reads as an Image
-feature. Every file carries its schema version; a reader refuses a version it does not know.
+Pictures are stored as bytes beside their sha256, in the struct that Hugging Face ``datasets`` reads as an
+Image feature. Every file carries its schema version; a reader refuses a version it does not know.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ RECORD_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question about one picture. ``gold_boxes`` are in original pixels, in the order they should be looked at.
+    """One question about one picture. ``gold_boxes`` are in original pixels, in looking order.
 
     ``kind`` groups questions for reporting; a source without kinds leaves it empty.
     """
@@ -72,7 +72,9 @@ class Question:
     kind: str = ""
 
     @classmethod
-    def of_image(cls, image: Image.Image, text: str, *, id: str = "question", answers: Sequence[str] = ()) -> "Question":
+    def of_image(
+        cls, image: Image.Image, text: str, *, id: str = "question", answers: Sequence[str] = ()
+    ) -> "Question":
         """A question about a picture in memory, for interactive use; EXIF orientation is applied."""
         upright = ImageOps.exif_transpose(image).convert("RGB")
         data = png_bytes(upright)
@@ -89,7 +91,7 @@ class Question:
         )
 
     def image(self) -> Image.Image:
-        """The decoded RGB picture. Raises RecordError when the bytes are not the picture that was declared."""
+        """The decoded RGB picture. Raises RecordError when the bytes are not the declared picture."""
         try:
             image = Image.open(io.BytesIO(self.image_bytes)).convert("RGB")
         except (OSError, SyntaxError, ValueError) as error:
@@ -121,7 +123,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class VLIRRecord:
-    """A question with an interleaved rationale. A rejected record keeps the ``reason``; an accepted one has none.
+    """A question with an interleaved rationale. A rejected record keeps its ``reason``, else it is empty.
 
     ``steps`` joined in order are the assistant's turn, tags included; after each box the crop is shown.
     ``seen_size`` is the (width, height) that the boxes refer to.
@@ -207,10 +209,14 @@ def _read(path: Path, schema: pa.Schema) -> Iterator[dict[str, object]]:
         parquet = pq.ParquetFile(file)
         found = (parquet.schema_arrow.metadata or {}).get(b"schema_version", b"none").decode()
         if found != SCHEMA_VERSION:
-            raise RecordError(f"{file}: schema version {found!r}; this reader knows {SCHEMA_VERSION!r}. Rebuild the set.")
+            raise RecordError(
+                f"{file}: schema version {found!r}; this reader knows {SCHEMA_VERSION!r}. Rebuild the set."
+            )
         missing = [name for name in schema.names if name not in parquet.schema_arrow.names]
         if missing:
-            raise RecordError(f"{file}: columns {missing} are missing. It is not the kind of file expected here.")
+            raise RecordError(
+                f"{file}: columns {missing} are missing. It is not the kind of file expected here."
+            )
         for batch in parquet.iter_batches(batch_size=256, columns=schema.names):
             yield from batch.to_pylist()
 
@@ -235,7 +241,9 @@ def _question_row(question: Question) -> dict[str, object]:
 def _question(row: dict) -> Question:
     data = row["image"]["bytes"]
     if sha256(data) != row["image_sha256"]:
-        raise RecordError(f"Question {row['id']!r}: the picture's sha256 differs from the record. The file is damaged.")
+        raise RecordError(
+            f"Question {row['id']!r}: the picture's sha256 differs from the record. The file is damaged."
+        )
     return Question(
         id=row["id"],
         source=row["source"],
@@ -256,7 +264,8 @@ def _record_row(record: VLIRRecord) -> dict[str, object]:
     return {
         **_question_row(record.question),
         "steps": [
-            {"text": step.text, "box": None if step.box is None else list(step.box.corners())} for step in record.steps
+            {"text": step.text, "box": None if step.box is None else list(step.box.corners())}
+            for step in record.steps
         ],
         "final_answer": record.final_answer,
         "seen_width": record.seen_size[0],

@@ -1,11 +1,11 @@
 """Boxes, crops and zoom: the geometry of looking again (paper sections 3.2 and A.1).
 
-The model sees a picture after *smart-resize*: both sides are multiples of ``factor`` (patch size x merge size) and the
-area lies within a pixel budget. It writes boxes in pixels of that *seen* picture. The crop is cut from the *original*
-picture, scaled by Eq. 4, and smart-resized in turn.
+The model sees a picture after *smart-resize*: both sides are multiples of ``factor`` (patch size x merge
+size) and the area lies within a pixel budget. It writes boxes in pixels of that *seen* picture. The crop is
+cut from the *original* picture, scaled by Eq. 4, and smart-resized in turn.
 
-Where the paper is silent: corners that fall between original pixels are rounded outwards, so that a crop never
-loses a part of what the box encloses.
+Where the paper is silent: corners that fall between original pixels are rounded outwards, so that a crop
+never loses a part of what the box encloses.
 """
 
 import hashlib
@@ -43,7 +43,9 @@ class Size:
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:
-            raise RegionError(f"Picture size {self.width}x{self.height}: both sides must be at least 1 pixel.")
+            raise RegionError(
+                f"Picture size {self.width}x{self.height}: both sides must be at least 1 pixel."
+            )
 
     @property
     def area(self) -> int:
@@ -99,7 +101,9 @@ class Box:
     def intersection(self, other: "Box") -> float:
         """Pixels that both boxes enclose. Raises RegionError when the spaces differ."""
         if self.space != other.space:
-            raise RegionError(f"Cannot compare a box in {self.space!r} pixels with one in {other.space!r} pixels.")
+            raise RegionError(
+                f"Cannot compare a box in {self.space!r} pixels with one in {other.space!r} pixels."
+            )
         width = min(self.x2, other.x2) - max(self.x1, other.x1)
         height = min(self.y2, other.y2) - max(self.y1, other.y1)
         return max(width, 0.0) * max(height, 0.0)
@@ -174,13 +178,13 @@ class Picture:
 def smart_resize(size: Size, budget: PixelBudget) -> Size:
     """The size at which Qwen2.5-VL sees a picture: sides multiples of ``factor``, area within the budget.
 
-    Follows the published rule of Qwen2-VL's image processor, and is a fixed point: a resized size maps to itself.
-    Raises RegionError when one side is more than 200 times the other.
+    Follows the published rule of Qwen2-VL's image processor, and is a fixed point: a resized size maps to
+    itself. Raises RegionError when one side is more than 200 times the other.
     """
     factor = budget.factor
     if max(size.width, size.height) > MAX_ASPECT_RATIO * min(size.width, size.height):
         raise RegionError(
-            f"Picture {size.width}x{size.height}: one side is more than {MAX_ASPECT_RATIO:.0f} times the other. "
+            f"Picture {size.width}x{size.height}: one side is over {MAX_ASPECT_RATIO:.0f} times the other. "
             "Split or pad the picture."
         )
     width = max(factor, round(size.width / factor) * factor)
@@ -212,7 +216,8 @@ def see(image: Image.Image, budget: PixelBudget) -> Picture:
 
 
 def look(image: Image.Image, box: Box, budget: PixelBudget) -> Picture:
-    """The zoomed crop of a box (in pixels of ``image``, space "original"), scaled by Eq. 4, then smart-resized.
+    """The zoomed crop of a box (in pixels of ``image``, space "original"), scaled by Eq. 4, then
+    smart-resized.
 
     Raises RegionError for a box in seen pixels, or one that encloses no pixel of the picture.
     """
@@ -225,7 +230,7 @@ def look(image: Image.Image, box: Box, budget: PixelBudget) -> Picture:
 
 
 def look_low_resolution(image: Image.Image, box: Box, budget: PixelBudget) -> Picture:
-    """The fair control of :func:`look`: same size and number of tokens, but only pixels the model already saw.
+    """The fair control of :func:`look`: same size and tokens, but only pixels the model already saw.
 
     The picture is reduced to what the model sees and blown up again before the cut, so no detail is added.
     """
@@ -240,7 +245,9 @@ def snap_outwards(box: Box, size: Size) -> Box:
     Raises RegionError when nothing is left, or when the box is not in original pixels.
     """
     if box.space != "original":
-        raise RegionError(f"A crop needs a box in original pixels, not {box.space!r}. Convert it with View.convert.")
+        raise RegionError(
+            f"A crop needs a box in original pixels, not {box.space!r}. Convert it with View.convert."
+        )
     # 1e-6: a corner that the transform put a rounding error beyond a whole pixel belongs to that pixel.
     x1, y1 = max(0, math.floor(box.x1 + 1e-6)), max(0, math.floor(box.y1 + 1e-6))
     x2, y2 = min(size.width, math.ceil(box.x2 - 1e-6)), min(size.height, math.ceil(box.y2 - 1e-6))
@@ -263,7 +270,8 @@ def find_fault(
 ) -> BoxFault | None:
     """The first rule that a box breaks, or None. ``min_side`` is in pixels of the box's own space.
 
-    "Redundant" (paper 3.3, undefined there) means an IoU of at least ``repeated_iou`` with an earlier accepted box.
+    "Redundant" (paper 3.3, undefined there) means an IoU of at least ``repeated_iou`` with an earlier
+    accepted box.
     """
     size = view.size(box.space)
     if box.width <= 0 or box.height <= 0:

@@ -1,7 +1,7 @@
 """The look-again loop (paper 3.2). Data generation, R-GRPO, evaluation and serving all use this one.
 
-Every live trajectory is in flight in the engine at once: a trajectory that asked for a crop goes back into the queue
-as soon as its crop is cut; nobody waits for the others (no barrier between turns).
+Every live trajectory is in flight in the engine at once: a trajectory that asked for a crop goes back into
+the queue as soon as its crop is cut; nobody waits for the others (no barrier between turns).
 
     >>> from models.config import Look
     >>> from models.rollout import rollout
@@ -104,8 +104,8 @@ def rollout(
 ) -> list[Trajectory]:
     """All trajectories, grouped by question in the order given, ``num_samples`` of each.
 
-    Raises EngineError when the engine itself fails or loses a request; a failure of one request ends that trajectory
-    with ``StopReason.ENGINE_ERROR``.
+    Raises EngineError when the engine itself fails or loses a request; a failure of one request ends that
+    trajectory with ``StopReason.ENGINE_ERROR``.
     """
     asked = [question for question in questions for _ in range(num_samples)]
     order = {(question.id, index % num_samples): index for index, question in enumerate(asked)}
@@ -116,7 +116,9 @@ def rollout(
         finished[order[trajectory.question_id, trajectory.sample_index]] = trajectory
     missing = [asked[index].id for index, trajectory in enumerate(finished) if trajectory is None]
     if missing:
-        raise EngineError(f"The engine lost {len(missing)} trajectories, the first of question {missing[0]!r}.")
+        raise EngineError(
+            f"The engine lost {len(missing)} trajectories, the first of question {missing[0]!r}."
+        )
     return [trajectory for trajectory in finished if trajectory is not None]
 
 
@@ -225,7 +227,9 @@ class Episode:
         self._spans.append(piece.span)
         self._turns += 1
         # An engine without token ids is bounded by characters, which are at least as many as tokens.
-        self._sampled += len(piece.span.token_ids) if piece.span.token_ids is not None else len(piece.span.text)
+        self._sampled += (
+            len(piece.span.token_ids) if piece.span.token_ids is not None else len(piece.span.text)
+        )
         if piece.finish == "stop" and ANSWER_STOP in piece.span.text:
             self._end(StopReason.ANSWERED)
         elif piece.finish == "end":

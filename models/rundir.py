@@ -43,14 +43,17 @@ class RunDir:
 
     @classmethod
     def create(cls, path: Path, config: BaseModel) -> "RunDir":
-        """A new run directory with its resolved configuration. An earlier unfinished run of the same config is kept.
+        """A new run directory with its resolved configuration. An earlier unfinished run of the same config
+        is kept.
 
         Raises RunDirError when the directory holds a run of another configuration.
         """
         resolved = config.model_dump_json(indent=2)
         target = path / "config.json"
         if target.exists() and target.read_text() != resolved:
-            raise RunDirError(f"{path} holds a run of another configuration. Choose another directory or remove it.")
+            raise RunDirError(
+                f"{path} holds a run of another configuration. Choose another directory or remove it."
+            )
         path.mkdir(parents=True, exist_ok=True)
         write_atomically(target, resolved)
         return cls(path)

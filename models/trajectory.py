@@ -1,7 +1,7 @@
 """What happened in one attempt at one question: spans in order, each sampled by the model or given to it.
 
-A token is marked *sampled* here, where it is born, and the mark is only read afterwards. Sampled ids are kept as the
-engine returned them and are never re-tokenised.
+A token is marked *sampled* here, where it is born, and the mark is only read afterwards. Sampled ids are kept
+as the engine returned them and are never re-tokenised.
 """
 
 from dataclasses import dataclass, replace
@@ -56,7 +56,7 @@ class TurnError(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model is asked: an optional system text, pictures, then the text. Pictures come before the text."""
+    """What the model is asked: an optional system text, pictures, then the text."""
 
     text: str
     pictures: tuple[Picture, ...] = ()
@@ -67,8 +67,8 @@ class Prompt:
 class SampledSpan:
     """Tokens that the model sampled in one turn, special tokens such as ``<|im_end|>`` included.
 
-    ``text`` leaves special tokens out. ``token_ids`` and ``logprobs`` (nats, at the sampling temperature) are None for
-    an engine that does not report them; such a trajectory can be scored but not trained on.
+    ``text`` leaves special tokens out. ``token_ids`` and ``logprobs`` (nats, at the sampling temperature) are
+    None for an engine that does not report them; such a trajectory can be scored but not trained on.
     """
 
     text: str
@@ -170,8 +170,9 @@ class Trajectory:
 class GenerationRequest:
     """One turn to generate: the prompt, the assistant's turn so far, and when to stop.
 
-    Generation ends after a string of ``stops`` was sampled (its tokens are kept), at the end-of-turn token, or after
-    ``max_new_tokens``. ``temperature`` 0 is greedy. The seed makes a sampled turn reproducible on one engine.
+    Generation ends after a string of ``stops`` was sampled (its tokens are kept), at the end-of-turn token,
+    or after ``max_new_tokens``. ``temperature`` 0 is greedy. The seed makes a sampled turn reproducible on
+    one engine.
     """
 
     request_id: str
@@ -187,8 +188,8 @@ class GenerationRequest:
 class Piece:
     """What an engine returns for one request.
 
-    ``finish`` says why it stopped: a stop string, the end-of-turn token, the request's token limit, the engine's
-    context limit, or an engine failure (``error`` says which, ``span`` is then empty).
+    ``finish`` says why it stopped: a stop string, the end-of-turn token, the request's token limit, the
+    engine's context limit, or an engine failure (``error`` says which, ``span`` is then empty).
     """
 
     request_id: str
