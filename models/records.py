@@ -163,30 +163,40 @@ def png_bytes(image: Image.Image) -> bytes:
 
 def write_questions(path: Path, questions: Iterable[Question]) -> int:
     """Write questions to one Parquet file and return their number. The same questions give the same bytes."""
-    return _write(path, QUESTION_SCHEMA, (_question_row(question) for question in questions))
+    return write_rows(path, QUESTION_SCHEMA, (_question_row(question) for question in questions))
 
 
 def read_questions(path: Path) -> list[Question]:
     """All questions of a Parquet file, or of a folder of them in name order."""
-    return [_question(row) for row in _read(path, QUESTION_SCHEMA)]
+    return [_question(row) for row in read_rows(path, QUESTION_SCHEMA)]
 
 
 def write_records(path: Path, records: Iterable[VLIRRecord]) -> int:
     """Write rationale records to one Parquet file and return their number."""
-    return _write(path, RECORD_SCHEMA, (_record_row(record) for record in records))
+    return write_rows(path, RECORD_SCHEMA, (_record_row(record) for record in records))
 
 
 def read_records(path: Path) -> list[VLIRRecord]:
     """All records of a Parquet file, or of a folder of them in name order."""
-    return [_record(row) for row in _read(path, RECORD_SCHEMA)]
+    return [_record(row) for row in read_rows(path, RECORD_SCHEMA)]
 
 
-def _write(path: Path, schema: pa.Schema, rows: Iterator[dict[str, object]], batch_size: int = 512) -> int:
-    """Write beside the target and rename, so that a reader never meets half a file."""
+def write_rows(
+    path: Path,
+    schema: pa.Schema,
+    rows: Iterable[dict[str, object]],
+    *,
+    version: str = SCHEMA_VERSION,
+    batch_size: int = 512,
+) -> int:
+    """Write rows to one Parquet file that carries ``version``, and return their number.
+
+    Written beside the target and renamed, so that a reader never meets half a file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     total = 0
-    stamped = schema.with_metadata({"schema_version": SCHEMA_VERSION})
+    stamped = schema.with_metadata({"schema_version": version})
     with pq.ParquetWriter(partial, stamped, compression="zstd") as writer:
         batch: list[dict[str, object]] = []
         for row in rows:
@@ -201,16 +211,20 @@ def _write(path: Path, schema: pa.Schema, rows: Iterator[dict[str, object]], bat
     return total
 
 
-def _read(path: Path, schema: pa.Schema) -> Iterator[dict[str, object]]:
+def read_rows(path: Path, schema: pa.Schema, *, version: str = SCHEMA_VERSION) -> Iterator[dict]:
+    """The rows of a Parquet file, or of a folder of them in name order.
+
+    Raises RecordError when there is none, when its schema version is not ``version``, or when a column is missing.
+    """
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
         raise RecordError(f"{path}: no Parquet file found. Give a .parquet file or a folder that holds some.")
     for file in files:
         parquet = pq.ParquetFile(file)
         found = (parquet.schema_arrow.metadata or {}).get(b"schema_version", b"none").decode()
-        if found != SCHEMA_VERSION:
+        if found != version:
             raise RecordError(
-                f"{file}: schema version {found!r}; this reader knows {SCHEMA_VERSION!r}. Rebuild the set."
+                f"{file}: schema version {found!r}; this reader knows {version!r}. Rebuild the set."
             )
         missing = [name for name in schema.names if name not in parquet.schema_arrow.names]
         if missing:
