@@ -320,19 +320,40 @@ class RGRPORun(Config):
 class EvaluationVariant(Config):
     """One row of the results: a model, and how its crop commands are answered."""
 
-    name: str
-    model_path: str
+    name: str = Field(pattern=r"^[a-z0-9_]+$", description="Short name: file name, metric name.")
+    label: str = Field("", description="Name for people; empty takes the short name.")
+    model_path: str = Field(description="Folder in Hugging Face layout, or 'embedded'.")
+    style: Literal["look-again", "direct"] = Field(
+        "look-again", description="'direct' asks the bare question without system prompt and crops: the whole text counts."
+    )
     crop_source: CropSourceName = "original"
-    num_questions: int = Field(ge=1)
-    num_sampled_questions: int = Field(0, ge=0)
+    num_questions: int = Field(ge=1, description="Held-out questions, answered greedily.")
+    num_sampled_questions: int = Field(0, ge=0, description="How many of them are also sampled at temperature 1.")
+
+    @model_validator(mode="after")
+    def _samples_are_among_the_questions(self) -> "EvaluationVariant":
+        if self.num_sampled_questions > self.num_questions:
+            raise ValueError(
+                f"variant {self.name!r}: num_sampled_questions {self.num_sampled_questions} exceeds num_questions "
+                f"{self.num_questions}"
+            )
+        return self
 
 
 class EvaluationRun(Config):
     """What the evaluation child process reads from its run directory; one engine per distinct model."""
 
-    variants: tuple[EvaluationVariant, ...]
+    variants: tuple[EvaluationVariant, ...] = Field(min_length=1)
     questions_path: str
     look: Look
     engine: EngineConfig
     evaluation: EvaluationConfig
     seed: int
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "EvaluationRun":
+        names = [variant.name for variant in self.variants]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"variants {repeated} occur more than once; every variant needs a name of its own")
+        return self
