@@ -239,6 +239,9 @@ class EvaluationConfig(Config):
     num_ablation_questions: int = Field(
         300, ge=20, description="Questions for each ablation of the final model."
     )
+    max_unscored_share: float = Field(
+        0.01, ge=0, le=1, description="Attempts that we broke, per variant; more fails."
+    )
 
 
 class PromotionConfig(Config):
@@ -324,18 +327,19 @@ class EvaluationVariant(Config):
     label: str = Field("", description="Name for people; empty takes the short name.")
     model_path: str = Field(description="Folder in Hugging Face layout, or 'embedded'.")
     style: Literal["look-again", "direct"] = Field(
-        "look-again", description="'direct' asks the bare question without system prompt and crops: the whole text counts."
+        "look-again",
+        description="'direct' asks the bare question, no system prompt and no crops: the whole text counts.",
     )
     crop_source: CropSourceName = "original"
     num_questions: int = Field(ge=1, description="Held-out questions, answered greedily.")
-    num_sampled_questions: int = Field(0, ge=0, description="How many of them are also sampled at temperature 1.")
+    num_sampled_questions: int = Field(0, ge=0, description="How many are also sampled at temperature 1.")
 
     @model_validator(mode="after")
     def _samples_are_among_the_questions(self) -> "EvaluationVariant":
         if self.num_sampled_questions > self.num_questions:
             raise ValueError(
-                f"variant {self.name!r}: num_sampled_questions {self.num_sampled_questions} exceeds num_questions "
-                f"{self.num_questions}"
+                f"variant {self.name!r}: num_sampled_questions {self.num_sampled_questions} exceeds "
+                f"num_questions {self.num_questions}"
             )
         return self
 
@@ -355,5 +359,5 @@ class EvaluationRun(Config):
         names = [variant.name for variant in self.variants]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
-            raise ValueError(f"variants {repeated} occur more than once; every variant needs a name of its own")
+            raise ValueError(f"variants {repeated} occur more than once; each needs a name of its own")
         return self

@@ -1,7 +1,7 @@
-"""Transcripts: trajectories on disk, as Parquet. All that happened, with pictures named by digest instead of stored.
+"""Transcripts: trajectories on disk, as Parquet. All that happened, with pictures named by their digest.
 
-A crop is a function of the question's picture, the box and the crop source, so :func:`recut` draws it again and checks
-the digest. R-GRPO's rollouts and the evaluation's predictions are both made of these columns.
+A crop is a function of the question's picture, the box and the crop source, so :func:`recut` draws it again and
+checks the digest. R-GRPO's rollouts and the evaluation's predictions are both made of these columns.
 """
 
 from collections.abc import Iterable
@@ -63,7 +63,7 @@ TRANSCRIPT_SCHEMA = pa.schema(list(TRANSCRIPT_FIELDS))
 
 @dataclass(frozen=True, slots=True)
 class GivenCrop:
-    """A crop that was shown: the region it shows (seen pixels), its digest, and its size as the model saw it."""
+    """A crop that was shown: its region (seen pixels), its digest, and its size as the model saw it."""
 
     box: Box
     digest: str
@@ -160,7 +160,7 @@ def recut(image: Image.Image, crop: GivenCrop, *, budget: PixelBudget, source: C
     picture = cut(image, view.convert(crop.box, "original"), budget)
     if picture.digest != crop.digest:
         raise RecordError(
-            f"The crop of {list(crop.box.corners())} differs from the one that was shown ({crop.digest[:12]}). "
+            f"The crop of {list(crop.box.corners())} differs from the one shown ({crop.digest[:12]}). "
             "Use the picture, the pixel budget and the crop source of the run that wrote the transcript."
         )
     return picture
