@@ -1,0 +1,99 @@
+"""The R-GRPO objective: Eq. 2 of the paper and the three aggregations in common use, as pure tensor functions.
+
+Only tokens that the policy sampled carry loss. Prompt tokens, crops and messages of ours are context; the mask
+comes from the trajectory, which knew who wrote each token, and is never guessed here.
+
+``paper-eq2`` is the objective as printed: minus the mean over questions of the *sum* over the M trajectories of
+``exp(S - stopgrad(S)) A``, where S is the *sum* of a trajectory's sampled log-probs. Its ratio is 1, so there is
+nothing to clip, its value is the mean advantage, and its gradient is A grad S: written here in log space, for a
+product of probabilities underflows. beta is 0 (A.3): no KL term, no reference model (Eq. 3 is never needed).
+
+The other three multiply a clipped per-token ratio by the advantage and differ in what they divide by:
+``seq-mean-token-mean`` (GRPO), ``token-mean`` (DAPO), ``seq-mean-token-sum-norm`` (Dr. GRPO). Clipping acts only
+when ``old_logprobs`` differ from the current ones; with one optimiser step per batch of rollouts they do not.
+
+Every divisor is a :class:`Totals` of the global batch. A sum over micro-batches and ranks therefore gives the
+same gradient however the batch is cut.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.config import ObjectiveConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What a global batch holds, over all ranks and micro-batches. Trajectories that are skipped because their
+    advantage is zero count; those left out (unscored, masked) do not."""
+
+    num_questions: int
+    num_trajectories: int
+    num_tokens: int
+    max_tokens: int
+
+
+class PolicyLoss(NamedTuple):
+    """``loss`` (scalar) is this micro-batch's share: shares add up to the loss of the global batch.
+    ``num_clipped`` counts sampled tokens whose gradient the clip removed."""
+
+    loss: Tensor
+    num_clipped: Tensor
+
+
+def policy_loss(
+    logprobs: Tensor,
+    *,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    sampled: Tensor,
+    totals: Totals,
+    config: ObjectiveConfig,
+    engine_weight: Tensor | None = None,
+) -> PolicyLoss:
+    """This micro-batch's share of the loss.
+
+    ``logprobs``, ``old_logprobs`` (B, T) nats: of the current policy, and of the one that the ratio is taken
+    against; ``advantages`` (B,); ``sampled`` (B, T) bool; ``engine_weight`` (B, T) or None, see
+    :func:`truncated_weight`. Eq. 2 has no engine weight: with ``paper-eq2`` it is not used.
+    """
+    advantages = advantages.unsqueeze(1)  # (B, 1)
+    if config.aggregation == "paper-eq2":
+        log_likelihood = torch.where(sampled, logprobs, 0.0).sum(dim=1, keepdim=True)  # S_i, (B, 1)
+        ratio = torch.exp(log_likelihood - log_likelihood.detach())
+        return PolicyLoss(-(ratio * advantages).sum() / max(totals.num_questions, 1), torch.tensor(0))
+    # Where nothing was sampled both sides are replaced: a masked inf - inf would still poison the gradient.
+    ratio = torch.exp(torch.where(sampled, logprobs - old_logprobs, 0.0))
+    free = ratio * advantages
+    clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high) * advantages
+    token_loss = -torch.minimum(free, clipped)
+    if engine_weight is not None:
+        token_loss = token_loss * engine_weight
+    weights = _token_weights(sampled.to(logprobs.dtype), totals, config)
+    return PolicyLoss((token_loss * weights).sum(), ((clipped < free) & sampled).sum())
+
+
+def truncated_weight(logprobs: Tensor, engine_logprobs: Tensor, *, cap: float) -> Tensor:
+    """min(pi_trainer / pi_engine, cap) per token (B, T), without gradient: corrects for an engine whose
+    probabilities differ from the trainer's (bfloat16, other kernels)."""
+    return torch.exp((logprobs - engine_logprobs).detach()).clamp(max=cap)
+
+
+def mismatch_k3(logprobs: Tensor, engine_logprobs: Tensor, sampled: Tensor) -> Tensor:
+    """Sum over sampled tokens of the k3 estimate of KL(engine || trainer), nats: r - 1 - log r, r = pi_trainer /
+    pi_engine. All arguments (B, T)."""
+    log_ratio = torch.where(sampled, logprobs - engine_logprobs, 0.0).detach()
+    return (torch.expm1(log_ratio) - log_ratio).sum()
+
+
+def _token_weights(mask: Tensor, totals: Totals, config: ObjectiveConfig) -> Tensor:
+    """What each token's loss is multiplied by, (B, T). ``mask`` is 1.0 where sampled, else 0.0."""
+    if config.aggregation == "token-mean":
+        return mask / max(totals.num_tokens, 1)
+    if config.aggregation == "seq-mean-token-mean":
+        per_row = mask.sum(dim=1, keepdim=True).clamp(min=1)  # a row without sampled tokens adds nothing
+        return mask / (per_row * max(totals.num_trajectories, 1))
+    return mask / (max(totals.num_trajectories, 1) * totals.max_tokens)  # seq-mean-token-sum-norm
