@@ -103,6 +103,13 @@ class EngineConfig(Config):
         return self
 
 
+class QuestionMix(Config):
+    """How many questions of a set, and of which kinds."""
+
+    num_questions: int = Field(ge=0, description="Size of the set.")
+    kinds: dict[str, float] = Field(description="Relative weight of each kind of question.")
+
+
 class VLIRConfig(Config):
     """Stage build_vlir: questions, teacher, rejection sampling, filters (paper 3.1, B)."""
 
@@ -113,12 +120,33 @@ class VLIRConfig(Config):
     kinds: dict[str, float] = Field(
         {"read": 0.6, "add": 0.25, "count": 0.15}, description="Mix of question kinds."
     )
+    num_validation_questions: int = Field(
+        200,
+        ge=1,
+        description="Questions of the validation split, for held-out records (SFT's validation loss).",
+    )
     num_samples: int = Field(2, ge=1, description="Tries per question; the first accepted one is kept.")
+    max_teacher_tokens: int = Field(
+        2048,
+        ge=1,
+        description="Tokens the teacher may write per try; characters where the teacher reports no tokens.",
+    )
     box_jitter: float = Field(0.1, ge=0, description="Embedded teacher: spread of box corners, in box sides.")
+    box_tightness: float = Field(
+        0.1,
+        description="Embedded teacher: mean inward shift of each box edge, in box sides. Positive boxes are tighter "
+        "than the card, so that R-GRPO has something to improve.",
+    )
     wrong_region_rate: float = Field(0.1, ge=0, le=1, description="Embedded teacher: looks at another card.")
     misread_rate: float = Field(0.05, ge=0, le=1, description="Embedded teacher: misreads what it sees.")
     needless_look_rate: float = Field(
         0.1, ge=0, le=1, description="Embedded teacher: looks when no look is needed."
+    )
+    muddled_rate: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Embedded teacher: right answer, but a rationale that repeats, contradicts, skips or rambles.",
     )
     junk_rate: float = Field(0.02, ge=0, le=1, description="Embedded teacher: breaks the format.")
 
@@ -294,6 +322,13 @@ class Preset(Config):
                 "aggregation 'paper-eq2' (Eq. 2) has no engine weight; set engine_weight_cap to 0"
             )
         return self
+
+
+class ValidationRun(Config):
+    """What the validation child process reads from its run directory."""
+
+    records_path: str = Field(description="The folder that build_vlir made.")
+    validation: ValidationConfig
 
 
 class SFTRun(Config):
