@@ -7,6 +7,8 @@ processor and vLLM import torchvision but never call these two operators, so dec
 Every module that imports transformers' processors or vLLM calls :func:`declare_torchvision_operators` first.
 """
 
+from importlib.metadata import version
+
 import torch
 
 _SCHEMAS = {
@@ -19,9 +21,11 @@ _library: torch.library.Library | None = None
 
 
 def declare_torchvision_operators() -> None:
-    """Declare ``torchvision::nms`` and ``torchvision::qnms`` where torch has no CUDA; else do nothing."""
+    """Declare ``torchvision::nms`` and ``torchvision::qnms`` where torch has no CUDA and torchvision is not a CPU
+    build (PyTorch's own index has one, which registers them itself); else do nothing.
+    """
     global _library
-    if _library is not None or torch.version.cuda is not None:
+    if _library is not None or torch.version.cuda is not None or "+cpu" in version("torchvision"):
         return
     _library = torch.library.Library("torchvision", "DEF")
     for schema in _SCHEMAS.values():
