@@ -21,8 +21,9 @@ _library: torch.library.Library | None = None
 
 
 def declare_torchvision_operators() -> None:
-    """Declare ``torchvision::nms`` and ``torchvision::qnms`` where torch has no CUDA and torchvision is not a CPU
-    build (PyTorch's own index has one, which registers them itself); else do nothing.
+    """Declare ``torchvision::nms`` and ``torchvision::qnms`` unless a working torchvision registers them.
+
+    That is so where torch has CUDA, and with PyTorch's own CPU build of torchvision.
     """
     global _library
     if _library is not None or torch.version.cuda is not None or "+cpu" in version("torchvision"):
