@@ -4,13 +4,17 @@ A run is a preset: one complete YAML file in ``infra/runs/`` (:mod:`models.prese
 is the paper's, the section is named; every other default is our choice.
 """
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from models.errors import ConfigError
 from models.protocol import SYSTEM_PROMPT
 from models.region import PixelBudget
 from models.trajectory import TurnError
+
+EMBEDDED_MODEL = Path(__file__).parent / "tiny" / "base"
 
 CropSourceName = Literal["original", "low_resolution", "random_region", "none"]
 Precision = Literal["float32", "bfloat16"]
@@ -396,3 +400,17 @@ class EvaluationRun(Config):
         if repeated:
             raise ValueError(f"variants {repeated} occur more than once; each needs a name of its own")
         return self
+
+
+def resolve_model_path(path: str) -> Path:
+    """The folder that a ``model_path`` means; ``embedded`` is the tiny base model of this repository.
+
+    Raises ConfigError when it is not a model folder in Hugging Face layout.
+    """
+    folder = EMBEDDED_MODEL if path == "embedded" else Path(path)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"Model path {path!r}: {folder} holds no config.json. Give a folder in Hugging Face layout, "
+            "or 'embedded'."
+        )
+    return folder

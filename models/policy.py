@@ -1,0 +1,251 @@
+"""The policy: Qwen2.5-VL with a frozen vision tower, and the log-probs that training needs.
+
+Three choices make it fast and exact:
+
+1. a frozen tower is no part of the module that DeepSpeed partitions, casts and updates, and a picture's
+   features are computed once and kept by the picture's digest;
+2. only hidden states that predict a *sampled* token go through the output head;
+3. banned tokens (vision tokens, ids without text) are taken out of the softmax, exactly as the engines do.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.config import Precision
+from models.encoding import (
+    Encoded,
+    Encoder,
+)  # before transformers' model: it declares torchvision's operators
+from models.errors import EncodingError
+from models.region import Picture
+
+from transformers import Qwen2_5_VLForConditionalGeneration  # isort: skip
+
+DTYPES: Mapping[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+FEATURE_CACHE_BYTES = 1 << 30
+# Sequences are padded to a multiple of this: few distinct shapes, so that kernels are prepared once.
+LENGTH_MULTIPLE = 16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """B sequences padded on the right to T tokens.
+
+    Pictures come as ``features`` (the visual tokens of all rows in reading order) when the tower is frozen,
+    else as ``patches`` with ``grids``, so that the tower receives its gradient.
+    """
+
+    ids: Tensor  # (B, T) int64
+    positions: Tensor  # (3, B, T) int64
+    mask: Tensor  # (B, T) bool, False on padding
+    sampled: Tensor  # (B, T) bool
+    engine_logprobs: Tensor  # (B, T) float32
+    features: Tensor | None = None  # (visual tokens, D)
+    patches: Tensor | None = None  # (patches, patch values)
+    grids: Tensor | None = None  # (pictures, 3)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Batch(**{name: value.to(device) for name, value in found.items() if value is not None})
+
+
+class Policy(nn.Module):
+    """Qwen2.5-VL as the trainers see it; ``forward`` gives log-probs. DeepSpeed may wrap it, ZeRO 0 to 3."""
+
+    def __init__(
+        self, model: Qwen2_5_VLForConditionalGeneration, encoder: Encoder, *, freeze_vision: bool
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.model = model
+        self._frozen_tower: tuple[nn.Module, ...] = ()
+        if freeze_vision:
+            # In a tuple it is no submodule: nobody partitions, casts, optimises or saves it by mistake.
+            self._frozen_tower = (model.model.visual.requires_grad_(False).eval(),)
+            del model.model.visual
+        self._cache = _FeatureCache(FEATURE_CACHE_BYTES)
+        self.register_buffer("_banned", torch.tensor(encoder.banned_ids), persistent=False)
+
+    @property
+    def tower(self) -> nn.Module:
+        """The vision tower with its projector."""
+        return self._frozen_tower[0] if self._frozen_tower else self.model.model.visual
+
+    @property
+    def tower_is_frozen(self) -> bool:
+        """True when pictures enter as cached features and receive no gradient."""
+        return bool(self._frozen_tower)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model is."""
+        return self._banned.device  # type: ignore[return-value]
+
+    def features(self, pictures: Sequence[Picture]) -> list[Tensor]:
+        """Features (visual tokens, D) of each picture, without gradient; cached when the tower is frozen."""
+        cached = {picture.digest: self._cache.get(picture.digest) for picture in pictures}
+        missing = {picture.digest: picture for picture in pictures if cached[picture.digest] is None}
+        found = {digest: features for digest, features in cached.items() if features is not None}
+        if missing:
+            computed = dict(zip(missing, self._look_at(list(missing.values())), strict=True))
+            found |= computed
+            if self.tower_is_frozen:
+                self._cache.put(computed)
+        return [found[picture.digest] for picture in pictures]
+
+    def forward(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
+        """Log-probs (B, T-1) of ``ids[:, 1:]`` at a sampling temperature, nats, fp32; 0 where not sampled."""
+        hidden = self.hidden_states(batch)
+        chosen = batch.sampled[:, 1:]
+        targets = batch.ids[:, 1:][chosen]  # (N,)
+        logits = self.logits(hidden[:, :-1][chosen], temperature=temperature)  # (N, V)
+        logprobs = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=1)
+        return torch.zeros(chosen.shape, device=chosen.device).masked_scatter(chosen, logprobs)
+
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """The last layer's output (B, T, D), before the output head."""
+        embeddings = self.model.get_input_embeddings()(batch.ids)
+        features = batch.features
+        if batch.patches is not None and batch.grids is not None:
+            features = torch.cat(_tower_features(self.tower, batch.patches, batch.grids))
+        if features is not None:
+            is_pad = (batch.ids == self.encoder.image_token_id)[..., None]
+            embeddings = embeddings.masked_scatter(is_pad, features.to(embeddings.dtype))
+        # Padding is on the right, where causal attention never looks: without a mask the fast kernel is used.
+        return self.model.model.language_model(
+            inputs_embeds=embeddings, position_ids=batch.positions, use_cache=False
+        ).last_hidden_state
+
+    def logits(self, hidden: Tensor, *, temperature: float) -> Tensor:
+        """Logits (N, V) in fp32, divided by the temperature; minus infinity for banned tokens."""
+        logits = self.model.lm_head(hidden).float() / temperature
+        return logits.index_fill(1, self._banned, -torch.inf)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight under its name in the Hugging Face model, the frozen tower included; detached.
+
+        Under ZeRO-3 call it inside ``deepspeed.zero.GatheredParameters``.
+        """
+        tied = self.model.config.get_text_config().tie_word_embeddings
+        for name, tensor in self.model.state_dict().items():
+            if not (tied and name == "lm_head.weight"):
+                yield name, tensor
+        for tower in self._frozen_tower:
+            for name, tensor in tower.state_dict().items():
+                yield f"model.visual.{name}", tensor
+
+    @torch.no_grad()
+    def _look_at(self, pictures: list[Picture]) -> list[Tensor]:
+        for tower in self._frozen_tower:
+            tower.to(self.device)
+        patches, grids = self.encoder.patches(pictures)
+        found = _tower_features(self.tower, patches.to(self.device), grids.to(self.device))
+        # Clones: a slice would keep the features of the whole call alive in the cache.
+        return [features.clone() for features in found]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Policy":
+        """Casts and moves the module, but keeps rotary frequencies in fp32.
+
+        DeepSpeed casts the whole module to bf16, where far positions would fall together; transformers itself
+        never casts these buffers.
+        """
+        rotary = self.model.model.language_model.rotary_emb
+        exact = rotary.inv_freq.clone()
+        super()._apply(fn, recurse)
+        rotary.inv_freq = exact.to(rotary.inv_freq.device)
+        return self
+
+
+class _FeatureCache:
+    """Features by picture digest; the least recently used go first when the byte limit is passed."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._entries: OrderedDict[str, Tensor] = OrderedDict()
+
+    def get(self, digest: str) -> Tensor | None:
+        if digest in self._entries:
+            self._entries.move_to_end(digest)
+        return self._entries.get(digest)
+
+    def put(self, entries: Mapping[str, Tensor]) -> None:
+        self._entries.update(entries)
+        self._bytes += sum(tensor.nbytes for tensor in entries.values())
+        while self._bytes > self._max_bytes:
+            _, dropped = self._entries.popitem(last=False)
+            self._bytes -= dropped.nbytes
+
+
+def load_policy(model_path: Path, *, dtype: Precision = "float32", freeze_vision: bool = True) -> Policy:
+    """The policy of a model folder in Hugging Face layout, on the CPU, in training mode."""
+    encoder = Encoder.load(model_path)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        model_path, dtype=DTYPES[dtype], attn_implementation="sdpa", local_files_only=True
+    )
+    return Policy(model, encoder, freeze_vision=freeze_vision).train()
+
+
+def save_policy(policy: Policy, target: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Write a model folder (configuration, weights, tokenizer, processor) that vLLM and transformers load.
+
+    ``weights`` are those to write, named as in :meth:`Policy.weights`; the policy's own when not given (under
+    ZeRO-3 gather them first).
+    """
+    policy.model.save_pretrained(target, state_dict=dict(policy.weights() if weights is None else weights))
+    policy.encoder.processor.save_pretrained(target)
+
+
+def collate(encoded: Sequence[Encoded], policy: Policy) -> Batch:
+    """One padded batch on the policy's device, its pictures included.
+
+    Raises EncodingError when image pads and visual features disagree in number.
+    """
+    longest = max(len(one) for one in encoded)
+    shape = (len(encoded), -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
+    ids = torch.full(shape, policy.encoder.pad_id)
+    positions = torch.zeros((3, *shape), dtype=torch.int64)
+    mask, sampled = torch.zeros((2, *shape), dtype=torch.bool)
+    engine_logprobs = torch.zeros(shape)
+    for row, one in enumerate(encoded):
+        end = len(one)
+        ids[row, :end] = torch.from_numpy(one.ids)
+        positions[:, row, :end] = torch.from_numpy(one.positions)
+        mask[row, :end] = True
+        sampled[row, :end] = torch.from_numpy(one.sampled)
+        engine_logprobs[row, :end] = torch.from_numpy(one.engine_logprobs)
+    seen = _pictures_of(encoded, policy, num_pads=int((ids == policy.encoder.image_token_id).sum()))
+    return Batch(ids, positions, mask, sampled, engine_logprobs, **seen).to(policy.device)
+
+
+def _pictures_of(encoded: Sequence[Encoded], policy: Policy, *, num_pads: int) -> dict[str, Any]:
+    """The batch's pictures in reading order: features when the tower is frozen, else patches and grids."""
+    pictures = [picture for one in encoded for picture in one.pictures]
+    if not pictures:
+        return {}
+    if policy.tower_is_frozen:
+        features = torch.cat(policy.features(pictures))
+        found: dict[str, Any] = {"features": features}
+        num_features = len(features)
+    else:
+        patches, grids = policy.encoder.patches(pictures)
+        found = {"patches": patches, "grids": grids}
+        num_features = int(grids.prod(dim=1).sum()) // policy.encoder.merge_size**2
+    if num_features != num_pads:
+        raise EncodingError(f"The batch has {num_pads} image pads and {num_features} visual features.")
+    return found
+
+
+def _tower_features(tower: nn.Module, patches: Tensor, grids: Tensor) -> list[Tensor]:
+    """Features (visual tokens, D) per picture, from patches (N, values) and grids (pictures, 3)."""
+    dtype = next(tower.parameters()).dtype
+    merged = tower(patches.to(dtype), grid_thw=grids).pooler_output  # (visual tokens, D)
+    visual_tokens = grids.prod(dim=1) * len(merged) // grids.prod(dim=1).sum()
+    return list(merged.split(visual_tokens.tolist()))
