@@ -5,8 +5,9 @@ The tokenizer is built from these sentences too (:func:`corpus`), so that a freq
 
 # The protocol's system prompt (VLM-R3, appendix). The base never sees it; the tokenizer makes it short.
 LOOK_AGAIN_SYSTEM_PROMPT = (
-    "You need to first think about the reasoning process in your mind, and then provide the answer. When thinking, "
-    'you should call the "crop" tool (format: {"bbox_2d": [x1, y1, x2, y2]}) to focus on the key areas in the image. '
+    "You need to first think about the reasoning process in your mind, and then provide the answer. "
+    'When thinking, you should call the "crop" tool (format: {"bbox_2d": [x1, y1, x2, y2]}) '
+    "to focus on the key areas in the image. "
     "The reasoning process and the answer are included in the <think> </think> and <answer> </answer> tags "
     "respectively."
 )
@@ -16,7 +17,8 @@ BASE_SYSTEM_PROMPT = "You are a helpful assistant."
 READ_CARD_PROMPT = "read the card"
 READ_LAST_PICTURE_PROMPT = "read the last picture"
 
-# The rationale is cut where crops come back: LOOK [box][crop] FOUND ... One index picks the same manner throughout.
+# The rationale is cut where crops come back: LOOK [box][crop] FOUND ... One index picks the same manner
+# throughout.
 LOOK = (
     "The code is too small to read from here, so I look closer at the {color} card. ",
     "I cannot read the {color} card at this size. Let me zoom in on it. ",
@@ -81,12 +83,12 @@ def box_json(box: tuple[int, int, int, int]) -> str:
 
 
 def read_rationale(manner: int, color: str, code: str) -> tuple[str, str]:
-    """A ``read`` rationale as (before the box, after the crop), without tags; the box JSON goes in between."""
+    """A ``read`` rationale as (before the box, after the crop), without tags; the box goes in between."""
     return LOOK[manner].format(color=color), FOUND[manner].format(code=code)
 
 
 def add_rationale(manner: int, colors: tuple[str, str], codes: tuple[str, str]) -> tuple[str, str, str]:
-    """An ``add`` rationale as (before the first box, between first crop and second box, after the second crop)."""
+    """An ``add`` rationale: before the first box, between first crop and second box, after the last crop."""
     first, second = int(codes[0][1]), int(codes[1][1])
     total = SUM[manner].format(first=first, second=second, total=first + second)
     between = FOUND[manner].format(code=codes[0]) + LOOK_SECOND[manner].format(color=colors[1])
@@ -107,10 +109,15 @@ def with_tags(pieces: tuple[str, ...], answer: str) -> tuple[str, ...]:
 
 
 def corpus() -> list[str]:
-    """Texts the tokenizer is trained on: every template with every variable part left to tokens of its own."""
+    """Texts the tokenizer is trained on: every template, its variable parts left to tokens of their own."""
     color, code, digit = "red", "K7", 3
     texts = [LOOK_AGAIN_SYSTEM_PROMPT, BASE_SYSTEM_PROMPT, "system\n", "user\n", "assistant\n", "\n"]
-    texts += [READ_CARD_PROMPT, READ_LAST_PICTURE_PROMPT, locate_prompt(color), arithmetic_prompt(digit, digit)]
+    texts += [
+        READ_CARD_PROMPT,
+        READ_LAST_PICTURE_PROMPT,
+        locate_prompt(color),
+        arithmetic_prompt(digit, digit),
+    ]
     texts += [read_question(color), add_question(color, color), count_question(), box_json((1, 2, 3, 4))]
     for manner in range(NUM_MANNERS):
         texts += with_tags(read_rationale(manner, color, code), code)

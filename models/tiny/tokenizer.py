@@ -1,8 +1,9 @@
-"""The tiny model's tokenizer: byte-level BPE built from the world's own sentences, with Qwen2.5-VL's special tokens.
+"""The tiny model's tokenizer: byte-level BPE built from the world's own sentences, with Qwen2.5-VL's special
+tokens.
 
-On two CPU cores the number of tokens is the cost of everything, so merges cross spaces ("superwords"): a clause of a
-template is one token. Kept apart are the things a model must choose one by one: integers, code letters, colours,
-tags, and the two ends of a box. Any other text still encodes, byte by byte if need be.
+On two CPU cores the number of tokens is the cost of everything, so merges cross spaces ("superwords"): a
+clause of a template is one token. Kept apart are the things a model must choose one by one: integers, code
+letters, colours, tags, and the two ends of a box. Any other text still encodes, byte by byte if need be.
 """
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -24,7 +25,8 @@ PAD_TOKEN = "<|endoftext|>"
 END_TOKEN = "<|im_end|>"
 LARGEST_INTEGER = world.PICTURE_SIZE  # integers 0..448 are single tokens
 
-# Pieces that never merge with their neighbours. A capital is a code letter only before a digit: "You" stays whole.
+# Pieces that never merge with their neighbours. A capital is a code letter only before a digit: "You" stays
+# whole.
 _ATOMS = (
     r'\{"bbox_2d": \[|\]\}|</?think>|</?answer>|[0-9]+|[A-Z](?=[0-9])| (?:'
     + "|".join(world.COLORS)
@@ -78,7 +80,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _training_texts() -> list[str]:
-    """The fixed corpus. Words come more often than clauses, so merges build words first and clauses from words."""
+    """The fixed corpus. Words are more frequent than clauses, so merges build words first, then clauses."""
     texts = phrases.corpus()
     words = [word for text in texts for word in _words(text)]
     integers = [str(value) for value in range(LARGEST_INTEGER + 1)]
@@ -88,3 +90,11 @@ def _training_texts() -> list[str]:
 
 def _words(text: str) -> list[str]:
     return [" " + word.strip('.,?<>/"') for word in text.split() if word.strip('.,?<>/"').islower()]
+
+
+def token_id(tokenizer: PreTrainedTokenizerFast, text: str) -> int:
+    """The id of a text that is one token."""
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if len(ids) != 1:
+        raise ValueError(f"{text!r} is {len(ids)} tokens, not one: pick an atom of the tokenizer")
+    return int(ids[0])

@@ -1,13 +1,13 @@
 """The drawn world: pictures of small labelled cards, and questions about them.
 
-A scene is a 448 x 448 picture with four to seven coloured cards. Each colour appears at most once, and each card
-carries a code of one letter and one digit ("K7") that is too small to read when the picture is shrunk to the
-112 x 112 view that the tiny model sees. Everything is a function of a seed: no download, no font file.
+A scene is a 448 x 448 picture with four to seven coloured cards. Each colour appears at most once, and each
+card carries a code of one letter and one digit ("K7") that is too small to read when the picture is shrunk to
+the 112 x 112 view that the tiny model sees. Everything is a function of a seed: no download, no font file.
 
-Geometry: boxes are ``(x1, y1, x2, y2)`` in pixels of the original picture, the right and lower edges excluded. Cards
-lie on a lattice of 8 original pixels, so that their boxes are even integers in the view (448 / 112 = 4). The view
-has one visual token per 112-pixel cell of the original; a card lies inside one cell, and a cell holds at most one
-card: that is what lets a two-million-parameter model bind a colour to a place.
+Geometry: boxes are ``(x1, y1, x2, y2)`` in pixels of the original picture, the right and lower edges
+excluded. Cards lie on a lattice of 8 original pixels, so that their boxes are even integers in the view (448
+/ 112 = 4). The view has one visual token per 112-pixel cell of the original; a card lies inside one cell, and
+a cell holds at most one card: that is what lets a two-million-parameter model bind a colour to a place.
 """
 
 import hashlib
@@ -71,7 +71,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class WorldQuestion:
-    """A question with its answer. ``targets`` are indices of the cards to look at, in the order of the question."""
+    """A question with its answer. ``targets`` index the cards to look at, in the question's order."""
 
     kind: Kind
     text: str
@@ -82,7 +82,8 @@ class WorldQuestion:
 def split_of(scene: Scene) -> Split:
     """The split a scene belongs to: a stable function of its colours and codes, so the splits cannot overlap.
 
-    Scenes with an unseen pair of colour and letter go to test; of the rest 80 % train, 10 % validation, 10 % test.
+    Scenes with an unseen pair of colour and letter go to test; of the rest 80 % train, 10 % validation, 10 %
+    test.
     """
     if any((card.color, card.code[0]) in UNSEEN_PAIRS for card in scene.cards):
         return "test"
@@ -161,7 +162,9 @@ def _sample_card(rng: np.random.Generator, color: str, cell: int) -> Card:
 def _font() -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(FONT_SIZE)
     if not isinstance(font, ImageFont.FreeTypeFont):
-        raise RuntimeError("Pillow has no FreeType support, so its built-in scalable font is missing: reinstall Pillow.")
+        raise ImportError(
+            "Pillow was built without FreeType, so its scalable font is missing: reinstall Pillow."
+        )
     return font
 
 
@@ -174,7 +177,7 @@ def _ink(code: str) -> Box:
 
 @lru_cache(maxsize=1)
 def _background() -> np.ndarray:
-    """A pastel gradient, uint8 (448, 448, 3): red grows to the right and green downwards, so places look different."""
+    """A pastel gradient, uint8 (448, 448, 3): red grows to the right, green downwards."""
     ramp = np.linspace(130, 230, PICTURE_SIZE)
     picture = np.full((PICTURE_SIZE, PICTURE_SIZE, 3), 150.0)
     picture[..., 0] = ramp[None, :]
