@@ -22,8 +22,8 @@ _EQUAL = 1e-9
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Advantages:
-    """``values`` (B,) in the order of the rewards, NaN where unscored; ``has_spread`` (Q,) is False for a group
-    that gives no gradient: equal rewards, or fewer than two scored."""
+    """``values`` (B,) in the order of the rewards, NaN where unscored; ``has_spread`` (Q,) is False for a
+    group that gives no gradient: equal rewards, or fewer than two scored."""
 
     values: np.ndarray
     has_spread: np.ndarray
@@ -38,8 +38,8 @@ def group_advantages(
 ) -> Advantages:
     """A_i = (r_i - mean(r)) / (std(r) + eps) within each group of ``group_size`` consecutive rewards.
 
-    ``scale`` says which std divides: the group's (Eq. 1), that of all scored rewards, or none. A reward of None
-    or NaN is unscored. Raises ValueError when the rewards are not whole groups of at least two.
+    ``scale`` says which std divides: the group's (Eq. 1), that of all scored rewards, or none. A reward of
+    None or NaN is unscored. Raises ValueError when the rewards are not whole groups of at least two.
     """
     if group_size < 2 or len(rewards) % group_size:
         raise ValueError(

@@ -1,16 +1,19 @@
-"""The R-GRPO objective: Eq. 2 of the paper and the three aggregations in common use, as pure tensor functions.
+"""The R-GRPO objective: Eq. 2 of the paper and the three aggregations in common use, as pure tensor
+functions.
 
-Only tokens that the policy sampled carry loss. Prompt tokens, crops and messages of ours are context; the mask
-comes from the trajectory, which knew who wrote each token, and is never guessed here.
+Only tokens that the policy sampled carry loss. Prompt tokens, crops and messages of ours are context; the
+mask comes from the trajectory, which knew who wrote each token, and is never guessed here.
 
-``paper-eq2`` is the objective as printed: minus the mean over questions of the *sum* over the M trajectories of
-``exp(S - stopgrad(S)) A``, where S is the *sum* of a trajectory's sampled log-probs. Its ratio is 1, so there is
-nothing to clip, its value is the mean advantage, and its gradient is A grad S: written here in log space, for a
-product of probabilities underflows. beta is 0 (A.3): no KL term, no reference model (Eq. 3 is never needed).
+``paper-eq2`` is the objective as printed: minus the mean over questions of the *sum* over the M trajectories
+of ``exp(S - stopgrad(S)) A``, where S is the *sum* of a trajectory's sampled log-probs. Its ratio is 1, so
+there is nothing to clip, its value is the mean advantage, and its gradient is A grad S: written here in log
+space, for a product of probabilities underflows. beta is 0 (A.3): no KL term, no reference model (Eq. 3 is
+never needed).
 
 The other three multiply a clipped per-token ratio by the advantage and differ in what they divide by:
-``seq-mean-token-mean`` (GRPO), ``token-mean`` (DAPO), ``seq-mean-token-sum-norm`` (Dr. GRPO). Clipping acts only
-when ``old_logprobs`` differ from the current ones; with one optimiser step per batch of rollouts they do not.
+``seq-mean-token-mean`` (GRPO), ``token-mean`` (DAPO), ``seq-mean-token-sum-norm`` (Dr. GRPO). Clipping acts
+only when ``old_logprobs`` differ from the current ones; with one optimiser step per batch of rollouts they do
+not.
 
 Every divisor is a :class:`Totals` of the global batch. A sum over micro-batches and ranks therefore gives the
 same gradient however the batch is cut.
@@ -27,8 +30,8 @@ from models.config import ObjectiveConfig
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What a global batch holds, over all ranks and micro-batches. Trajectories that are skipped because their
-    advantage is zero count; those left out (unscored, masked) do not."""
+    """What a global batch holds, over all ranks and micro-batches. Trajectories that are skipped because
+    their advantage is zero count; those left out (unscored, masked) do not."""
 
     num_questions: int
     num_trajectories: int
@@ -83,8 +86,8 @@ def truncated_weight(logprobs: Tensor, engine_logprobs: Tensor, *, cap: float) -
 
 
 def mismatch_k3(logprobs: Tensor, engine_logprobs: Tensor, sampled: Tensor) -> Tensor:
-    """Sum over sampled tokens of the k3 estimate of KL(engine || trainer), nats: r - 1 - log r, r = pi_trainer /
-    pi_engine. All arguments (B, T)."""
+    """Sum over sampled tokens of the k3 estimate of KL(engine || trainer), nats: r - 1 - log r, r =
+    pi_trainer / pi_engine. All arguments (B, T)."""
     log_ratio = torch.where(sampled, logprobs - engine_logprobs, 0.0).detach()
     return (torch.expm1(log_ratio) - log_ratio).sum()
 

@@ -3,13 +3,14 @@
 The paper leaves words undefined; here they mean:
 
 * *correct final answer*: the last ``<answer>`` equals a gold answer (:func:`models.answers.matches`);
-* *correct <answer> tag format*: exactly one ``<think>`` block followed by one non-empty ``<answer>`` and nothing
-  else (:func:`models.protocol.is_well_formed`). A trajectory that a limit cut off has no format reward;
-* *syntactically correct and non-redundant bounding box command*: one that the loop answered with a crop. Refused
-  are bad JSON, inverted, outside, too small or too long boxes, and, as *redundant*, a box whose IoU with an
-  earlier accepted one reaches ``look.repeated_iou``;
-* *per character for generating reasoning steps*: characters before ``<answer>``, without tags, crop commands and
-  surrounding white space (:func:`models.protocol.reasoning_text`).
+* *correct <answer> tag format*: exactly one ``<think>`` block followed by one non-empty ``<answer>`` and
+  nothing else (:func:`models.protocol.is_well_formed`). A trajectory that a limit cut off has no format
+  reward;
+* *syntactically correct and non-redundant bounding box command*: one that the loop answered with a crop.
+  Refused are bad JSON, inverted, outside, too small or too long boxes, and, as *redundant*, a box whose IoU
+  with an earlier accepted one reaches ``look.repeated_iou``;
+* *per character for generating reasoning steps*: characters before ``<answer>``, without tags, crop commands
+  and surrounding white space (:func:`models.protocol.reasoning_text`).
 
 Only text that the model sampled is read: what we told it about a refused box earns nothing.
 """
@@ -22,8 +23,8 @@ from models.trajectory import Reward, Trajectory
 
 
 def score(trajectory: Trajectory, question: Question, config: RewardConfig) -> Reward | None:
-    """The weighted and capped parts of r_i; None when we broke (engine failure, abort): such a trajectory stays
-    unscored, for a reward of 0 would teach the model our failure.
+    """The weighted and capped parts of r_i; None when we broke (engine failure, abort): such a trajectory
+    stays unscored, for a reward of 0 would teach the model our failure.
 
     Raises ValueError when the question has no gold answer or is not the trajectory's.
     """

@@ -28,8 +28,8 @@ def test_equal_rewards_give_exactly_zero_and_are_flagged():
 
 
 def test_unscored_rollouts_take_no_part():
-    # Scored are 0 and 2: mean 1, std sqrt(2), so A = -1 / sqrt(2), +1 / sqrt(2). With a 0 in place of None the
-    # mean would be 2/3.
+    # Scored are 0 and 2: mean 1, std sqrt(2), so A = -1 / sqrt(2), +1 / sqrt(2). With a 0 in place of None
+    # the mean would be 2/3.
     found = group_advantages([0.0, None, 2.0], group_size=3, eps=1e-12)
     assert math.isnan(found.values[1])
     np.testing.assert_allclose(found.values[[0, 2]], [-math.sqrt(0.5), math.sqrt(0.5)], atol=1e-9)

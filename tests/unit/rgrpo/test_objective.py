@@ -29,8 +29,8 @@ def gradient(aggregation, *, logprobs=None, old=None, totals=TOTALS, weight=None
 
 
 def test_three_tokens_by_hand():
-    # Two trajectories of one question, A = +1 with two sampled tokens and A = -2 with one. At ratio 1 the gradient
-    # of every token is -A times its weight:
+    # Two trajectories of one question, A = +1 with two sampled tokens and A = -2 with one. At ratio 1 the
+    # gradient of every token is -A times its weight:
     #   paper-eq2                1/Q          = 1         -> -1, -1 | +2
     #   seq-mean-token-mean      1/(B n_i)    = 1/4 | 1/2 -> -1/4, -1/4 | +1
     #   token-mean               1/tokens     = 1/3       -> -1/3, -1/3 | +2/3
@@ -78,7 +78,8 @@ def test_the_clip_stops_a_ratio_that_already_moved_far_enough():
 
 
 def test_the_clip_does_not_protect_the_wrong_direction():
-    # Ratio e^-0.5 with A = +1: the pessimistic side keeps the free term; d(-r A)/d logp = -r A = -0.6065, over 4.
+    # Ratio e^-0.5 with A = +1: the pessimistic side keeps the free term; d(-r A)/d logp = -r A = -0.6065,
+    # over 4.
     old = torch.tensor([[0.0, -1.0, 0.0], [-2.0, 0.0, 0.0]])
     _, grad = gradient("seq-mean-token-mean", old=old)
     assert grad[0, 0].item() == pytest.approx(-math.exp(-0.5) / 4)

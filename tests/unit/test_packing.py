@@ -1,0 +1,53 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.errors import TrainingError
+from models.packing import LENGTH_MULTIPLE, deal, pack, padded_length
+
+LENGTHS = st.lists(st.integers(1, 500), max_size=80)
+
+
+@given(LENGTHS)
+def test_every_sample_once(lengths):
+    packed = pack(lengths, max_tokens=512)
+    assert sorted(index for batch in packed for index in batch.indices) == list(range(len(lengths)))
+
+
+@given(LENGTHS)
+def test_nobody_is_over_budget_and_every_sample_fits_its_row(lengths):
+    for batch in pack(lengths, max_tokens=512):
+        assert 0 < batch.num_tokens <= 512
+        assert batch.length % LENGTH_MULTIPLE == 0
+        assert all(lengths[index] <= batch.length for index in batch.indices)
+
+
+@given(LENGTHS, st.randoms())
+def test_shapes_do_not_depend_on_the_order_of_the_input(lengths, random):
+    shuffled = random.sample(lengths, len(lengths))
+    shapes = [(len(batch.indices), batch.length) for batch in pack(lengths, max_tokens=512)]
+    assert shapes == [(len(batch.indices), batch.length) for batch in pack(shuffled, max_tokens=512)]
+
+
+def test_by_hand():
+    # Padded to 16: 20 -> 32, 10 -> 16. Budget 64: two rows of 32, then four rows of 16.
+    packed = pack([10, 20, 10, 20, 10], max_tokens=64)
+    assert [(batch.indices, batch.length) for batch in packed] == [((1, 3), 32), ((0, 2, 4), 16)]
+
+
+def test_a_sample_over_the_budget_is_refused():
+    with pytest.raises(TrainingError, match="513 tokens"):
+        pack([3, 513], max_tokens=512)
+
+
+def test_padded_length():
+    assert [padded_length(length) for length in (1, 16, 17)] == [16, 16, 32]
+
+
+@given(LENGTHS, st.integers(1, 5))
+def test_dealing_gives_each_sample_to_one_rank_in_nearly_equal_shares(lengths, num_ranks):
+    hands = deal(lengths, num_ranks=num_ranks)
+    assert sorted(index for hand in hands for index in hand) == list(range(len(lengths)))
+    assert max(map(len, hands)) - min(map(len, hands)) <= 1
+    loads = [sum(lengths[index] for index in hand) for hand in hands]
+    assert max(loads) - min(loads) <= max(lengths, default=0)
