@@ -1,12 +1,13 @@
 """Transcripts: trajectories on disk, as Parquet. All that happened, with pictures named by their digest.
 
-A crop is a function of the question's picture, the box and the crop source, so :func:`recut` draws it again and
-checks the digest. R-GRPO's rollouts and the evaluation's predictions are both made of these columns.
+A crop is a function of the question's picture, the box and the crop source, so :func:`recut` draws it again
+and checks the digest. R-GRPO's rollouts and the evaluation's predictions are both made of these columns.
 """
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from PIL import Image
@@ -184,7 +185,7 @@ def transcript_row(transcript: Transcript) -> dict[str, object]:
     }
 
 
-def transcript_of(row: dict) -> Transcript:
+def transcript_of(row: dict[str, Any]) -> Transcript:
     """The transcript in a row of the columns ``TRANSCRIPT_FIELDS``."""
     return Transcript(
         question_id=row["question_id"],
@@ -230,7 +231,7 @@ def _span_row(span: SampledSpan | TextSpan | GivenCrop) -> dict[str, object]:
     }
 
 
-def _span(row: dict) -> SampledSpan | TextSpan | GivenCrop:
+def _span(row: dict[str, Any]) -> SampledSpan | TextSpan | GivenCrop:
     if row["kind"] == "crop":
         box = _box(row["box"])
         if box is None:
@@ -251,4 +252,4 @@ def _corners(box: Box | None) -> list[float] | None:
 
 
 def _box(corners: list[float] | None) -> Box | None:
-    return None if corners is None else Box(*corners, space="seen")
+    return None if corners is None else Box(corners[0], corners[1], corners[2], corners[3], space="seen")

@@ -1,0 +1,158 @@
+"""Predictions: attempts at questions with gold answers, scored, and their Parquet files.
+
+An attempt that *we* broke (engine error, abort) is unscored: ``correct`` is None. It is counted wherever
+predictions are summed up, and never counts as a wrong answer.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from models.answers import matches
+from models.errors import ScoringError
+from models.protocol import extract_answer, is_well_formed
+from models.records import Question, read_rows, write_rows
+from models.region import PixelBudget, Size, View
+from models.trajectory import Trajectory
+from models.transcripts import (
+    TRANSCRIPT_FIELDS,
+    TRANSCRIPT_VERSION,
+    Transcript,
+    transcript_of,
+    transcript_row,
+)
+
+# How a model is asked: with the look-again prompt, or the bare question.
+Style = Literal["look-again", "direct"]
+
+PREDICTION_SCHEMA = pa.schema(
+    [
+        *TRANSCRIPT_FIELDS,
+        ("kind", pa.string()),
+        ("style", pa.string()),
+        ("temperature", pa.float64()),
+        ("answer", pa.string()),
+        ("correct", pa.bool_()),
+        ("needs_look", pa.bool_()),
+        ("first_box_iou", pa.float64()),
+        ("first_box_coverage", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One scored attempt.
+
+    ``answer`` is what was compared with the gold answers, None when there was none. ``correct`` is None when
+    we broke. ``needs_look`` says that the question has gold boxes. The first box is the first one that was
+    not refused; ``first_box_iou`` is its best IoU with a gold box and ``first_box_coverage`` the largest
+    share of a gold box inside it, both None without a box or without gold.
+    """
+
+    transcript: Transcript
+    kind: str
+    style: Style
+    temperature: float
+    answer: str | None
+    correct: bool | None
+    needs_look: bool
+    first_box_iou: float | None
+    first_box_coverage: float | None
+
+    @property
+    def question_id(self) -> str:
+        """The question that was attempted."""
+        return self.transcript.question_id
+
+    @property
+    def is_scored(self) -> bool:
+        """False when we broke."""
+        return self.correct is not None
+
+    @property
+    def is_well_formed(self) -> bool:
+        """The format reward's rule (paper 3.3) on what the model wrote."""
+        return is_well_formed(self.transcript.sampled_text)
+
+
+def score(
+    trajectory: Trajectory, question: Question, *, style: Style, temperature: float, budget: PixelBudget
+) -> Prediction:
+    """The attempt, compared with the question's gold answers and gold boxes.
+
+    Raises ScoringError when the question has no gold answer or is another one.
+    """
+    if trajectory.question_id != question.id:
+        raise ScoringError(f"Attempt at {trajectory.question_id!r} scored against question {question.id!r}.")
+    if not question.answers:
+        raise ScoringError(
+            f"Question {question.id!r} has no gold answer, so no attempt can be scored. Leave it out."
+        )
+    text = trajectory.sampled_text
+    answer = text.strip() if style == "direct" else extract_answer(text)
+    iou, coverage = _grounding(trajectory, question, budget)
+    return Prediction(
+        transcript=Transcript.of(trajectory),
+        kind=question.kind,
+        style=style,
+        temperature=temperature,
+        answer=answer,
+        correct=None if trajectory.stop.is_our_failure else matches(answer, question.answers),
+        needs_look=bool(question.gold_boxes),
+        first_box_iou=iou,
+        first_box_coverage=coverage,
+    )
+
+
+def write_predictions(path: Path, predictions: Iterable[Prediction]) -> int:
+    """Write predictions to one Parquet file and return their number."""
+    return write_rows(path, PREDICTION_SCHEMA, map(_row, predictions), version=TRANSCRIPT_VERSION)
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """All predictions of a Parquet file."""
+    return [_prediction(row) for row in read_rows(path, PREDICTION_SCHEMA, version=TRANSCRIPT_VERSION)]
+
+
+def _grounding(
+    trajectory: Trajectory, question: Question, budget: PixelBudget
+) -> tuple[float | None, float | None]:
+    """Best IoU and coverage of the first accepted box. Of several gold boxes, any may be looked at first."""
+    if not question.gold_boxes or not trajectory.accepted_boxes:
+        return None, None
+    view = View.of(Size(question.width, question.height), budget)
+    first = trajectory.accepted_boxes[0]
+    golds = [view.convert(box, "seen") for box in question.gold_boxes]
+    return max(first.iou(gold) for gold in golds), max(first.coverage_of(gold) for gold in golds)
+
+
+def _row(prediction: Prediction) -> dict[str, object]:
+    return {
+        **transcript_row(prediction.transcript),
+        "kind": prediction.kind,
+        "style": prediction.style,
+        "temperature": prediction.temperature,
+        "answer": prediction.answer,
+        "correct": prediction.correct,
+        "needs_look": prediction.needs_look,
+        "first_box_iou": prediction.first_box_iou,
+        "first_box_coverage": prediction.first_box_coverage,
+    }
+
+
+def _prediction(row: dict[str, Any]) -> Prediction:
+    return Prediction(
+        transcript=transcript_of(row),
+        kind=row["kind"],
+        style=row["style"],
+        temperature=row["temperature"],
+        answer=row["answer"],
+        correct=row["correct"],
+        needs_look=row["needs_look"],
+        first_box_iou=row["first_box_iou"],
+        first_box_coverage=row["first_box_coverage"],
+    )
