@@ -1,0 +1,159 @@
+"""Judges of generated rationales: one small protocol, the paper's prompts, strict parsing (paper 3.1.2, B.2).
+
+A judge answers a prompt with words. Only "yes" and "no" are verdicts; anything else is ``unclear``, counted,
+and asked once more. Any :class:`models.engine.Engine` is a judge through :class:`EngineJudge`; the judges of
+the drawn world, which need no model, are in :mod:`models.vlir.local_judges`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from models.engine import Engine
+from models.errors import RecordError, ScoringError
+from models.region import Picture
+from models.rollout import derive_seed
+from models.trajectory import GenerationRequest, Prompt
+
+Answer = Literal["yes", "no", "unclear"]
+
+# Listing 3 of the paper.
+SEMANTIC_UNIT_PROMPT = (
+    "You need to determine whether the content in a picture is a complete and semantically meaningful "
+    "visual unit. Please look carefully at this cropped image and determine whether it contains a "
+    "recognizable object, block of text, or specific part of a diagram. If it is recognizable, answer "
+    "'yes'; if not, answer 'no'.\n"
+    "Now output 'yes' or 'no' directly."
+)
+# Listing 4 of the paper, before and after the question, the gold answer and the reasoning.
+_COHERENCE_OPENING = (
+    "You need to make an in-depth assessment of this reasoning process. First, determine whether its "
+    "logic is rigorous and whether each step of reasoning leads naturally and smoothly to the next; "
+    "second, check whether the reasoning process progresses gradually towards arriving at the final "
+    "answer; and lastly, check whether there is any false information or repetitive redundancy in the "
+    "text that is not relevant to the reasoning. If this textual reasoning meets the requirements in "
+    "terms of logic, advancement and content streamlining, output 'yes'; whenever one of these is not "
+    "met, output 'no'.\n"
+)
+_COHERENCE_CLOSING = "\nNow output 'yes' or 'no' directly."
+
+# Straight quotes, a backtick, and the curly quotes that the paper's own prompts print.
+_QUOTES = "'\"`\u2018\u2019\u201c\u201d"
+_MAX_REPLY_TOKENS = 8
+# A greedy judge would repeat an unclear answer for ever, so the second time it samples.
+_RETRY_TEMPERATURE = 0.7
+
+
+class Judge(Protocol):
+    """Something that answers prompts with words, many at a time."""
+
+    @property
+    def name(self) -> str:
+        """Who judged, for the manifest and the evidence."""
+
+    def ask(self, prompts: Sequence[Prompt], *, attempt: int) -> list[str]:
+        """One reply per prompt, in order. ``attempt`` is 0, then 1 for those whose reply was unclear.
+
+        Raises ScoringError when the judge itself fails: a failure is never a verdict.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A judge's verdict, its last words, and how often it had to be asked."""
+
+    answer: Answer
+    reply: str
+    num_asked: int
+
+
+class EngineJudge:
+    """Any engine as a judge: greedy at first, sampled when asked again."""
+
+    def __init__(self, engine: Engine, *, name: str, seed: int = 0) -> None:
+        self._engine = engine
+        self._name = name
+        self._seed = seed
+
+    @property
+    def name(self) -> str:
+        """Who judged."""
+        return self._name
+
+    def ask(self, prompts: Sequence[Prompt], *, attempt: int) -> list[str]:
+        """One reply per prompt, all in flight together. Raises ScoringError when a request fails."""
+        replies: dict[str, str] = {}
+        ids = [f"{self._name}/{attempt}/{index}" for index in range(len(prompts))]
+        for request_id, prompt in zip(ids, prompts, strict=True):
+            self._engine.submit(
+                GenerationRequest(
+                    request_id=request_id,
+                    prompt=prompt,
+                    spans=(),
+                    stops=(),
+                    max_new_tokens=_MAX_REPLY_TOKENS,
+                    temperature=_RETRY_TEMPERATURE if attempt else 0.0,
+                    seed=derive_seed(self._seed, request_id, attempt),
+                )
+            )
+        while len(replies) < len(ids):
+            for piece in self._engine.step():
+                if piece.finish == "error":
+                    raise ScoringError(
+                        f"Judge {self._name!r} failed on a request: {piece.error}. No verdict was recorded; "
+                        "run the stage again when it answers."
+                    )
+                replies[piece.request_id] = piece.span.text
+        return [replies[request_id] for request_id in ids]
+
+
+def semantic_unit_prompt(crop: Picture) -> Prompt:
+    """Listing 3: is this crop one recognisable thing?"""
+    return Prompt(text=SEMANTIC_UNIT_PROMPT, pictures=(crop,))
+
+
+def coherence_prompt(question: str, answer: str, reasoning: str) -> Prompt:
+    """Listing 4: does this reasoning hold together? Line breaks in question and answer become spaces."""
+    one_line = [" ".join(text.split()) for text in (question, answer)]
+    body = "\n".join([*one_line, reasoning])
+    return Prompt(text=_COHERENCE_OPENING + body + _COHERENCE_CLOSING)
+
+
+def read_coherence_prompt(text: str) -> tuple[str, str, str]:
+    """(question, gold answer, reasoning) of a Listing 4 prompt. Raises RecordError for any other text."""
+    inside = text.removeprefix(_COHERENCE_OPENING).removesuffix(_COHERENCE_CLOSING)
+    parts = inside.split("\n", 2)
+    if len(inside) != len(text) - len(_COHERENCE_OPENING) - len(_COHERENCE_CLOSING) or len(parts) != 3:
+        raise RecordError(
+            f"A coherence judge was asked {text[:80]!r}, which is not the prompt of Listing 4. "
+            "Build it with coherence_prompt."
+        )
+    return parts[0], parts[1], parts[2]
+
+
+def parse_verdict(reply: str) -> Answer:
+    """``yes`` or ``no`` when the reply is that word alone; case, quotes and a full stop do not matter."""
+    word = reply.strip().strip(_QUOTES).removesuffix(".").strip(_QUOTES).casefold()
+    return "yes" if word == "yes" else "no" if word == "no" else "unclear"
+
+
+def judge(judge: Judge, prompts: Sequence[Prompt]) -> list[Judgement]:
+    """A judgement for every prompt; those answered unclearly are asked once more.
+
+    Raises ScoringError when the judge fails or returns another number of replies.
+    """
+    found = [Judgement(parse_verdict(reply), reply, 1) for reply in _replies(judge, prompts, attempt=0)]
+    unclear = [index for index, judgement in enumerate(found) if judgement.answer == "unclear"]
+    again = _replies(judge, [prompts[index] for index in unclear], attempt=1)
+    for index, reply in zip(unclear, again, strict=True):
+        found[index] = Judgement(parse_verdict(reply), reply, 2)
+    return found
+
+
+def _replies(judge: Judge, prompts: Sequence[Prompt], *, attempt: int) -> list[str]:
+    if not prompts:
+        return []
+    replies = judge.ask(prompts, attempt=attempt)
+    if len(replies) != len(prompts):
+        raise ScoringError(f"Judge {judge.name!r} gave {len(replies)} replies to {len(prompts)} prompts.")
+    return replies
