@@ -100,7 +100,7 @@ def _encode_group(visual: Any, pictures: list[np.ndarray]) -> torch.Tensor:
     pixels = np.zeros((batch, length, 3 * PATCH_SIZE**2), np.uint8)
     places = np.zeros((batch, length, 2), np.int64)
     for row, picture in enumerate(pictures):
-        pixels[row, : lengths[row]] = _patches(picture)
+        pixels[row, : lengths[row]] = patches_of(picture)
         places[row, : lengths[row]] = _patch_places(
             picture.shape[0] // PATCH_SIZE, picture.shape[1] // PATCH_SIZE
         )
@@ -150,7 +150,7 @@ def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
     return states * cos + torch.cat((-second, first), -1) * sin
 
 
-def _patches(picture: np.ndarray) -> np.ndarray:
+def patches_of(picture: np.ndarray) -> np.ndarray:
     """Patches (num, 588) in Qwen's order: the four patches of a visual token in a row, colour first."""
     rows, columns = token_grid(picture)
     blocks = picture.reshape(rows, MERGE_SIZE, PATCH_SIZE, columns, MERGE_SIZE, PATCH_SIZE, 3)
@@ -159,7 +159,7 @@ def _patches(picture: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _patch_places(rows: int, columns: int) -> np.ndarray:
-    """Row and column (num, 2) of every patch, in the order of :func:`_patches`."""
+    """Row and column (num, 2) of every patch, in the order of :func:`patches_of`."""
     grid = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1)
     blocks = grid.reshape(rows // MERGE_SIZE, MERGE_SIZE, columns // MERGE_SIZE, MERGE_SIZE, 2)
     return blocks.transpose(0, 2, 1, 3, 4).reshape(-1, 2)
