@@ -384,9 +384,12 @@ class EvaluationVariant(Config):
 
 
 class EvaluationRun(Config):
-    """What the evaluation child process reads from its run directory; one engine per distinct model."""
+    """What the evaluation child process reads from its run directory; one engine per architecture."""
 
-    variants: tuple[EvaluationVariant, ...] = Field(min_length=1)
+    variants: tuple[EvaluationVariant, ...] = Field(min_length=1, description="The rows, in order.")
+    comparisons: tuple[tuple[str, str], ...] = Field(
+        (), description="Pairs (new, old) of variant names whose accuracies are compared, paired by question."
+    )
     questions_path: str
     look: Look
     engine: EngineConfig
@@ -394,11 +397,14 @@ class EvaluationRun(Config):
     seed: int
 
     @model_validator(mode="after")
-    def _names_are_unique(self) -> "EvaluationRun":
+    def _names_are_known_and_unique(self) -> "EvaluationRun":
         names = [variant.name for variant in self.variants]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"variants {repeated} occur more than once; each needs a name of its own")
+        unknown = sorted({name for pair in self.comparisons for name in pair} - set(names))
+        if unknown:
+            raise ValueError(f"comparisons name variants {unknown}, which are not measured: {names}")
         return self
 
 
