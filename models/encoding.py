@@ -114,11 +114,9 @@ class Encoder:
 
     def expand(self, collapsed: Collapsed) -> Encoded:
         """The same sequence with one pad per visual token, and its positions."""
-        ids = np.asarray(collapsed.ids, dtype=np.int64)
         grids = [self.grid(picture) for picture in collapsed.pictures]
-        repeats = np.ones(len(ids), dtype=np.int64)
-        repeats[ids == self.image_token_id] = [rows * columns for rows, columns in grids]
-        expanded = np.repeat(ids, repeats)
+        repeats = self._repeats(collapsed)
+        expanded = np.repeat(np.asarray(collapsed.ids), repeats)
         return Encoded(
             ids=expanded,
             sampled=np.repeat(np.asarray(collapsed.sampled, dtype=np.bool_), repeats),
@@ -127,6 +125,10 @@ class Encoder:
             positions=mrope_positions(expanded == self.image_token_id, grids),
             pictures=collapsed.pictures,
         )
+
+    def expand_ids(self, collapsed: Collapsed) -> NDArray[np.int64]:
+        """Only the ids of :meth:`expand`."""
+        return np.repeat(np.asarray(collapsed.ids), self._repeats(collapsed))
 
     def encode(self, trajectory: Trajectory) -> Encoded:
         """A finished trajectory, ready to train on.
@@ -194,6 +196,15 @@ class Encoder:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of sampled ids, special tokens left out."""
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _repeats(self, collapsed: Collapsed) -> NDArray[np.int64]:
+        """How often each collapsed id stands in the expanded sequence."""
+        repeats = np.ones(len(collapsed.ids), dtype=np.int64)
+        grids = [self.grid(picture) for picture in collapsed.pictures]
+        repeats[np.asarray(collapsed.ids) == self.image_token_id] = [
+            rows * columns for rows, columns in grids
+        ]
+        return repeats
 
     def _id(self, token: str) -> int:
         found = self.tokenizer.convert_tokens_to_ids(token)

@@ -1,0 +1,240 @@
+"""The engine of rollouts and evaluation: vLLM in this process, every live trajectory in flight.
+
+Requests enter and leave the running batch at any step (continuous batching), so a trajectory that waits for
+its crop holds nobody up. What makes engine and trainer agree:
+
+* vLLM receives the sampled ids themselves and ONE pad per picture (it expands every pad it meets); the ids it
+  makes of that must equal the encoder's, or EngineError;
+* log-probs are those of the distribution that was sampled from: after the temperature, without banned tokens;
+* a weight update renews the output head and empties every cache that holds something of the old weights.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from models.config import EngineConfig, Look
+from models.encoding import Collapsed, Encoder  # first: it declares torchvision's operators
+from models.errors import EncodingError, EngineError
+from models.trajectory import GenerationRequest, Piece, SampledSpan
+
+# vLLM reads these when it is imported: the engine core belongs in this process, beside the trainer, and its
+# log is not ours to show.
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)
+    from vllm import EngineArgs, ModelRegistry, RequestOutput, SamplingParams
+    from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+log = logging.getLogger(__name__)
+
+ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
+# The class itself, not its name: vLLM inspects a name in a child process, where torchvision does not import.
+ModelRegistry.register_model(ARCHITECTURE, Qwen2_5_VLForConditionalGeneration)
+
+MAX_BATCHED_TOKENS = 8192  # tokens of one step; prompts beyond it are prefilled in the next steps
+CPU_BLOCK_SIZE = 32  # tokens per cache block; vLLM's 128 would never share the prompts of a small model
+
+_R = TypeVar("_R")
+
+
+class VLLMEngine:
+    """In-process vLLM as a :class:`models.engine.Engine`. One at a time per process.
+
+    It seeds torch's global generator when it starts. ``version`` is the policy version that spans are marked
+    with; :meth:`update_weights` sets it.
+    """
+
+    def __init__(self, model_path: Path, config: EngineConfig, *, look: Look, seed: int = 0) -> None:
+        self.encoder = Encoder.load(model_path)
+        self.version = 0
+        self._config = config
+        self._waiting: dict[str, GenerationRequest] = {}
+        self._failed: list[Piece] = []
+        self._engine = _start(model_path, config, look=look, seed=seed)
+        self._engine.apply_model(_ban(self.encoder.banned_ids))
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Queue a request; its id must not be in flight. Raises EngineError when vLLM would see other ids."""
+        if request.request_id in self._waiting:
+            raise EngineError(f"Request {request.request_id!r} is already in flight.")
+        try:
+            collapsed = self.encoder.collapse(request.prompt, request.spans)
+            expanded = self.encoder.expand_ids(collapsed).tolist()
+            room = self._config.max_model_len - len(expanded)
+            if room <= 0:
+                self._failed.append(Piece(request.request_id, self._span((), ()), "context"))
+                return
+            rendered = self._render(collapsed)
+        except (EncodingError, ValueError) as error:
+            self._failed.append(Piece(request.request_id, self._span((), ()), "error", str(error)))
+            return
+        if rendered["prompt_token_ids"] != expanded:
+            raise EngineError(
+                f"Request {request.request_id!r}: vLLM makes {len(rendered['prompt_token_ids'])} ids of the "
+                f"prompt, the encoder {len(expanded)}, and they differ, so engine and trainer would see "
+                "different sequences. Give both the same processor and pixel budget."
+            )
+        self._waiting[request.request_id] = request
+        self._engine.add_request(request.request_id, rendered, self._sampling(request, room))
+
+    def step(self) -> list[Piece]:
+        """One step of vLLM; the pieces that finished in it."""
+        pieces, self._failed = self._failed, []
+        if self._engine.has_unfinished_requests():
+            try:
+                outputs = self._eagerly(self._engine.step)
+            except RuntimeError as error:
+                raise EngineError(f"vLLM failed in a step: {error}") from error
+            pieces += [self._piece(output) for output in outputs if output.finished]
+        return pieces
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request in flight; unknown ids are ignored."""
+        if self._waiting.pop(request_id, None) is not None:
+            self._engine.abort_request([request_id])
+
+    def close(self) -> None:
+        """Shut the engine down and free its memory."""
+        self._waiting.clear()
+        self._engine.engine_core.shutdown()
+        del self._engine
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+        """Replace all weights (named as in ``Policy.weights``) and forget everything the old ones made.
+
+        Raises EngineError while requests are in flight: their cache belongs to the old weights.
+        """
+        if self._waiting:
+            raise EngineError(
+                f"{len(self._waiting)} requests are in flight; update weights between rollouts."
+            )
+        self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        self._engine.apply_model(_renew_tied_head)
+        if not self._engine.reset_prefix_cache():
+            raise EngineError("vLLM did not reset its prefix cache, so old activations would be reused.")
+        self._engine.reset_mm_cache()
+        self._engine.reset_encoder_cache()
+        self.version = version
+
+    def _render(self, collapsed: Collapsed) -> dict[str, Any]:
+        prompt: dict[str, Any] = {"prompt_token_ids": list(collapsed.ids)}
+        if collapsed.pictures:
+            # With our digests vLLM need not hash pixels, and knows a picture that it has processed before.
+            prompt["multi_modal_data"] = {"image": [picture.image for picture in collapsed.pictures]}
+            prompt["multi_modal_uuids"] = {"image": [picture.digest for picture in collapsed.pictures]}
+        return self._engine.renderer.render_cmpl([prompt])[0]
+
+    def _sampling(self, request: GenerationRequest, room: int) -> SamplingParams:
+        return SamplingParams(
+            temperature=request.temperature,
+            max_tokens=min(request.max_new_tokens, room),
+            seed=request.seed,
+            logprobs=0,  # of the sampled token only
+            flat_logprobs=True,
+            stop=list(request.stops),
+            include_stop_str_in_output=True,
+            stop_token_ids=list(self.encoder.end_ids),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,
+        )
+
+    def _piece(self, output: RequestOutput) -> Piece:
+        request = self._waiting.pop(output.request_id)
+        sampled = output.outputs[0]
+        flat = sampled.logprobs
+        span = self._span(sampled.token_ids, [flat.logprobs[start] for start in flat.start_indices])
+        if sampled.finish_reason == "stop":
+            return Piece(output.request_id, span, "stop" if isinstance(sampled.stop_reason, str) else "end")
+        if sampled.finish_reason == "length":
+            cut_by_request = len(span.token_ids or ()) >= request.max_new_tokens
+            return Piece(output.request_id, span, "length" if cut_by_request else "context")
+        return Piece(output.request_id, self._span((), ()), "error", f"vLLM: {sampled.finish_reason}")
+
+    def _span(self, ids: Iterable[int], logprobs: Iterable[float]) -> SampledSpan:
+        kept = tuple(ids)
+        return SampledSpan(self.encoder.decode(kept), kept, tuple(logprobs), self.version)
+
+    def _eagerly(self, call: Callable[[], _R]) -> _R:
+        """Run without torch.compile when the configuration says eager.
+
+        vLLM's own switch leaves a helper of the sampler compiled: 20 s at the first step on a CPU.
+        """
+        if not self._config.enforce_eager:
+            return call()
+        with torch.compiler.set_stance("force_eager"):
+            return call()
+
+
+def _start(model_path: Path, config: EngineConfig, *, look: Look, seed: int) -> LLMEngine:
+    """A vLLM engine; leaves torch's thread setting usable for the trainer beside it."""
+    on_cpu = not torch.cuda.is_available()
+    arguments = EngineArgs(
+        model=str(model_path),
+        dtype=config.dtype,
+        seed=seed,
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=max(MAX_BATCHED_TOKENS, config.max_model_len),
+        limit_mm_per_prompt={"image": config.max_images, "video": 0},
+        mm_processor_kwargs={"size": {"shortest_edge": look.min_pixels, "longest_edge": look.max_pixels}},
+        enforce_eager=config.enforce_eager,
+        block_size=CPU_BLOCK_SIZE if on_cpu else None,
+        kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30) or None,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        enable_prefix_caching=True,
+        generation_config="vllm",  # not the model's own top-p and repetition penalty
+        logprobs_mode="processed_logprobs",
+        disable_log_stats=True,
+        use_tqdm_on_load=False,
+    )
+    set_num_threads = torch.set_num_threads
+    if config.num_threads:
+        set_num_threads(config.num_threads)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return LLMEngine.from_engine_args(arguments)
+    except (ValueError, RuntimeError) as error:
+        raise EngineError(f"vLLM does not start with {model_path}: {error}") from error
+    finally:
+        # vLLM's CPU worker replaces it by a function that only warns.
+        torch.set_num_threads = set_num_threads
+
+
+def _ban(banned_ids: tuple[int, ...]) -> Callable[[Any], None]:
+    """Take banned tokens out of every distribution; the log-probs that vLLM reports are then renormalised."""
+
+    def wrap(model: Any) -> None:
+        compute_logits = model.compute_logits
+        banned = torch.tensor(banned_ids, device=next(model.parameters()).device)
+
+        def without_banned(*args: Any, **kwargs: Any) -> Tensor | None:
+            logits = compute_logits(*args, **kwargs)
+            return None if logits is None else logits.index_fill_(-1, banned, -torch.inf)
+
+        model.compute_logits = without_banned
+
+    return wrap
+
+
+def _renew_tied_head(model: Any) -> None:
+    """Give a tied output head the new embeddings.
+
+    vLLM's reload skips it, and on a CPU it computes with a packed copy of the old ones, silently.
+    """
+    language_model = model.language_model
+    if language_model.config.tie_word_embeddings:
+        head = language_model.lm_head
+        head.weight = language_model.model.embed_tokens.weight
+        head.quant_method.process_weights_after_loading(head)
