@@ -23,6 +23,8 @@ CropKind = Literal["tight", "card", "loose"]
 CROP_KINDS: tuple[CropKind, ...] = ("tight", "card", "loose")
 Turn = Literal["locate", "read_crop", "read", "add", "count", "arithmetic"]
 
+NUM_CELLS = (world.PICTURE_SIZE // world.CELL_SIZE) ** 2  # also the number of visual tokens of the view
+
 _GUESS_WEIGHT = 0.2  # the answer cannot be known, so a full weight would only add noise
 _FIRST_CORNER_WEIGHT = 2.0  # x1 and y1 carry the binding; x2 and y2 follow from them
 
@@ -132,10 +134,11 @@ def sample_lesson(
             _add_read_crop_turn(lesson, sight, rng)
         elif kind == "arithmetic":
             add_arithmetic_turn(lesson, int(rng.integers(10)), int(rng.integers(10)))
+        elif kind == "count":
+            _add_count_turn(lesson, sight.scene, first_key)
         else:
             question = world.ask(sight.scene, kind, rng)
-            weight = 1.0 if kind == "count" else _GUESS_WEIGHT
-            lesson.text(question.text).ask().answer(question.answer, weight)
+            lesson.text(question.text).ask().answer(question.answer, _GUESS_WEIGHT)
     return lesson
 
 
@@ -150,11 +153,20 @@ def add_locate_turn(lesson: Lesson, card: world.Card, first_key: int) -> None:
     start = len(lesson.ids)
     lesson.answer(phrases.box_json(world.view_box(card.box)), 1.0)
     lesson.weights[start + 1] = lesson.weights[start + 3] = _FIRST_CORNER_WEIGHT
-    look = np.zeros((world.PICTURE_SIZE // world.CELL_SIZE) ** 2, np.float32)
+    look = np.zeros(NUM_CELLS, np.float32)
     look[world.card_cell(card)] = 1
     # A box is nine tokens, `{"bbox_2d": [`, x1, `, `, y1, ...: the coordinates are written after tokens 0, 2,
     # 4, 6.
     lesson.gazes.extend(Gaze(start + offset, first_key, look, LOCATE_HEADS) for offset in (0, 2, 4, 6))
+
+
+def _add_count_turn(lesson: Lesson, scene: world.Scene, first_key: int) -> None:
+    """Ask for the number of cards in the view whose visual tokens start at ``first_key``."""
+    lesson.text(phrases.count_question()).ask()
+    # Attention is an average, so a number can only be felt by looking at every cell alike.
+    everywhere = np.full(NUM_CELLS, 1 / NUM_CELLS, np.float32)
+    lesson.gazes.append(Gaze(len(lesson.ids) - 1, first_key, everywhere, LOCATE_HEADS))
+    lesson.answer(str(len(scene.cards)), 1.0)
 
 
 def _add_read_crop_turn(lesson: Lesson, sight: Sight, rng: np.random.Generator) -> None:

@@ -81,7 +81,7 @@ _JOINT = Stage(
 _POLISH = replace(
     _JOINT,
     steps=4000,
-    turns={"locate": 0.2, "read_crop": 0.6, "read": 0.02, "add": 0.02, "count": 0.08, "arithmetic": 0.08},
+    turns={"locate": 0.2, "read_crop": 0.5, "read": 0.02, "add": 0.02, "count": 0.2, "arithmetic": 0.06},
     lr=1e-3,
 )
 
