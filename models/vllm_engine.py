@@ -12,7 +12,8 @@ its crop holds nobody up. What makes engine and trainer agree:
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,6 +62,7 @@ class VLLMEngine:
         self._config = config
         self._waiting: dict[str, GenerationRequest] = {}
         self._failed: list[Piece] = []
+        self._shares_process_group = torch.distributed.is_initialized()
         self._engine = _start(model_path, config, look=look, seed=seed)
         self._engine.apply_model(_ban(self.encoder.banned_ids))
 
@@ -105,9 +107,10 @@ class VLLMEngine:
             self._engine.abort_request([request_id])
 
     def close(self) -> None:
-        """Shut the engine down and free its memory."""
+        """Shut the engine down and free its memory; the trainer's process group stays."""
         self._waiting.clear()
-        self._engine.engine_core.shutdown()
+        with _keep_default_group() if self._shares_process_group else nullcontext():
+            self._engine.engine_core.shutdown()
         del self._engine
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
@@ -174,6 +177,17 @@ class VLLMEngine:
             return call()
         with torch.compiler.set_stance("force_eager"):
             return call()
+
+
+@contextmanager
+def _keep_default_group() -> Iterator[None]:
+    """vLLM destroys the default process group with its own groups, even one that it found there."""
+    destroy = torch.distributed.destroy_process_group
+    torch.distributed.destroy_process_group = lambda group=None: None if group is None else destroy(group)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group = destroy
 
 
 def _start(model_path: Path, config: EngineConfig, *, look: Look, seed: int) -> LLMEngine:
