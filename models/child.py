@@ -1,11 +1,12 @@
-"""The frame of a stage's child process: ``python -m models.<stage>... RUN_DIR``.
+"""A stage as a child process: ``python -m models.<stage>.train RUN_DIR``, one process per rank.
 
-It opens the run directory, runs the stage, and always leaves a ``result.json`` when the outcome is known:
-done, failed for a reason of ours, or cancelled by SIGTERM or Ctrl-C. Any other exception is a bug: it leaves
-a traceback in the log and no ``result.json``, which counts as failed.
+The configuration is the run directory's ``config.json``; the outcome is its ``result.json``. A failure that
+we foresaw and a cancellation (SIGTERM, Ctrl-C) leave a result that says so. Any other exception leaves a
+traceback in the log and no result, which counts as a failure too.
 """
 
 import logging
+import os
 import signal
 import sys
 import time
@@ -19,59 +20,68 @@ from pydantic import BaseModel, ValidationError
 from models.errors import ConfigError, VLMR3Error
 from models.rundir import Result, RunDir
 
-CANCELLED_EXIT_CODE = 143
+log = logging.getLogger(__name__)
 
-_Config = TypeVar("_Config", bound=BaseModel)
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+EXIT_CANCELLED = 128 + signal.SIGTERM
 
 
 class Cancelled(BaseException):
-    """Somebody asked this process to stop. Not an Exception, so that no handler of errors swallows it."""
+    """Somebody asked this process to end. Not an Exception: nobody but :func:`run_stage` catches it."""
 
 
-def run_child(
-    argv: Sequence[str],
-    stage: Callable[[RunDir], Result],
-    *,
-    writes_result: Callable[[], bool] = lambda: True,
+def run_stage(
+    work: Callable[[RunDir, ConfigT], Result], config_type: type[ConfigT], arguments: Sequence[str]
 ) -> int:
-    """Run ``stage`` on the run directory named by the one argument, and return the exit code of the process.
+    """Run ``work`` on the run directory named by the arguments and write its result; returns the exit code.
 
-    ``writes_result`` is asked at the end: of several ranks only the first writes ``result.json``.
+    Call it from ``if __name__ == "__main__"`` only: it configures logging and takes over SIGTERM and SIGINT.
     """
-    if len(argv) != 2:
-        print(f"usage: python -m {Path(argv[0]).stem} RUN_DIR", file=sys.stderr)
+    if len(arguments) != 1:
+        print("usage: python -m MODULE RUN_DIR", file=sys.stderr)
         return ConfigError.exit_code
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    signal.signal(signal.SIGTERM, _cancel)
+    rank = int(os.environ.get("RANK", "0"))
+    logging.basicConfig(
+        level=logging.INFO, format=f"%(asctime)s [{rank}] %(name)s: %(message)s", stream=sys.stdout
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _cancel)
     started = time.monotonic()
+    run = RunDir(Path(arguments[0]))
     try:
-        run = RunDir.open(Path(argv[1]))
+        run = RunDir.open(run.path)
+        if rank == 0:
+            (run.path / "result.json").unlink(missing_ok=True)  # of an earlier try
+        result = work(run, _config_of(run, config_type))
     except VLMR3Error as error:
-        print(error, file=sys.stderr)
-        return ConfigError.exit_code
-    result, code = _outcome(stage, run)
-    if writes_result():
-        run.finish(result.model_copy(update={"seconds": round(time.monotonic() - started, 3)}))
-    return code
+        log.error("%s: %s", type(error).__name__, error)
+        _finish(run, Result(status="failed", reason=f"{type(error).__name__}: {error}"), started)
+        return error.exit_code
+    except Cancelled:
+        # When another rank failed, its launcher ends this one: the reason is then already written.
+        if not (run.path / "result.json").exists():
+            _finish(run, Result(status="cancelled", reason="asked to end"), started)
+        return EXIT_CANCELLED
+    if rank == 0:
+        _finish(run, result, started)
+    return 0
 
 
-def read_config(run: RunDir, kind: type[_Config]) -> _Config:
-    """The configuration in a run directory. Raises ConfigError when it is not one of that kind."""
+def _config_of(run: RunDir, config_type: type[ConfigT]) -> ConfigT:
     try:
-        return kind.model_validate_json(run.config_text())
+        return config_type.model_validate_json(run.config_text())
     except ValidationError as error:
-        raise ConfigError(f"{run.path / 'config.json'} is not a valid {kind.__name__}: {error}") from error
+        raise ConfigError(f"{run.path / 'config.json'} is no {config_type.__name__}: {error}") from error
 
 
-def _outcome(stage: Callable[[RunDir], Result], run: RunDir) -> tuple[Result, int]:
-    try:
-        return stage(run), 0
-    except (Cancelled, KeyboardInterrupt):
-        return Result(status="cancelled", reason="The process was asked to stop."), CANCELLED_EXIT_CODE
-    except VLMR3Error as error:
-        print(error, file=sys.stderr)
-        return Result(status="failed", reason=str(error)), error.exit_code
+def _finish(run: RunDir, result: Result, started: float) -> None:
+    if run.path.is_dir():
+        run.finish(result.model_copy(update={"seconds": round(time.monotonic() - started, 3)}))
 
 
-def _cancel(signum: int, frame: FrameType | None) -> None:
+def _cancel(number: int, frame: FrameType | None) -> None:
+    # A second signal must not interrupt the writing of the result.
+    for handled in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(handled, signal.SIG_IGN)
     raise Cancelled

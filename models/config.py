@@ -189,8 +189,20 @@ class SFTConfig(Config):
     num_threads: int = Field(0, ge=0, description="CPU threads per rank; 0 leaves it to the library.")
     max_dropped: float = Field(0.05, ge=0, le=1, description="Largest share of records that may be dropped.")
     max_seconds: float = Field(
-        0.0, ge=0, description="Stop after this long; 0 is no limit (for equal-time controls)."
+        0.0,
+        ge=0,
+        description="Train for this long, however many epochs it takes (equal-time controls); 0: num_epochs.",
     )
+    checkpoint_every: int = Field(100, ge=1, description="Steps between checkpoints.")
+
+    @model_validator(mode="after")
+    def _ranks_share_a_batch(self) -> "SFTConfig":
+        if self.batch_size % self.num_ranks:
+            raise ValueError(
+                f"batch_size {self.batch_size} must be a multiple of num_ranks {self.num_ranks}: every rank "
+                "takes an equal share of each batch"
+            )
+        return self
 
 
 class RewardConfig(Config):
@@ -257,6 +269,15 @@ class RGRPOConfig(Config):
     max_failed_share: float = Field(
         0.02, ge=0, le=1, description="Trajectories that we broke; more stops the run."
     )
+
+    @model_validator(mode="after")
+    def _ranks_share_the_questions(self) -> "RGRPOConfig":
+        if self.questions_per_step % self.num_ranks:
+            raise ValueError(
+                f"questions_per_step {self.questions_per_step} must be a multiple of num_ranks "
+                f"{self.num_ranks}: every rank rolls out and trains on an equal share of the questions"
+            )
+        return self
 
 
 class EvaluationConfig(Config):

@@ -1,8 +1,8 @@
 """Lengths to micro-batches under a token budget, padding counted.
 
-A forward pass costs what its padded rectangle holds, and a shape that was seen before costs less than a new one
-(kernels are chosen or compiled per shape). Samples of similar length therefore share a micro-batch, and the
-padded length is rounded up to a multiple.
+A forward pass costs what its padded rectangle holds, and a shape that was seen before costs less than a new
+one (kernels are chosen or compiled per shape). Samples of similar length therefore share a micro-batch, and
+the padded length is rounded up to a multiple.
 """
 
 from collections.abc import Sequence
@@ -35,8 +35,8 @@ def padded_length(length: int) -> int:
 def pack(lengths: Sequence[int], *, max_tokens: int) -> list[MicroBatch]:
     """Every sample in exactly one micro-batch of at most ``max_tokens``, longest first.
 
-    The same lengths give the same shapes in whatever order they come. Raises TrainingError when one sample alone
-    is over the budget.
+    The same lengths give the same shapes in whatever order they come. Raises TrainingError when one sample
+    alone is over the budget.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     if order and padded_length(lengths[order[0]]) > max_tokens:

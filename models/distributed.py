@@ -1,0 +1,191 @@
+"""Start-up of one training process per rank, DeepSpeed (ZeRO 0 to 3), and the few collectives the trainers
+need.
+
+The same code runs under ``torchrun``, under the DeepSpeed launcher and as a plain process (one rank), on GPUs
+(NCCL) and on CPU (gloo).
+
+Losses are written as sums with divisors of the global batch. DeepSpeed averages gradients over ranks, so
+:func:`accumulate` multiplies by their number. Every rank must run the same number of micro-batches: ZeRO
+gathers and reduces in each of them.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from models.config import RGRPOConfig, SFTConfig
+from models.errors import TrainingError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process among its peers. ``device`` is where its model lives."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+
+def start(*, num_threads: int = 0) -> World:
+    """Join the process group that the launcher announced in the environment; alone when there is none.
+
+    ``num_threads`` bounds torch's CPU threads in this process; 0 leaves the library's choice.
+    """
+    if num_threads:
+        torch.set_num_threads(num_threads)
+    _do_without_compiled_collectives()
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
+    local_rank = int(os.environ["LOCAL_RANK"])
+    backend, device = "gloo", torch.device("cpu")
+    if torch.cuda.is_available():
+        backend, device = "nccl", torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        if "RANK" in os.environ:
+            dist.init_process_group(backend)
+        else:
+            store = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def is_main() -> bool:
+    """True in the one process that writes metrics, checkpoints and results."""
+    return dist.get_rank() == 0
+
+
+def deepspeed_config(config: SFTConfig | RGRPOConfig) -> dict[str, Any]:
+    """DeepSpeed's configuration. To it every micro-batch has size 1: :mod:`models.packing` cuts batches."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.max_grad_norm,
+        "bf16": {"enabled": config.precision == "bfloat16"},
+        "zero_optimization": {"stage": config.zero_stage},
+        "steps_per_print": 1 << 62,
+    }
+
+
+def initialise(module: nn.Module, config: SFTConfig | RGRPOConfig) -> deepspeed.DeepSpeedEngine:
+    """The module under DeepSpeed with AdamW. Weight decay acts on matrices only.
+
+    The learning rate starts at 0; :func:`update` sets it for each step.
+    """
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(config))
+    # ZeRO 0 in bfloat16 allocates Adam's state by a step on zero gradients, and counts it: its bias
+    # correction would make the first updates a quarter too small.
+    for state in optimizer.state.values():
+        state["step"].zero_()
+    return engine
+
+
+def accumulate(engine: deepspeed.DeepSpeedEngine, loss: Tensor, *, is_last: bool) -> None:
+    """Add the gradient of this rank's share of the global loss. ``is_last``: an :func:`update` follows."""
+    engine.set_gradient_accumulation_boundary(is_last)
+    engine.backward(loss * dist.get_world_size(), scale_wrt_gas=False)
+
+
+def update(engine: deepspeed.DeepSpeedEngine, *, learning_rate: float) -> float:
+    """One optimiser step with the accumulated gradient; returns its norm before clipping."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate
+    norm = None
+    if not engine.zero_optimization() and not engine.bfloat16_enabled():  # DeepSpeed then reports no norm
+        norm = torch.nn.utils.get_total_norm(p.grad for p in engine.module.parameters() if p.grad is not None)
+    engine.step()
+    return float(engine.get_global_grad_norm() if norm is None else norm)
+
+
+def gathered(engine: deepspeed.DeepSpeedEngine) -> AbstractContextManager[Any]:
+    """Within this context every parameter is whole on every rank (ZeRO-3 keeps slices otherwise)."""
+    if engine.zero_optimization_stage() < 3:
+        return nullcontext()
+    return deepspeed.zero.GatheredParameters(list(engine.module.parameters()))
+
+
+def global_sums(values: Sequence[float | Tensor]) -> list[float]:
+    """Element-wise sums over all ranks, in float64."""
+    total = torch.tensor([float(value) for value in values], dtype=torch.float64)
+    if dist.get_world_size() > 1:
+        total = total.to(_collective_device())
+        dist.all_reduce(total)
+    return total.tolist()
+
+
+def in_lockstep(items: Sequence[T]) -> list[T | None]:
+    """The items, followed by None until every rank has equally many: the passes that ZeRO wants of all."""
+    longest = max(from_all_ranks(len(items)))
+    return [*items, *[None] * (longest - len(items))]
+
+
+def require_finite(ids: Sequence[str], values: Tensor, *, what: str) -> None:
+    """Raise TrainingError on every rank when any rank holds a value that is not finite; ``values`` (N,), one
+    per
+    sample. The message names the samples."""
+    bad = [name for name, ok in zip(ids, values.isfinite().tolist(), strict=True) if not ok]
+    everywhere = [name for names in from_all_ranks(bad) for name in names]
+    if everywhere:
+        raise TrainingError(
+            f"{what} is not finite for {len(everywhere)} samples: {', '.join(everywhere[:10])}. The step was "
+            "stopped before the optimiser; the last checkpoint is sound. Look at these samples, or lower the "
+            "learning rate."
+        )
+
+
+def from_all_ranks(value: T) -> list[T]:
+    """Every rank's value (small, picklable), in rank order."""
+    if dist.get_world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """What ``make`` returns on the main rank, on every rank; the others wait."""
+    box: list[Any] = [make() if is_main() else None]
+    if dist.get_world_size() > 1:
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.get_world_size() > 1:
+        dist.barrier()
+
+
+def _collective_device() -> torch.device:
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if dist.get_backend() == "nccl"
+        else torch.device("cpu")
+    )
+
+
+def _do_without_compiled_collectives() -> None:
+    """Keep DeepSpeed from compiling its shared-memory collectives at first use: over a minute on two cores,
+    and
+    it needs a C++ compiler. gloo does the same work."""
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -1,0 +1,69 @@
+"""One step of supervised fine-tuning, and the validation loss.
+
+The loss is the mean over all sampled tokens of the global batch (rationale, boxes, answer, end of turn) of
+minus their log-prob. Prompt, crops and vision markers are context.
+"""
+
+from collections.abc import Sequence
+
+import deepspeed
+import torch
+from torch import Tensor
+
+from models import distributed
+from models.encoding import Encoded
+from models.packing import pack
+from models.policy import collate
+
+
+def sft_step(
+    engine: deepspeed.DeepSpeedEngine,
+    encoded: Sequence[Encoded],
+    ids: Sequence[str],
+    *,
+    learning_rate: float,
+    max_tokens: int,
+) -> dict[str, float]:
+    """Train on this rank's samples of one batch; returns the step's metrics, the same on every rank.
+
+    Raises TrainingError that names the samples, before the optimiser step, when a loss is not finite.
+    """
+    (num_tokens,) = distributed.global_sums([sum(one.num_sampled for one in encoded)])
+    per_sample = torch.zeros(len(encoded))
+    micro_batches = distributed.in_lockstep(pack([len(one) for one in encoded], max_tokens=max_tokens))
+    for number, micro_batch in enumerate(micro_batches, start=1):
+        # A rank that has run out of micro-batches goes through the motions with a gradient of zero.
+        chosen = micro_batch.indices if micro_batch is not None else (0,)
+        losses = negative_log_likelihood(engine, [encoded[index] for index in chosen])
+        weight = 1.0 / num_tokens if micro_batch is not None else 0.0
+        distributed.accumulate(engine, losses.sum() * weight, is_last=number == len(micro_batches))
+        if micro_batch is not None:
+            per_sample[list(chosen)] = losses.detach().cpu()
+    distributed.require_finite(ids, per_sample, what="The loss")
+    gradient_norm = distributed.update(engine, learning_rate=learning_rate)
+    (total,) = distributed.global_sums([per_sample.sum()])
+    return {
+        "sft/loss": total / num_tokens,
+        "sft/gradient_norm": gradient_norm,
+        "sft/learning_rate": learning_rate,
+        "sft/sampled_tokens": num_tokens,
+    }
+
+
+@torch.no_grad()
+def validation_loss(
+    engine: deepspeed.DeepSpeedEngine, encoded: Sequence[Encoded], *, max_tokens: int
+) -> float:
+    """The mean loss per sampled token over all ranks' samples, nats."""
+    total = 0.0
+    for micro_batch in distributed.in_lockstep(pack([len(one) for one in encoded], max_tokens=max_tokens)):
+        chosen = micro_batch.indices if micro_batch is not None else (0,)
+        losses = negative_log_likelihood(engine, [encoded[index] for index in chosen])
+        total += float(losses.sum()) if micro_batch is not None else 0.0
+    total, num_tokens = distributed.global_sums([total, sum(one.num_sampled for one in encoded)])
+    return total / num_tokens
+
+
+def negative_log_likelihood(engine: deepspeed.DeepSpeedEngine, encoded: Sequence[Encoded]) -> Tensor:
+    """Minus the log-prob of each sequence's sampled tokens, (B,)."""
+    return -engine(collate(encoded, engine.module)).sum(dim=1)
