@@ -1,14 +1,14 @@
 """The engine protocol: what turns a prompt and a half-written assistant turn into the next piece of text.
 
 In-process vLLM (:mod:`models.vllm_engine`), an OpenAI-compatible endpoint (:mod:`models.http_engine`), plain
-transformers (:mod:`models.policy`) and a scripted fake are one interface. An engine does not know what a crop
-is.
+transformers (:mod:`models.transformers_engine`) and a scripted fake are one interface. An engine does not
+know what a crop is.
 """
 
 from collections.abc import Callable
 from typing import Protocol
 
-from models.trajectory import GenerationRequest, Piece, SampledSpan
+from models.trajectory import Finish, GenerationRequest, Piece, SampledSpan
 
 
 class Engine(Protocol):
@@ -67,7 +67,7 @@ class ScriptedEngine:
             return self._piece(request, text[: request.max_new_tokens], "length")
         return self._piece(request, text, "stop" if text.endswith(request.stops) else "end")
 
-    def _piece(self, request: GenerationRequest, text: str, finish: str) -> Piece:
+    def _piece(self, request: GenerationRequest, text: str, finish: Finish) -> Piece:
         ids = tuple(map(ord, text))
         span = SampledSpan(text=text, token_ids=ids, logprobs=(0.0,) * len(ids))
-        return Piece(request_id=request.request_id, span=span, finish=finish)  # type: ignore[arg-type]
+        return Piece(request_id=request.request_id, span=span, finish=finish)

@@ -184,6 +184,9 @@ class GenerationRequest:
     seed: int | None = None
 
 
+Finish = Literal["stop", "end", "length", "context", "error"]
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """What an engine returns for one request.
@@ -194,5 +197,5 @@ class Piece:
 
     request_id: str
     span: SampledSpan
-    finish: Literal["stop", "end", "length", "context", "error"]
+    finish: Finish
     error: str = ""
