@@ -1,0 +1,221 @@
+"""Child processes: the only module that starts any.
+
+Heavy work runs in a child, under a supervisor (:mod:`tasks.supervisor`) that takes everything down with it
+when the task is cancelled, when Ctrl-C arrives, and when this process dies. A child writes to a log file and
+to ``metrics.jsonl``; both are read as they grow. Without a valid ``result.json`` a run has failed, whatever
+its exit code was.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from models.errors import LaunchError
+from models.rundir import Result, RunDir
+from tasks.settings import MEMORY_PER_CHILD_GIB, Settings, child_environment
+
+GRACE_SECONDS = 20.0  # below Prefect's 30 s, after which it kills the flow's own process
+_POLL_SECONDS = 0.25
+_SUPERVISOR = Path(__file__).with_name("supervisor.py")
+_BIN = Path(sys.executable).parent
+
+
+class Tail:
+    """The lines that were appended to a growing file since the last look; a half-written line waits."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def lines(self) -> list[str]:
+        """Complete new lines, without their line ends."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+        complete = data[: data.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        return complete.decode("utf-8", errors="replace").splitlines()
+
+
+async def run_child(
+    module: str,
+    run: RunDir,
+    *,
+    num_ranks: int = 1,
+    num_threads: int = 0,
+    on_line: Callable[[str], None] = lambda line: None,
+    on_metrics: Callable[[Mapping[str, Any]], None] = lambda line: None,
+) -> Result:
+    """The result of ``python -m module RUN_DIR``, on ``num_ranks`` ranks, once it has ended well.
+
+    It waits for free cores first. ``on_line`` gets its output line by line, ``on_metrics`` the lines of
+    ``metrics.jsonl``. Raises LaunchError with the end of the log when it failed; however this coroutine is
+    left, no process stays behind.
+    """
+    log = run.path / "log.txt"
+    (run.path / "result.json").unlink(missing_ok=True)
+    environment = child_environment(num_threads=num_threads, bin_folder=_BIN)
+    async with free_cores(num_ranks * max(num_threads, 1)):
+        with log.open("ab") as output:
+            process = start(_command(module, run, num_ranks), output=output, environment=environment)
+        (run.path / "process.json").write_text(json.dumps({"pid": process.pid, "started": time.time()}))
+        logged, measured = Tail(log), Tail(run.metrics_path)
+        try:
+            while process.poll() is None:
+                _forward(logged, measured, on_line=on_line, on_metrics=on_metrics)
+                await asyncio.sleep(_POLL_SECONDS)
+        finally:
+            stop(process)
+            _forward(logged, measured, on_line=on_line, on_metrics=on_metrics)
+    return _checked_result(run, process.returncode, log)
+
+
+def start(
+    command: Sequence[str],
+    *,
+    output: Any,
+    environment: Mapping[str, str],
+    grace_seconds: float = GRACE_SECONDS,
+) -> "subprocess.Popen[bytes]":
+    """Start a command under the supervisor, in a session of its own; its output goes to an open file."""
+    return subprocess.Popen(
+        [sys.executable, "-I", str(_SUPERVISOR), str(grace_seconds), str(os.getpid()), *command],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=dict(environment),
+        start_new_session=True,
+    )
+
+
+def stop(process: "subprocess.Popen[bytes]", *, grace_seconds: float = GRACE_SECONDS) -> None:
+    """End a supervised command and everything below it; does nothing when it has ended."""
+    if process.poll() is not None:
+        return
+    below = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    try:
+        process.wait(grace_seconds + 5.0)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    finally:
+        for child in below:
+            if child.is_running():
+                child.kill()
+
+
+def source_revision(folder: Path) -> str:
+    """The git commit of a checkout, with ``+changes`` when files differ from it; empty outside of git."""
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        return commit + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+class _Slots:
+    """Who may run now: heavy children share the cores; a second one also needs free memory."""
+
+    def __init__(self) -> None:
+        self.running: list[int] = []
+
+    def admits(self, cores: int) -> bool:
+        limit = Settings.read().max_children
+        if not self.running:
+            return True
+        if limit:
+            return len(self.running) < limit
+        enough_cores = sum(self.running) + cores <= num_cores()
+        return enough_cores and available_memory_gib() >= MEMORY_PER_CHILD_GIB
+
+
+_slots = _Slots()
+
+
+@asynccontextmanager
+async def free_cores(wanted: int) -> AsyncIterator[None]:
+    """Wait until ``wanted`` cores are free of other heavy children of this process, and hold them."""
+    cores = min(wanted, num_cores())
+    while not _slots.admits(cores):
+        await asyncio.sleep(_POLL_SECONDS)
+    _slots.running.append(cores)
+    try:
+        yield
+    finally:
+        _slots.running.remove(cores)
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def available_memory_gib() -> float:
+    """Memory that can still be taken, in GiB: of the machine, or of the container when that is less."""
+    free = psutil.virtual_memory().available
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
+        free = min(free, int(text) - int(used.read_text()))
+    return float(free / 2**30)
+
+
+def _command(module: str, run: RunDir, num_ranks: int) -> list[str]:
+    if num_ranks == 1:
+        return [sys.executable, "-m", module, str(run.path)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+    return [sys.executable, *launcher, "-m", module, str(run.path)]
+
+
+def _forward(
+    logged: Tail,
+    measured: Tail,
+    *,
+    on_line: Callable[[str], None],
+    on_metrics: Callable[[Mapping[str, Any]], None],
+) -> None:
+    for line in logged.lines():
+        on_line(line)
+    for values in _parsed(measured.lines()):
+        on_metrics(values)
+
+
+def _parsed(lines: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    for line in lines:
+        values = json.loads(line)
+        yield values
+
+
+def _checked_result(run: RunDir, code: int, log: Path) -> Result:
+    if not (run.path / "result.json").is_file():
+        raise LaunchError(
+            f"{run.path.name}: the child process ended with exit code {code} and left no result.json, so the "
+            f"run failed. The end of its log ({log}):\n{_end_of(log)}"
+        )
+    result = run.result()
+    if result.status != "done":
+        raise LaunchError(
+            f"{run.path.name}: the run is {result.status}: {result.reason or 'no reason given'}. "
+            f"Its log: {log}"
+        )
+    return result
+
+
+def _end_of(log: Path, lines: int = 20) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

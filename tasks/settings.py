@@ -1,0 +1,124 @@
+"""Where a run keeps things, read from the environment: the only module that reads or writes it.
+
+Everything lives under one work directory (``.vlm-r3`` in the current directory) unless a variable names
+another place. A command-line option is written into the environment, so that child processes and workers
+agree.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.errors import ConfigError
+
+WORK_DIR = "VLM_R3_WORK_DIR"
+ARTIFACTS = "VLM_R3_ARTIFACTS"
+MAX_CHILDREN = "VLM_R3_MAX_CHILDREN"
+
+# What a second heavy child needs free before it may start beside the first. Measured with preset tiny: an
+# R-GRPO child (DeepSpeed and vLLM in one process) peaks near 2.5 GiB.
+MEMORY_PER_CHILD_GIB = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The places of a run. ``max_children`` 0 means: decide from cores and free memory."""
+
+    work_dir: Path
+    artifacts: str
+    tracking_uri: str
+    prefect_api_url: str
+    max_children: int
+
+    @classmethod
+    def read(cls) -> "Settings":
+        """The settings of this process. Raises ConfigError for a value that cannot be used."""
+        work_dir = Path(os.environ.get(WORK_DIR) or ".vlm-r3").absolute()
+        return cls(
+            work_dir=work_dir,
+            artifacts=os.environ.get(ARTIFACTS) or (work_dir / "artifacts").as_uri(),
+            tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{work_dir / 'mlflow.db'}",
+            prefect_api_url=os.environ.get("PREFECT_API_URL", ""),
+            max_children=_count(MAX_CHILDREN),
+        )
+
+    @property
+    def runs(self) -> Path:
+        """The folder of run directories."""
+        return self.work_dir / "runs"
+
+    @property
+    def results(self) -> Path:
+        """Where Prefect keeps task results: what makes a second run skip what has not changed."""
+        return self.work_dir / "results"
+
+    @property
+    def tracking_files(self) -> Path:
+        """Where MLflow keeps files when it has no server."""
+        return self.work_dir / "mlflow"
+
+
+def prepare(work_dir: Path | None = None, *, prefect_api_url: str | None = None) -> Settings:
+    """Fix the work directory and the quiet defaults of third parties, for this process and its children.
+
+    Must run before Prefect or MLflow is imported: both read their settings once. Values that the user set
+    stay.
+    """
+    if work_dir is not None:
+        os.environ[WORK_DIR] = str(work_dir.absolute())
+    if prefect_api_url is not None:
+        os.environ["PREFECT_API_URL"] = prefect_api_url
+    settings = Settings.read()
+    os.environ[WORK_DIR] = str(settings.work_dir)
+    for name, value in _defaults(settings).items():
+        os.environ.setdefault(name, value)
+    return settings
+
+
+def child_environment(*, num_threads: int, bin_folder: Path) -> dict[str, str]:
+    """The environment of a heavy child process.
+
+    ``bin_folder`` holds ninja, which DeepSpeed's operator needs on the path. ``num_threads`` 0 leaves the
+    number of threads to the libraries.
+    """
+    environment = {**os.environ, **_CHILD_DEFAULTS}
+    environment["PATH"] = os.pathsep.join([str(bin_folder), os.environ.get("PATH", os.defpath)])
+    if num_threads:
+        environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(num_threads)
+    return environment
+
+
+def is_ci() -> bool:
+    """True where a machine reads the output: no live display."""
+    return bool(os.environ.get("CI"))
+
+
+_CHILD_DEFAULTS: Mapping[str, str] = {
+    "PYTHONUNBUFFERED": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+def _defaults(settings: Settings) -> dict[str, str]:
+    return {
+        "PREFECT_HOME": str(settings.work_dir / "prefect"),
+        "PREFECT_LOCAL_STORAGE_PATH": str(settings.results),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
+        "MLFLOW_TRACKING_URI": settings.tracking_uri,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "GX_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
+
+
+def _count(name: str) -> int:
+    text = os.environ.get(name) or "0"
+    if not text.isdigit():
+        raise ConfigError(f"{name} is {text!r}. It must be a whole number; 0 decides by cores and memory.")
+    return int(text)

@@ -1,0 +1,220 @@
+"""Children do not outlive their run, and what they say arrives while they say it."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from pydantic import BaseModel
+
+from models.errors import LaunchError
+from models.rundir import RunDir
+from tasks import launch
+
+# A child that starts two grandchildren: one in a session of its own whose parent ends at once (as a daemon
+# does), one that ignores SIGTERM. It writes their pids, then does what argv asks.
+FAMILY = """
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+run = Path(sys.argv[1])
+sleeper = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+stubborn = subprocess.Popen([sys.executable, "-S", "-c", sleeper])
+daemon_maker = (
+    "import subprocess, sys;"
+    " p = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(600)'],"
+    " stdout=subprocess.DEVNULL, start_new_session=True); print(p.pid)"
+)
+made = subprocess.run([sys.executable, "-S", "-c", daemon_maker], stdout=subprocess.PIPE, text=True)
+daemon = int(made.stdout)
+(run / "pids.partial").write_text(json.dumps([os.getpid(), stubborn.pid, daemon]))
+(run / "pids.partial").rename(run / "pids.json")
+if json.loads((run / "config.json").read_text())["then"] == "wait":
+    time.sleep(600)
+(run / "result.json").write_text(json.dumps({"status": "done"}))
+"""
+
+TALKER = """
+import json, sys, time
+from pathlib import Path
+run = Path(sys.argv[1])
+for step in range(3):
+    print("line", step)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, "time": 0.0, "train/loss": 1.0 / (step + 1)}) + "\\n")
+    time.sleep(0.3)
+config = json.loads((run / "config.json").read_text())
+if config["then"] == "result":
+    result = {"status": "done", "artifacts": {"model": "model"}, "seconds": 1.5}
+    (run / "result.json").write_text(json.dumps(result))
+elif config["then"] == "failed":
+    (run / "result.json").write_text(json.dumps({"status": "failed", "reason": "loss is not finite"}))
+elif config["then"] == "malformed":
+    (run / "result.json").write_text("{}")
+"""
+
+
+class ChildConfig(BaseModel):
+    then: str
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "family.py").write_text(FAMILY)
+    (modules / "talker.py").write_text(TALKER)
+    monkeypatch.setenv("PYTHONPATH", str(modules))
+    return tmp_path / "run"
+
+
+def alive(pids: list[int]) -> list[int]:
+    return [
+        pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    ]
+
+
+def wait_for_pids(run_dir: Path) -> list[int]:
+    deadline = time.monotonic() + 20
+    while not (run_dir / "pids.json").exists():
+        assert time.monotonic() < deadline, (run_dir / "log.txt").read_text()
+        time.sleep(0.05)
+    pids = json.loads((run_dir / "pids.json").read_text())
+    assert alive(pids) == pids
+    return pids
+
+
+def assert_gone(pids: list[int], within_seconds: float) -> None:
+    deadline = time.monotonic() + within_seconds
+    while alive(pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert alive(pids) == []
+
+
+def test_output_and_metrics_arrive_while_the_child_runs(run_dir: Path) -> None:
+    run = RunDir.create(run_dir, ChildConfig(then="result"))
+    arrivals: list[float] = []
+    lines: list[str] = []
+    metrics: list[float] = []
+
+    def on_line(line: str) -> None:
+        lines.append(line)
+        arrivals.append(time.monotonic())
+
+    result = asyncio.run(
+        launch.run_child(
+            "talker", run, on_line=on_line, on_metrics=lambda values: metrics.append(values["train/loss"])
+        )
+    )
+    assert lines == ["line 0", "line 1", "line 2"]
+    assert metrics == [1.0, 0.5, 1.0 / 3]
+    assert arrivals[-1] - arrivals[0] > 0.2  # not all at the end: the child slept 0.3 s between lines
+    assert result.artifacts == {"model": "model"}
+
+
+@pytest.mark.parametrize(
+    ("then", "says"),
+    [
+        ("nothing", "left no result.json"),
+        ("failed", "loss is not finite"),
+        ("malformed", "malformed"),
+    ],
+)
+def test_a_run_without_a_good_result_has_failed_whatever_its_exit_code(
+    run_dir: Path, then: str, says: str
+) -> None:
+    run = RunDir.create(run_dir, ChildConfig(then=then))
+    with pytest.raises(Exception, match=says) as caught:
+        asyncio.run(launch.run_child("talker", run))
+    assert caught.value.exit_code == 1  # type: ignore[attr-defined]
+
+
+def test_a_stale_result_is_not_read(run_dir: Path) -> None:
+    run = RunDir.create(run_dir, ChildConfig(then="nothing"))
+    (run_dir / "result.json").write_text('{"status": "done"}')
+    with pytest.raises(LaunchError, match="left no result"):
+        asyncio.run(launch.run_child("talker", run))
+
+
+def test_cancelling_leaves_no_process(run_dir: Path) -> None:
+    run = RunDir.create(run_dir, ChildConfig(then="wait"))
+
+    async def cancelled() -> list[int]:
+        child = asyncio.create_task(launch.run_child("family", run))
+        pids = await asyncio.to_thread(wait_for_pids, run_dir)
+        child.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await child
+        return pids
+
+    assert alive(asyncio.run(cancelled())) == []
+
+
+def test_a_child_that_ends_well_takes_its_leftovers_with_it(run_dir: Path) -> None:
+    run = RunDir.create(run_dir, ChildConfig(then="end"))
+    result = asyncio.run(launch.run_child("family", run))
+    assert result.status == "done"
+    assert alive(json.loads((run_dir / "pids.json").read_text())) == []
+
+
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from models.rundir import RunDir
+from tasks.launch import run_child
+asyncio.run(run_child("family", RunDir.open(Path(sys.argv[1]))))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_process_outlives_a_parent_that_is_ended_by_a_signal(
+    run_dir: Path, number: signal.Signals
+) -> None:
+    RunDir.create(run_dir, ChildConfig(then="wait"))
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(run_dir)], stderr=subprocess.DEVNULL)
+    try:
+        pids = wait_for_pids(run_dir)
+        supervisor = json.loads((run_dir / "process.json").read_text())["pid"]
+        os.kill(parent.pid, number)
+        parent.wait(timeout=30)
+    finally:
+        parent.kill()
+    assert_gone([*pids, supervisor], within_seconds=10)
+
+
+def test_two_children_run_together_only_when_allowed(work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def most_together(limit: str) -> int:
+        monkeypatch.setenv("VLM_R3_MAX_CHILDREN", limit)
+        running = most = 0
+
+        async def one() -> None:
+            nonlocal running, most
+            async with launch.free_cores(1):
+                running += 1
+                most = max(most, running)
+                await asyncio.sleep(0.05)
+                running -= 1
+
+        await asyncio.gather(*(one() for _ in range(4)))
+        return most
+
+    monkeypatch.setattr(launch, "_POLL_SECONDS", 0.01)
+    assert asyncio.run(most_together("1")) == 1
+    assert asyncio.run(most_together("3")) == 3
+
+
+def test_a_half_written_line_waits(tmp_path: Path) -> None:
+    path = tmp_path / "growing"
+    tail = launch.Tail(path)
+    assert tail.lines() == []
+    path.write_bytes(b'{"a": 1}\n{"b"')
+    assert tail.lines() == ['{"a": 1}']
+    with path.open("ab") as file:
+        file.write(b": 2}\n")
+    assert tail.lines() == ['{"b": 2}']
+    assert tail.lines() == []
