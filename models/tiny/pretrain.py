@@ -80,8 +80,18 @@ _JOINT = Stage(
 )
 _POLISH = replace(
     _JOINT,
-    steps=4000,
-    turns={"locate": 0.2, "read_crop": 0.5, "read": 0.02, "add": 0.02, "count": 0.2, "arithmetic": 0.06},
+    steps=2500,
+    turns={
+        "locate": 0.08,
+        "read_crop": 0.15,
+        "read": 0.02,
+        "add": 0.02,
+        "count": 0.15,
+        "arithmetic": 0.04,
+        "prose_locate": 0.25,
+        "prose_read": 0.25,
+        "prose_sum": 0.04,
+    },
     lr=1e-3,
 )
 

@@ -24,7 +24,8 @@ from models.tiny.pictures import encode_pictures, patches_of, smart_size, token_
 from models.tiny.tokenizer import build_tokenizer
 from models.tiny.warmup import sample_page, view_labels
 
-TURNS: dict[Turn, float] = {"locate": 1, "read_crop": 2, "read": 1, "add": 1, "count": 1, "arithmetic": 1}
+PLAIN: dict[Turn, float] = {"locate": 1, "read_crop": 2, "read": 1, "add": 1, "count": 1, "arithmetic": 1}
+TURNS: dict[Turn, float] = {**PLAIN, "prose_locate": 2, "prose_read": 2, "prose_sum": 1}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def sight() -> Sight:
 @pytest.fixture
 def lessons(encoder: Encoder, sight: Sight) -> list[Lesson]:
     rng = np.random.default_rng(0)
-    return [sample_lesson(sight, encoder, rng, TURNS, max_tokens=160) for _ in range(6)]
+    return [sample_lesson(sight, encoder, rng, TURNS, max_tokens=160) for _ in range(8)]
 
 
 def test_lessons_match_the_library_in_features_positions_and_logits(
@@ -76,12 +77,22 @@ def test_lessons_match_the_library_in_features_positions_and_logits(
         assert torch.allclose(model.lm_head(hidden)[mask], output.logits[mask], atol=1e-4)
 
 
-def test_only_answers_are_learned(encoder: Encoder, lessons: list[Lesson]) -> None:
-    for lesson in lessons:
+def test_plain_turns_teach_the_answer_with_its_end(encoder: Encoder, sight: Sight) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        lesson = sample_lesson(sight, encoder, rng, PLAIN, max_tokens=160)
         text = encoder.tokenizer.decode(lesson.ids)
         learned = [token for token, weight in zip(lesson.ids, lesson.weights) if weight > 0]
         assert "<|im_start|>" not in encoder.tokenizer.decode(learned)
         assert learned.count(encoder.end_token) == text.count("<|im_start|>assistant\n")
+
+
+def test_random_words_are_context_and_never_answers(encoder: Encoder, lessons: list[Lesson]) -> None:
+    words = set(encoder.prose.tolist())
+    for lesson in lessons:
+        assert len(lesson.ids) <= 160
+        learned = {token for token, weight in zip(lesson.ids, lesson.weights) if weight > 0}
+        assert not learned & words
 
 
 def test_the_base_never_sees_the_protocol(encoder: Encoder, lessons: list[Lesson]) -> None:
