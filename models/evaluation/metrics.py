@@ -102,7 +102,7 @@ def summarise(predictions: Sequence[Prediction], *, pixel_factor: int) -> Scores
     """
     scored = [p for p in predictions if p.is_scored]
     num_correct = sum(p.correct is True for p in scored)
-    looks = [p for p in scored if p.needs_look]
+    looks = [p for p in scored if p.needs_look and p.style == "look-again"]
     crops = [crop for p in scored for crop in p.transcript.crops]
     return Scores(
         num_scored=len(scored),

@@ -16,6 +16,7 @@ TEXT_WIDTH = 150
 # More kinds than this do not fit; CSV and metrics.json have them all.
 MAX_KIND_COLUMNS = 4
 _NONE = "-"
+WARNING = "WARNING"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ def describe(results: Results, comparison: Comparison) -> str:
 def legend(results: Results) -> list[str]:
     """What the columns mean, and a warning for every variant in which attempts failed on our side."""
     warnings = [
-        f"WARNING: {variant.label}: {broken} attempts failed on our side: unscored, missing from its rates."
+        f"{WARNING}: {variant.label}: {broken} attempts failed on our side: unscored, missing from its rates."
         for variant in results.variants
         if (broken := variant.overall.num_unscored + (variant.sampled.num_unscored if variant.sampled else 0))
     ]

@@ -1,0 +1,252 @@
+"""The report: everything in it, nothing from outside, nothing unescaped."""
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from models.errors import ScoringError
+from models.evaluation.gallery import GalleryRow, choose
+from models.evaluation.predictions import write_predictions
+from models.evaluation.report import render, write_report
+from models.evaluation.report_inputs import Check, Fact, Panel, Promotion, ReportInputs, StageTime
+from models.records import write_questions
+
+RIGHT = ('<think>I look {"bbox_2d": [10, 10, 20, 20]}', " It says K7.</think><answer>K7</answer>")
+WRONG = ('<think>I look {"bbox_2d": [60, 60, 80, 80]}', " It says T1.</think><answer>T1</answer>")
+REFUSED = ('<think>{"bbox_2d": [20, 20, 10, 10]}', "</think><answer>K1</answer>")
+
+
+@pytest.fixture
+def inputs(results, look, make_question, make_prediction, tmp_path) -> ReportInputs:
+    """Six questions; R-GRPO answers five, SFT the last two; one trajectory has a refused box."""
+    questions = [make_question(f"q{i}") for i in range(6)]
+    write_questions(tmp_path / "test.parquet", questions)
+    attempts = {
+        "rgrpo": [make_prediction(*(RIGHT if i else REFUSED), question=q) for i, q in enumerate(questions)],
+        "sft": [make_prediction(*(RIGHT if i > 3 else WRONG), question=q) for i, q in enumerate(questions)],
+    }
+    for name, predictions in attempts.items():
+        write_predictions(tmp_path / f"{name}.parquet", predictions)
+    return ReportInputs(
+        title="VLM-R3: preset tiny, seed 0",
+        results=results,
+        headline=("rgrpo", "sft"),
+        promotion=Promotion(
+            False, "vlm-r3 version 2", ("gain over champion: lower end -0.4 points, not above 0",)
+        ),
+        look=look,
+        questions_path=tmp_path / "test.parquet",
+        predictions={name: tmp_path / f"{name}.parquet" for name in attempts},
+        facts=(Fact("git commit", "c218138"),),
+        validation=(
+            Check("boxes lie inside the picture", True),
+            Check("no leaked answer", False, "3: a, b, c"),
+        ),
+        data=(Fact("accepted rationales", "1933", "80.5 %"),),
+        stages=(StageTime("sft", 121.4), StageTime("rgrpo", 260.0, "from the cache")),
+        sft_metrics=[{"step": 1, "time": 0.0, "sft/loss": 2.0}, {"step": 2, "time": 1.0, "sft/loss": 1.5}],
+        rgrpo_metrics=[{"step": 1, "rgrpo/reward": 1.0}, {"step": 1, "rgrpo/reward": 1.25}],
+        rgrpo_panels=(Panel("R-GRPO: reward", (("rgrpo/reward", "total"), ("rgrpo/absent", "absent"))),),
+    )
+
+
+class Page(HTMLParser):
+    """The tags, the text and the gallery of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._inside: str | None = None
+        self.gallery: dict[str, Any] = {}
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._inside = dict(attrs).get("id") if tag == "script" else tag
+
+    def handle_endtag(self, tag):
+        self._inside = None
+
+    def handle_data(self, data):
+        if self._inside == "gallery-data":
+            self.gallery = json.loads(data)
+        elif self._inside != "style":
+            self.text += data
+
+
+def test_the_outcome_comes_first_with_interval_and_promotion(inputs):
+    text = Page(render(inputs)).text
+    assert "R-GRPO is better than SFT." in text
+    assert "+15.2 points of accuracy, 95 % interval +11.0 to +19.3, on the same 600 questions." in text
+    assert "Not promoted: vlm-r3 version 2" in text
+    assert "lower end -0.4 points, not above 0" in text
+    places = [
+        text.index(words) for words in ("R-GRPO is better", "Not promoted", "Held-out questions", "SFT: loss")
+    ]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (-0.19, -0.11, "R-GRPO is worse than SFT."),
+        (-0.01, 0.3, "No clear difference between R-GRPO and SFT."),
+    ],
+)
+def test_the_outcome_follows_the_interval(inputs, low, high, words):
+    first, *others = inputs.results.comparisons
+    changed = first.model_copy(
+        update={"difference": first.difference.model_copy(update={"low": low, "high": high})}
+    )
+    results = inputs.results.model_copy(update={"comparisons": (changed, *others)})
+    assert words in render(replace(inputs, results=results))
+
+
+def test_every_section_is_there(inputs):
+    page = Page(render(inputs))
+    for words in (
+        "no crop injected",
+        "13.2x9.4",
+        "R-GRPO: reward",
+        "SFT: loss per token",
+        "no leaked answer",
+        "3: a, b, c",
+        "Validation of the rationales: 1 failed",
+        "accepted rationales",
+        "80.5 %",
+        "6 min 21 s in all",
+        "from the cache",
+        "c218138",
+    ):
+        assert words in page.text, words
+    landmarks = {tag for tag, _ in page.tags}
+    assert {"header", "nav", "main", "footer"} <= landmarks
+    (language,) = [attributes["lang"] for tag, attributes in page.tags if tag == "html"]
+    assert language == "en"
+
+
+def test_the_last_line_of_a_step_counts_in_a_curve(inputs):
+    labels = [a.get("aria-label") or "" for tag, a in Page(render(inputs)).tags if tag == "svg"]
+    (reward,) = [label for label in labels if label.startswith("R-GRPO: reward")]
+    assert reward == "R-GRPO: reward. total: from 1.25 to 1.25, lowest 1.25, highest 1.25"
+
+
+def test_nothing_is_loaded_from_outside(inputs):
+    page = render(inputs)
+    assert re.findall(r"(?:https?:)?//[a-z]", page.replace("data:image", ""), re.IGNORECASE) == []
+    assert "@import" not in page
+    assert "url(" not in page
+    for tag, attributes in Page(page).tags:
+        for name in ("src", "href", "action", "data", "poster"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("#", "data:image/")), (tag, name, value)
+    policy = next(
+        a["content"] for _, a in Page(page).tags if a.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+
+
+def test_pictures_and_charts_have_words(inputs):
+    for tag, attributes in Page(render(inputs)).tags:
+        if tag == "svg":
+            assert attributes.get("role") == "img"
+            assert attributes.get("aria-label")
+        assert tag != "img" or attributes.get("alt")
+
+
+def test_the_gallery_holds_trajectories_with_boxes_crops_and_outcomes(inputs):
+    gallery = Page(render(inputs)).gallery
+    assert [variant["name"] for variant in gallery["variants"]] == ["sft", "rgrpo"]
+    assert gallery["headline"] == ["rgrpo", "sft"]
+    questions = {question["id"]: question for question in gallery["questions"]}
+    assert len(questions) == 6
+    question = questions["q4"]
+    assert question["gold"] == [[10.0, 10.0, 20.0, 20.0]]
+    assert question["size"] == [112, 112]
+    assert gallery["pictures"][question["view"]].startswith("data:image/png;base64,")
+    attempt = question["attempts"]["rgrpo"]
+    assert (attempt["right"], attempt["answer"], attempt["stop"], attempt["crops"]) == (
+        True,
+        "K7",
+        "answered",
+        1,
+    )
+    assert attempt["iou"] == 1.0
+    first, crop, last = attempt["parts"]
+    assert first["text"].endswith("[10, 10, 20, 20]}")
+    # 40 original pixels, zoomed to 80, smart-resized to 84: nine tokens.
+    assert (crop["size"], crop["tokens"]) == ([84, 84], 9)
+    assert crop["crop"] in gallery["pictures"]
+    assert last["text"].endswith("<answer>K7</answer>")
+    refused = questions["q0"]["attempts"]["rgrpo"]
+    assert refused["boxes"] == [{"at": [20.0, 20.0, 10.0, 10.0], "error": "inverted_box"}]
+    assert "note" in refused["parts"][1]
+
+
+def test_each_picture_is_embedded_once(inputs):
+    gallery = Page(render(inputs)).gallery
+    # All questions show the same picture; the crops are the right and the wrong region.
+    assert len(gallery["pictures"]) == 3
+
+
+def test_text_from_a_model_or_a_question_cannot_break_the_page(
+    inputs, make_question, make_prediction, tmp_path
+):
+    evil = "</script><script>alert(1)</script>{{facts}}"
+    question = replace(make_question("q0"), text=evil)
+    write_questions(tmp_path / "test.parquet", [question])
+    write_predictions(
+        tmp_path / "rgrpo.parquet", [make_prediction(f"{evil}<answer>K7</answer>", question=question)]
+    )
+    page = render(
+        replace(
+            inputs,
+            title="<b>title</b>",
+            facts=(Fact("<i>", evil),),
+            predictions={"rgrpo": tmp_path / "rgrpo.parquet"},
+        )
+    )
+    assert "<script>alert" not in page
+    assert "<b>title" not in page
+    parsed = Page(page)
+    assert [tag for tag, _ in parsed.tags].count("script") == 2
+    assert parsed.gallery["questions"][0]["text"] == evil
+
+
+def test_a_headline_that_was_not_compared_is_refused(inputs):
+    with pytest.raises(ScoringError, match=r"\('rgrpo', 'base'\) were not compared"):
+        render(replace(inputs, headline=("rgrpo", "base")))
+
+
+def test_the_page_is_written_and_small(inputs, tmp_path):
+    size = write_report(tmp_path / "out" / "report.html", inputs)
+    assert size == (tmp_path / "out" / "report.html").stat().st_size
+    assert size < 200_000
+
+
+def test_our_failures_are_shown_as_such(inputs, make_question, make_prediction, tmp_path):
+    broken = make_prediction(question=make_question("q0"))
+    write_predictions(tmp_path / "rgrpo.parquet", [broken])
+    gallery = Page(render(replace(inputs, predictions={"rgrpo": tmp_path / "rgrpo.parquet"}))).gallery
+    attempt = gallery["questions"][0]["attempts"]["rgrpo"]
+    assert (attempt["right"], attempt["stop"], attempt["detail"]) == (None, "engine_error", "lost the device")
+
+
+def test_kinds_and_outcomes_take_turns_in_the_gallery(make_prediction, make_question):
+    def row(name: str, right: str) -> GalleryRow:
+        attempts = {}
+        for i in range(8):
+            question = make_question(f"q{i}", kind="read" if i < 6 else "add")
+            attempts[question.id] = make_prediction(*(RIGHT if str(i) in right else WRONG), question=question)
+        return GalleryRow(name, name, "original", attempts)
+
+    # Both right: q0, q1, q2, q6. Gained: q3. Both wrong: q4, q5, q7.
+    chosen = choose([row("sft", "0126"), row("rgrpo", "01236")])
+    # First one question of each (kind, outcome), large groups first; then the second of each.
+    assert chosen == ["q0", "q4", "q3", "q6", "q7", "q1", "q5", "q2"]
