@@ -25,8 +25,8 @@ class Engines(Protocol):
     def open(self, model_path: Path) -> Engine:
         """A new engine with the weights of that folder."""
 
-    def reload(self, engine: Engine, model_path: Path) -> None:
-        """Give a running engine the weights of another folder of the same architecture."""
+    def reload(self, engine: Engine, model_path: Path) -> Engine:
+        """The engine with the weights of another folder of the same architecture; the old one is used up."""
 
 
 class EngineSwitch:
@@ -45,7 +45,7 @@ class EngineSwitch:
         if self._engine is None:
             self._engine = self._engines.open(model_path)
         elif self._model_path != model_path:
-            self._engines.reload(self._engine, model_path)
+            self._engine = self._engines.reload(self._engine, model_path)
         self._model_path = model_path
         log.info("engine ready for %s after %.1f s", model_path, time.monotonic() - started)
         return self._engine

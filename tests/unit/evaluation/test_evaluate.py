@@ -64,10 +64,11 @@ class RecordedEngines:
         self.opened.append(WeightedEngine(weights))
         return self.opened[-1]
 
-    def reload(self, engine: Engine, model_path: Path) -> None:
+    def reload(self, engine: Engine, model_path: Path) -> Engine:
         assert isinstance(engine, WeightedEngine)
         engine.weights = (model_path / "model.safetensors").read_text()
         self.calls.append(("reload", engine.weights))
+        return engine
 
 
 def model_folder(path: Path, weights: str, *, layers: int = 2) -> str:
