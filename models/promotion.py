@@ -67,8 +67,8 @@ def decide(
 ) -> Decision:
     """Judge the row ``challenger`` against the row ``baseline`` of one evaluation.
 
-    Raises ScoringError when one of the two rows, or their comparison, was not measured: that is our fault, not
-    a verdict on the model.
+    Raises ScoringError when one of the two rows, or their comparison, was not measured: that is our
+    fault, not a verdict on the model.
     """
     row = results.variant(challenger)
     comparison = results.comparison(challenger, baseline)

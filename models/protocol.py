@@ -62,7 +62,8 @@ def box_request(text: str) -> Box | BadJSON | None:
     numbers = found.get("bbox_2d")
     if not isinstance(numbers, list) or len(numbers) != 4 or not all(_is_number(value) for value in numbers):
         return BadJSON(literal)
-    return Box(*(float(value) for value in numbers), space="seen")
+    x1, y1, x2, y2 = map(float, numbers)
+    return Box(x1, y1, x2, y2, space="seen")
 
 
 def _opening_brace(text: str, end: int) -> int | None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
 from models.errors import RecordError
-from models.region import Box
+from models.region import Box, Space
 
 SCHEMA_VERSION = "vlir/1"
 
@@ -269,7 +269,7 @@ def _question(row: dict) -> Question:
         height=row["height"],
         text=row["text"],
         answers=tuple(row["answers"]),
-        gold_boxes=tuple(Box(*corners, space="original") for corners in row["gold_boxes"]),
+        gold_boxes=tuple(_box(corners, "original") for corners in row["gold_boxes"]),
         licence=row["licence"],
     )
 
@@ -295,7 +295,7 @@ def _record(row: dict) -> VLIRRecord:
     return VLIRRecord(
         question=_question(row),
         steps=tuple(
-            RationaleStep(step["text"], None if step["box"] is None else Box(*step["box"], space="seen"))
+            RationaleStep(step["text"], None if step["box"] is None else _box(step["box"], "seen"))
             for step in row["steps"]
         ),
         final_answer=row["final_answer"],
@@ -305,3 +305,8 @@ def _record(row: dict) -> VLIRRecord:
         verdicts=tuple(Verdict(**verdict) for verdict in json.loads(row["verdicts"])),
         reason=row["reason"],
     )
+
+
+def _box(corners: Sequence[float], space: Space) -> Box:
+    x1, y1, x2, y2 = corners
+    return Box(x1, y1, x2, y2, space)
