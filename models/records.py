@@ -214,7 +214,8 @@ def write_rows(
 def read_rows(path: Path, schema: pa.Schema, *, version: str = SCHEMA_VERSION) -> Iterator[dict]:
     """The rows of a Parquet file, or of a folder of them in name order.
 
-    Raises RecordError when there is none, when its schema version is not ``version``, or when a column is missing.
+    Raises RecordError when there is none, when its schema version is not ``version``, or when a column is
+    missing.
     """
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
