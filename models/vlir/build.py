@@ -39,7 +39,8 @@ MANIFEST = "manifest.json"
 TEACHER_NAME = "embedded"
 PROMPT_ID = "question"  # the bare question under the protocol's system prompt
 
-_QUESTIONS_PER_SHARD = 256
+# Small enough that progress moves every second or two.
+_QUESTIONS_PER_SHARD = 128
 # The held-out set is a benchmark: the same for every run, so that versions made from different seeds are
 # compared on the same questions.
 _EVALUATION_SEED = 0
