@@ -7,7 +7,7 @@ is the paper's, the section is named; every other default is our choice.
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, model_validator
 
 from models.errors import ConfigError
 from models.protocol import SYSTEM_PROMPT
@@ -53,6 +53,11 @@ class Look(Config):
         "original", description="What a box is answered with; others are ablations."
     )
     system: str | None = Field(SYSTEM_PROMPT, description="System prompt (paper 3.2).")
+
+    @field_serializer("end_on")
+    def _in_order(self, end_on: frozenset[TurnError]) -> list[str]:
+        """A set has no order of its own; a configuration file must not differ from run to run."""
+        return sorted(end_on)
 
     @property
     def budget(self) -> PixelBudget:
