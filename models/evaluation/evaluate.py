@@ -105,7 +105,7 @@ def questions_digest(questions: Iterable[Question]) -> str:
     """sha256 over what defines the questions: ids, kinds, pictures, texts, answers and gold boxes."""
     digest = hashlib.sha256()
     for question in questions:
-        boxes = [box.corners() for box in question.gold_boxes]
+        boxes = [[float(value) for value in box.corners()] for box in question.gold_boxes]
         parts = [question.id, question.kind, question.image_sha256, question.text, question.answers, boxes]
         digest.update(json.dumps(parts).encode())
     return digest.hexdigest()

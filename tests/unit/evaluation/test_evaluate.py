@@ -14,7 +14,7 @@ from models.evaluation.evaluate import evaluate, in_fixed_order, questions_diges
 from models.evaluation.predictions import read_predictions
 from models.evaluation.results import Results
 from models.evaluation.switch import architecture, folder_digest
-from models.records import Question
+from models.records import Question, read_questions, write_questions
 from models.rundir import RunDir
 from models.trajectory import CropSpan, GenerationRequest, Piece, SampledSpan
 
@@ -274,6 +274,8 @@ def test_digests_follow_content(tmp_path, questions, make_question):
     assert folder_digest(one) != folder_digest(two)
     assert architecture(one) == architecture(two)
     assert questions_digest(questions) != questions_digest(questions[:-1])
+    write_questions(tmp_path / "questions.parquet", questions)
+    assert questions_digest(read_questions(tmp_path / "questions.parquet")) == questions_digest(questions)
     assert questions_digest([make_question()]) != questions_digest([make_question(answer="K1")])
 
 
