@@ -54,19 +54,21 @@ async def run_child(
     *,
     num_ranks: int = 1,
     num_threads: int = 0,
+    on_start: Callable[[], None] = lambda: None,
     on_line: Callable[[str], None] = lambda line: None,
     on_metrics: Callable[[Mapping[str, Any]], None] = lambda line: None,
 ) -> Result:
     """The result of ``python -m module RUN_DIR``, on ``num_ranks`` ranks, once it has ended well.
 
-    It waits for free cores first. ``on_line`` gets its output line by line, ``on_metrics`` the lines of
-    ``metrics.jsonl``. Raises LaunchError with the end of the log when it failed; however this coroutine is
-    left, no process stays behind.
+    It waits for free cores first (``num_threads`` 0 wants all of them), then calls ``on_start``. ``on_line``
+    gets its output line by line, ``on_metrics`` the lines of ``metrics.jsonl``. Raises LaunchError with the end
+    of the log when it failed; however this coroutine is left, no process stays behind.
     """
     log = run.path / "log.txt"
     (run.path / "result.json").unlink(missing_ok=True)
     environment = child_environment(num_threads=num_threads, bin_folder=_BIN)
-    async with free_cores(num_ranks * max(num_threads, 1)):
+    async with free_cores(num_ranks * (num_threads or num_cores())):
+        on_start()
         with log.open("ab") as output:
             process = start(_command(module, run, num_ranks), output=output, environment=environment)
         (run.path / "process.json").write_text(json.dumps({"pid": process.pid, "started": time.time()}))

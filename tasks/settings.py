@@ -15,6 +15,7 @@ from models.errors import ConfigError
 WORK_DIR = "VLM_R3_WORK_DIR"
 ARTIFACTS = "VLM_R3_ARTIFACTS"
 MAX_CHILDREN = "VLM_R3_MAX_CHILDREN"
+REFRESH = "PREFECT_TASKS_REFRESH_CACHE"
 
 # What a second heavy child needs free before it may start beside the first. Measured with preset tiny: an
 # R-GRPO child (DeepSpeed and vLLM in one process) peaks near 2.5 GiB.
@@ -23,13 +24,17 @@ MEMORY_PER_CHILD_GIB = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The places of a run. ``max_children`` 0 means: decide from cores and free memory."""
+    """The places of a run. ``max_children`` 0 means: decide from cores and free memory.
+
+    ``refresh`` makes every stage again, whatever the cache holds.
+    """
 
     work_dir: Path
     artifacts: str
     tracking_uri: str
     prefect_api_url: str
     max_children: int
+    refresh: bool
 
     @classmethod
     def read(cls) -> "Settings":
@@ -41,6 +46,7 @@ class Settings:
             tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{work_dir / 'mlflow.db'}",
             prefect_api_url=os.environ.get("PREFECT_API_URL", ""),
             max_children=_count(MAX_CHILDREN),
+            refresh=os.environ.get(REFRESH, "").lower() in ("1", "true"),
         )
 
     @property
@@ -59,7 +65,9 @@ class Settings:
         return self.work_dir / "mlflow"
 
 
-def prepare(work_dir: Path | None = None, *, prefect_api_url: str | None = None) -> Settings:
+def prepare(
+    work_dir: Path | None = None, *, prefect_api_url: str | None = None, refresh: bool = False
+) -> Settings:
     """Fix the work directory and the quiet defaults of third parties, for this process and its children.
 
     Must run before Prefect or MLflow is imported: both read their settings once. Values that the user set
@@ -69,6 +77,8 @@ def prepare(work_dir: Path | None = None, *, prefect_api_url: str | None = None)
         os.environ[WORK_DIR] = str(work_dir.absolute())
     if prefect_api_url is not None:
         os.environ["PREFECT_API_URL"] = prefect_api_url
+    if refresh:
+        os.environ[REFRESH] = "true"
     settings = Settings.read()
     os.environ[WORK_DIR] = str(settings.work_dir)
     for name, value in _defaults(settings).items():

@@ -1,0 +1,60 @@
+"""The whole factory: data, gate, training with controls, evaluation, registry, promotion, report."""
+
+from prefect import flow
+from pydantic import BaseModel, ConfigDict
+
+from flows.build_vlir import build_vlir
+from flows.evaluate import evaluate
+from flows.promote import promote
+from flows.training import train_models
+from flows.validate import validate
+from models.presets import load_preset
+from tasks.evidence import evidence_of
+from tasks.registry import Verdict, register
+from tasks.report import closing_table, report, stage_times
+from tasks.stage import perform, pipeline_run
+from tasks.training import base_model
+
+
+class Outcome(BaseModel):
+    """What a run came to, for the person who started it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    table: str
+    stage_seconds: dict[str, float]
+    verdict: Verdict
+    report: str
+    tracking_run: str
+
+
+@flow(name="pipeline")
+async def pipeline(preset: str = "tiny", overrides: list[str] | None = None) -> Outcome:
+    """Run a preset to the end. Raises GateError when the data may not be trained on."""
+    run = load_preset(preset, overrides or ())
+    with pipeline_run(run) as parent:
+        data = await build_vlir(preset, overrides, parent=parent)
+        checked = await validate(preset, overrides, data=data, parent=parent)
+        models = await train_models(preset, overrides, data, parent)
+        measured = await evaluate(preset, overrides, data=data, models=models, parent=parent)
+        outputs = {"build_vlir": data, "validate": checked, **models, "evaluate": measured}
+        model = models["rgrpo"].artifacts["model"]
+        evidence = evidence_of(run, base=base_model(run.model), outputs=outputs, model=model, parent=parent)
+        version = await perform(register, label="register", parent=parent, model=model, evidence=evidence)
+        verdict = await promote(preset, overrides, version=version.number, parent=parent)
+        page = await perform(
+            report,
+            label="report",
+            parent=parent,
+            preset=run,
+            outputs=outputs,
+            version=version,
+            verdict=verdict,
+        )
+    return Outcome(
+        table=closing_table(outputs),
+        stage_seconds={found.name: found.seconds for found in stage_times(outputs)},
+        verdict=verdict,
+        report=page,
+        tracking_run=parent,
+    )

@@ -1,0 +1,42 @@
+"""Stage rgrpo: region-conditioned policy optimisation (paper 3.3, A.3)."""
+
+from prefect import flow
+
+from flows.build_vlir import build_vlir
+from flows.sft import sft
+from flows.validate import validate
+from models.presets import load_preset
+from tasks.artifacts import ArtifactRef
+from tasks.stage import StageOutput, perform
+from tasks.training import train_rgrpo
+
+
+@flow(name="rgrpo")
+async def rgrpo(
+    preset: str = "tiny",
+    overrides: list[str] | None = None,
+    data: StageOutput | None = None,
+    model: ArtifactRef | None = None,
+    label: str = "rgrpo",
+    parent: str = "",
+) -> StageOutput:
+    """Improve a model; artifact ``model``. It starts from ``model``, by default what the stage sft made."""
+    run = load_preset(preset, overrides or ())
+    if data is None:
+        data = await build_vlir(preset, overrides, parent=parent)
+        await validate(preset, overrides, data=data, parent=parent)
+    if model is None:
+        model = (await sft(preset, overrides, data=data, parent=parent)).artifacts["model"]
+    output: StageOutput = await perform(
+        train_rgrpo,
+        label=label,
+        parent=parent,
+        model=model,
+        data=data.artifacts["data"],
+        config=run.rgrpo,
+        engine=run.engine,
+        look=run.look,
+        freeze_vision=run.model.freeze_vision,
+        seed=run.seed,
+    )
+    return output

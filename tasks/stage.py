@@ -1,0 +1,186 @@
+"""What every stage does around its work: a run directory, a tracked run, the display, the store.
+
+A task that does heavy work opens a :class:`StageRun`, has a child do the work, publishes what came out and
+returns a :class:`StageOutput`, the one thing that is cached.
+"""
+
+import hashlib
+import logging
+import shutil
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect import Task
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.logging import get_run_logger
+from pydantic import BaseModel, ConfigDict
+
+from models.config import Preset
+from models.rundir import Result, RunDir
+from tasks import tracking
+from tasks.artifacts import ArtifactRef, Store, open_store
+from tasks.caching import code_version
+from tasks.launch import run_child
+from tasks.progress import board
+from tasks.settings import Settings
+
+# What is kept of a run directory beside its product: enough to read how it went.
+RECORD_FILES = ("config.json", "metrics.jsonl", "result.json", "log.txt")
+
+
+class StageOutput(BaseModel):
+    """What a stage made: artifacts by name, closing numbers, seconds of work, and its tracked run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    artifacts: dict[str, ArtifactRef]
+    metrics: dict[str, float] = {}
+    seconds: float
+    tracking_run: str = ""
+
+
+class StageRun:
+    """One execution of a stage, inside its Prefect task."""
+
+    def __init__(self, settings: Settings, tracked: tracking.TrackedRun, *, stage: str, label: str) -> None:
+        self.settings = settings
+        self.store: Store = open_store(settings.artifacts)
+        self.tracked = tracked
+        self._stage = stage
+        self._label = label
+
+    async def child(
+        self,
+        module: str,
+        config: BaseModel,
+        *,
+        inputs: Iterable[ArtifactRef],
+        num_ranks: int = 1,
+        num_threads: int = 0,
+    ) -> tuple[RunDir, Result]:
+        """The run directory and result of ``python -m module``; an unfinished earlier run goes on."""
+        run = self.directory(module, config, inputs)
+        if _is_done(run):
+            return run, run.result()
+        log = _logger()
+        result = await run_child(
+            module,
+            run,
+            num_ranks=num_ranks,
+            num_threads=num_threads,
+            on_start=lambda: board().start(self._label),
+            on_line=log.info,
+            on_metrics=self.measured,
+        )
+        return run, result
+
+    def directory(self, module: str, config: BaseModel, inputs: Iterable[ArtifactRef]) -> RunDir:
+        """The run directory of this work: the same inputs, configuration and code give the same one."""
+        parts = [config.model_dump_json(), code_version(module), *(ref.sha256 for ref in inputs)]
+        digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        path = self.settings.runs / f"{self._label}-{digest[:12]}"
+        if self.settings.refresh:
+            shutil.rmtree(path, ignore_errors=True)
+        return RunDir.create(path, config)
+
+    def measured(self, line: Mapping[str, Any]) -> None:
+        """Show and track one line of metrics."""
+        board().update(self._label, line)
+        self.tracked.forward(line)
+
+    def publish(self, run: RunDir, paths: Iterable[str], *, kind: str) -> ArtifactRef:
+        """Keep files and folders of the run directory as one artifact; a single folder is kept as it is."""
+        chosen = list(paths)
+        folder = run.path / chosen[0]
+        if len(chosen) > 1 or not folder.is_dir():
+            folder = _gathered(run.path, chosen, name=f"{kind}.kept")
+        return self.store.publish(folder, stage=self._stage, kind=kind)
+
+    def output(self, run: RunDir, result: Result, artifacts: Mapping[str, ArtifactRef]) -> StageOutput:
+        """What the task returns; the run's own record becomes an artifact too, and goes to the tracker."""
+        record = self.publish(
+            run, [name for name in RECORD_FILES if (run.path / name).exists()], kind="record"
+        )
+        for name in RECORD_FILES:
+            if (run.path / name).exists():
+                self.tracked.log_file(run.path / name)
+        self.tracked.log({name: value for name, value in result.metrics.items() if "/" in name})
+        self.tracked.tag({f"artifact.{name}": f"{ref.uri}#{ref.sha256}" for name, ref in artifacts.items()})
+        return StageOutput(
+            artifacts={**artifacts, "record": record},
+            metrics=result.metrics,
+            seconds=result.seconds,
+            tracking_run=self.tracked.id,
+        )
+
+
+@asynccontextmanager
+async def stage_run(
+    stage: str, *, label: str = "", parent: str = "", params: Mapping[str, Any]
+) -> AsyncIterator[StageRun]:
+    """A stage's work around a block, tracked as a run nested under ``parent``."""
+    settings = Settings.read()
+    board().start(label or stage)
+    tags = {"stage": stage, **_prefect_tags()}
+    with tracking.tracked_run(settings, label or stage, parent=parent, params=params, tags=tags) as tracked:
+        yield StageRun(settings, tracked, stage=stage, label=label or stage)
+
+
+async def perform(task: Task[..., Any], *, label: str, parent: str, **inputs: Any) -> Any:
+    """The task's result, shown on the board and noted in the pipeline's tracked run; cached or made now."""
+    with board().stage(label) as row:
+        row.is_cached = bool(task.persist_result)  # until its work starts
+        output = await task(**inputs, label=label, parent=parent)
+    if parent and isinstance(output, StageOutput):
+        source = "cache" if row.is_cached else "run"
+        tags = {f"stage.{label}": output.tracking_run, f"stage.{label}.from": source}
+        tracking.TrackedRun(Settings.read(), parent).tag(tags)
+    return output
+
+
+@contextmanager
+def pipeline_run(preset: Preset) -> Iterator[str]:
+    """The tracked run that the stages of a block nest under; gives its id."""
+    settings = Settings.read()
+    tags = {"stage": "pipeline", "preset": preset.name}
+    with tracking.tracked_run(
+        settings, f"pipeline {preset.name}", params=preset.model_dump(), tags=tags
+    ) as run:
+        yield run.id
+
+
+def read_store() -> Store:
+    """The configured store."""
+    return open_store(Settings.read().artifacts)
+
+
+def _is_done(run: RunDir) -> bool:
+    return (run.path / "result.json").is_file() and run.result().status == "done"
+
+
+def _gathered(root: Path, paths: Iterable[str], *, name: str) -> Path:
+    target = root / name
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    for path in paths:
+        source = root / path
+        if source.is_dir():
+            shutil.copytree(source, target / path)
+        else:
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target / path)
+    return target
+
+
+def _logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
+    """Prefect's run logger inside a run, so that a child's lines appear in its UI."""
+    inside = TaskRunContext.get() or FlowRunContext.get()
+    return get_run_logger() if inside else logging.getLogger(__name__)
+
+
+def _prefect_tags() -> dict[str, str]:
+    context = TaskRunContext.get()
+    run = context.task_run if context else None
+    return {"prefect.flow_run_id": str(run.flow_run_id)} if run and run.flow_run_id else {}

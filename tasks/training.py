@@ -1,0 +1,99 @@
+"""Tasks of the stages sft and rgrpo: train in a child process, keep the model."""
+
+from prefect import task
+
+from models.config import (
+    EngineConfig,
+    Look,
+    ModelConfig,
+    RGRPOConfig,
+    RGRPORun,
+    SFTConfig,
+    SFTRun,
+    resolve_model_path,
+)
+from models.vlir.build import QUESTIONS, RECORDS, VALIDATION
+from tasks.artifacts import ArtifactRef, reference
+from tasks.caching import cached
+from tasks.stage import StageOutput, stage_run
+
+_SFT = "models.sft.train"
+_RGRPO = "models.rgrpo.train"
+
+
+def training_seconds(output: StageOutput) -> float:
+    """How long R-GRPO trained, rollouts included and loading left out: what equal time means."""
+    return output.metrics["rgrpo/train_seconds"]
+
+
+def base_model(config: ModelConfig) -> ArtifactRef:
+    """The base model where it lies, with the digest of its files."""
+    return reference(resolve_model_path(config.path), kind="model")
+
+
+@task(**cached("sft", _SFT))
+async def train_sft(
+    model: ArtifactRef,
+    data: ArtifactRef,
+    config: SFTConfig,
+    look: Look,
+    freeze_vision: bool,
+    seed: int,
+    label: str = "sft",
+    parent: str = "",
+) -> StageOutput:
+    """A model fine-tuned on the rationales; artifact ``model``."""
+    async with stage_run("sft", label=label, parent=parent, params=config.model_dump()) as stage:
+        folder = stage.store.fetch(data)
+        request = SFTRun(
+            model_path=str(stage.store.fetch(model)),
+            records_path=str(folder / RECORDS),
+            validation_path=str(folder / VALIDATION),
+            look=look,
+            sft=config,
+            freeze_vision=freeze_vision,
+            seed=seed,
+        )
+        run, result = await stage.child(
+            _SFT,
+            request,
+            inputs=(model, data),
+            num_ranks=config.num_ranks,
+            num_threads=config.num_threads,
+        )
+        trained = stage.publish(run, [result.artifacts["model"]], kind="model")
+        return stage.output(run, result, {"model": trained})
+
+
+@task(**cached("rgrpo", _RGRPO))
+async def train_rgrpo(
+    model: ArtifactRef,
+    data: ArtifactRef,
+    config: RGRPOConfig,
+    engine: EngineConfig,
+    look: Look,
+    freeze_vision: bool,
+    seed: int,
+    label: str = "rgrpo",
+    parent: str = "",
+) -> StageOutput:
+    """A model improved by R-GRPO on the training questions; artifact ``model``."""
+    async with stage_run("rgrpo", label=label, parent=parent, params=config.model_dump()) as stage:
+        request = RGRPORun(
+            model_path=str(stage.store.fetch(model)),
+            questions_path=str(stage.store.fetch(data) / QUESTIONS / "train.parquet"),
+            look=look,
+            rgrpo=config,
+            engine=engine,
+            freeze_vision=freeze_vision,
+            seed=seed,
+        )
+        run, result = await stage.child(
+            _RGRPO,
+            request,
+            inputs=(model, data),
+            num_ranks=config.num_ranks,
+            num_threads=config.num_threads,
+        )
+        trained = stage.publish(run, [result.artifacts["model"]], kind="model")
+        return stage.output(run, result, {"model": trained})
