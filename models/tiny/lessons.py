@@ -27,7 +27,16 @@ from models.tiny.tokenizer import END_TOKEN, PAD_TOKEN, token_id
 CropKind = Literal["tight", "card", "loose"]
 CROP_KINDS: tuple[CropKind, ...] = ("tight", "card", "loose")
 Turn = Literal[
-    "locate", "read_crop", "read", "add", "count", "arithmetic", "prose_locate", "prose_read", "prose_sum"
+    "locate",
+    "read_crop",
+    "read",
+    "add",
+    "count",
+    "arithmetic",
+    "prose_locate",
+    "prose_read",
+    "prose_count",
+    "prose_sum",
 ]
 
 NUM_CELLS = (world.PICTURE_SIZE // world.CELL_SIZE) ** 2  # also the number of visual tokens of the view
@@ -35,6 +44,7 @@ NUM_CELLS = (world.PICTURE_SIZE // world.CELL_SIZE) ** 2  # also the number of v
 _LONGEST_TURN = 56  # tokens: two boxes in prose, or two large crops
 _NEED_NO_VIEW = ("read_crop", "arithmetic", "prose_read", "prose_sum")
 _GUESS_WEIGHT = 0.2  # the answer cannot be known, so a full weight would only add noise
+_COUNT_WEIGHT = 4.0  # one token of a long lesson, and the slowest to learn
 _FIRST_CORNER_WEIGHT = 2.0  # x1 and y1 carry the binding; x2 and y2 follow from them
 
 
@@ -170,6 +180,8 @@ def sample_lesson(
             _add_prose_sum_turn(lesson, rng)
         elif kind == "count":
             _add_count_turn(lesson, sight.scene, first_key)
+        elif kind == "prose_count":
+            _add_count_turn(lesson, sight.scene, first_key, rng)
         else:
             question = world.ask(sight.scene, kind, rng)
             lesson.text(question.text).ask().answer(question.answer, _GUESS_WEIGHT)
@@ -203,7 +215,7 @@ def _append_box(lesson: Lesson, card: world.Card, first_key: int, *, opening_wei
 def _add_prose_locate_turn(
     lesson: Lesson, scene: world.Scene, first_key: int, rng: np.random.Generator
 ) -> None:
-    """Name one or two cards in random words; the box is of the card whose colour was named last."""
+    """Name one or two cards in random words; the answer names them in the same order, each with its box."""
     cards = [
         scene.cards[int(index)] for index in rng.permutation(len(scene.cards))[: int(rng.integers(1, 3))]
     ]
@@ -211,10 +223,10 @@ def _add_prose_locate_turn(
         lesson.prose(rng, 0, 3).text(f" {card.color}")
     lesson.prose(rng, 0, 3).ask()
     answer_names_card = len(cards) > 1 or rng.random() < 0.7
-    for card in (cards[int(index)] for index in rng.permutation(len(cards))):
+    for card in cards:
         lesson.prose(rng, 0, 4)
         if answer_names_card:
-            lesson.text(f" {card.color}").prose(rng, 1, 3)
+            lesson.text(f" {card.color}", 1.0).prose(rng, 1, 3)
         _append_box(lesson, card, first_key, opening_weight=0.0)
     lesson.text(END_TOKEN)
 
@@ -238,21 +250,29 @@ def _add_prose_read_turn(lesson: Lesson, sight: Sight, rng: np.random.Generator)
 
 
 def _add_prose_sum_turn(lesson: Lesson, rng: np.random.Generator) -> None:
-    """Write out a sum of two digits after random words."""
-    first, second = int(rng.integers(10)), int(rng.integers(10))
-    lesson.prose(rng, 1, 4).text(str(first)).prose(rng, 1, 3).text(str(second)).ask().prose(rng, 0, 2)
-    lesson.text(f" {first} + ").text(str(second), 1.0).text(" = ").text(str(first + second), 1.0).text(
-        END_TOKEN
-    )
+    """Two codes among random words; the answer adds their digits."""
+    letters = [world.LETTERS[int(index)] for index in rng.integers(len(world.LETTERS), size=2)]
+    first, second = (int(digit) for digit in rng.integers(10, size=2))
+    lesson.prose(rng, 1, 4).text(f"{letters[0]}{first}").prose(rng, 1, 3).text(f"{letters[1]}{second}")
+    lesson.prose(rng, 0, 1).ask().prose(rng, 0, 2)
+    for word, number in ((" ", first), (" + ", second), (" = ", first + second)):
+        lesson.text(word).text(str(number), 1.0)
+    lesson.text(END_TOKEN)
 
 
-def _add_count_turn(lesson: Lesson, scene: world.Scene, first_key: int) -> None:
-    """Ask for the number of cards in the view whose visual tokens start at ``first_key``."""
-    lesson.text(phrases.count_question()).ask()
+def _add_count_turn(
+    lesson: Lesson, scene: world.Scene, first_key: int, rng: np.random.Generator | None = None
+) -> None:
+    """Ask for the number of cards in the view; with random words around it where ``rng`` is given."""
+    lesson.text(phrases.count_question())
+    if rng is None:
+        lesson.ask()
+    else:
+        lesson.prose(rng, 0, 2).ask().prose(rng, 0, 3)
     # Attention is an average, so a number can only be felt by looking at every cell alike.
     everywhere = np.full(NUM_CELLS, 1 / NUM_CELLS, np.float32)
     lesson.gazes.append(Gaze(len(lesson.ids) - 1, first_key, everywhere, LOCATE_HEADS))
-    lesson.answer(str(len(scene.cards)), 1.0)
+    lesson.text(str(len(scene.cards)), _COUNT_WEIGHT).text(END_TOKEN, 1.0 if rng is None else 0.0)
 
 
 def _add_read_crop_turn(lesson: Lesson, sight: Sight, rng: np.random.Generator) -> None:

@@ -80,17 +80,18 @@ _JOINT = Stage(
 )
 _POLISH = replace(
     _JOINT,
-    steps=2500,
+    steps=1800,
     turns={
         "locate": 0.08,
-        "read_crop": 0.15,
+        "read_crop": 0.14,
         "read": 0.02,
         "add": 0.02,
-        "count": 0.15,
-        "arithmetic": 0.04,
+        "count": 0.1,
+        "arithmetic": 0.06,
         "prose_locate": 0.25,
-        "prose_read": 0.25,
-        "prose_sum": 0.04,
+        "prose_read": 0.2,
+        "prose_count": 0.07,
+        "prose_sum": 0.06,
     },
     lr=1e-3,
 )
