@@ -1,15 +1,17 @@
-"""A random tiny Qwen2.5-VL in Hugging Face layout: the real classes, made in a second."""
+"""A random tiny Qwen2.5-VL in Hugging Face layout (the real classes, made in a second), and turns for it."""
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
-from models._compat import declare_torchvision_operators
+from models.encoding import Encoder  # before transformers: it declares torchvision's operators
+from models.region import Box, Picture
 from models.tiny.tokenizer import build_tokenizer
+from models.trajectory import BoxEvent, CropSpan, Prompt, SampledSpan, Span, StopReason, Trajectory
 
-declare_torchvision_operators()
-
-from transformers import (  # noqa: E402
+from transformers import (  # isort: skip
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
@@ -78,3 +80,35 @@ def save_random_model(folder: Path, *, tied: bool, seed: int = 0) -> Path:
     )
     processor.save_pretrained(folder)
     return folder
+
+
+def picture(width: int, height: int, *, seed: int = 0) -> Picture:
+    """A picture of coloured noise; both sides must be multiples of 28."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return Picture.of(Image.fromarray(pixels))
+
+
+def sampled(encoder: Encoder, text: str, *, version: int = 3) -> SampledSpan:
+    """A span as an engine reports it: ids of the text, and a different log-prob for every token."""
+    ids = encoder.tokenize(text)
+    return SampledSpan(text, ids, tuple(-0.1 * (i + 1) for i in range(len(ids))), version)
+
+
+def turn_with_crops(encoder: Encoder, num_crops: int) -> tuple[Span, ...]:
+    """An assistant's turn that looks ``num_crops`` times, at crops of different shapes, and answers."""
+    spans: list[Span] = [sampled(encoder, "<think>I look closer.")]
+    for crop in range(num_crops):
+        corners = (10 * crop, 20, 10 * crop + 30, 50)
+        spans.append(sampled(encoder, f' {{"bbox_2d": {list(corners)}}}'))
+        # 28 x 56, 56 x 56, 84 x 56, ...: 2, 4, 6, ... visual tokens
+        shown = picture(28 * (crop + 1), 56, seed=crop + 1)
+        spans.append(CropSpan(shown, Box(*map(float, corners), space="seen")))
+    return (*spans, sampled(encoder, " It says K7.</think><answer>K7</answer>"))
+
+
+def trajectory_with_crops(encoder: Encoder, num_crops: int, *, view_seed: int = 0) -> Trajectory:
+    """A finished trajectory about a 112 x 112 view (16 visual tokens)."""
+    prompt = Prompt("what code is on the red card?", (picture(112, 112, seed=view_seed),), "Look twice.")
+    spans = turn_with_crops(encoder, num_crops)
+    events = tuple(BoxEvent(span.box) for span in spans if isinstance(span, CropSpan))
+    return Trajectory(f"q{num_crops}", 0, prompt, spans, events, StopReason.ANSWERED)
