@@ -8,6 +8,7 @@ from flows.evaluate import evaluate
 from flows.promote import promote
 from flows.training import train_models
 from flows.validate import validate
+from models.evaluation.report_inputs import StageTime
 from models.presets import load_preset
 from tasks.evidence import evidence_of
 from tasks.registry import Verdict, register
@@ -22,7 +23,7 @@ class Outcome(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     table: str
-    stage_seconds: dict[str, float]
+    stage_times: list[StageTime]
     verdict: Verdict
     report: str
     tracking_run: str
@@ -53,7 +54,7 @@ async def pipeline(preset: str = "tiny", overrides: list[str] | None = None) -> 
         )
     return Outcome(
         table=closing_table(outputs),
-        stage_seconds={found.name: found.seconds for found in stage_times(outputs)},
+        stage_times=stage_times(outputs),
         verdict=verdict,
         report=page,
         tracking_run=parent,

@@ -61,8 +61,8 @@ async def run_child(
     """The result of ``python -m module RUN_DIR``, on ``num_ranks`` ranks, once it has ended well.
 
     It waits for free cores first (``num_threads`` 0 wants all of them), then calls ``on_start``. ``on_line``
-    gets its output line by line, ``on_metrics`` the lines of ``metrics.jsonl``. Raises LaunchError with the end
-    of the log when it failed; however this coroutine is left, no process stays behind.
+    gets its output line by line, ``on_metrics`` the lines of ``metrics.jsonl``. Raises LaunchError with the
+    end of the log when it failed; however this coroutine is left, no process stays behind.
     """
     log = run.path / "log.txt"
     (run.path / "result.json").unlink(missing_ok=True)

@@ -99,6 +99,11 @@ def child_environment(*, num_threads: int, bin_folder: Path) -> dict[str, str]:
     return environment
 
 
+def compiler_name() -> str:
+    """The C++ compiler that DeepSpeed's operator is built with."""
+    return os.environ.get("CXX", "g++")
+
+
 def is_ci() -> bool:
     """True where a machine reads the output: no live display."""
     return bool(os.environ.get("CI"))
@@ -119,7 +124,7 @@ def _defaults(settings: Settings) -> dict[str, str]:
         "PREFECT_HOME": str(settings.work_dir / "prefect"),
         "PREFECT_LOCAL_STORAGE_PATH": str(settings.results),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "MLFLOW_TRACKING_URI": settings.tracking_uri,
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "GX_ANALYTICS_ENABLED": "false",

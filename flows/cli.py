@@ -1,0 +1,95 @@
+"""The command line: ``vlm-r3 COMMAND``. Every stage is a command, named like its flow and its deployment.
+
+Exit codes: 0 done, 1 the run failed, 2 bad usage or configuration, 3 a gate said no, 130 interrupted. Nothing
+heavy is imported before the arguments and the preset have been found good.
+"""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+FLOWS = {
+    "run": "the whole pipeline: data, gate, SFT, R-GRPO, controls, evaluation, registry, promotion",
+    "build-vlir": "make questions and interleaved rationales",
+    "validate": "judge the data before any accelerator is used",
+    "sft": "fine-tune on the rationales",
+    "rgrpo": "improve the policy by R-GRPO",
+    "evaluate": "measure all models of a run on the held-out questions",
+    "promote": "make a registered version champion, if the gate agrees",
+}
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    from models.errors import VLMR3Error
+
+    try:
+        return _command(options)(options)
+    except VLMR3Error as error:
+        _report(error, options)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("vlm-r3: interrupted; no process was left running.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _report(error: Exception, options: argparse.Namespace) -> None:
+    if options.debug:
+        traceback.print_exception(error, file=sys.stderr)
+    else:
+        print(f"vlm-r3: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def _command(options: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
+    from flows import commands
+
+    if options.command in FLOWS:
+        return commands.run_flow
+    return {"ask": commands.ask, "doctor": commands.doctor}[options.command]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vlm-r3", description=__doc__.split("\n\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, purpose in FLOWS.items():
+        command = commands.add_parser(name, help=purpose, description=purpose)
+        _add_common(command)
+        command.add_argument(
+            "--refresh", action="store_true", help="make everything again, whatever the cache holds"
+        )
+        if name == "promote":
+            command.add_argument("--version", default="challenger", help="number or alias (challenger)")
+    ask = commands.add_parser("ask", help="ask a model one question about a picture")
+    _add_common(ask)
+    ask.add_argument("image", type=Path)
+    ask.add_argument("question")
+    ask.add_argument("--model", default="", help="model folder, or a version's alias (champion)")
+    doctor = commands.add_parser("doctor", help="say what this machine has and lacks")
+    _add_place(doctor)
+    return parser
+
+
+def _add_common(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--preset", default="tiny", help="name in infra/runs, or a YAML file (tiny)")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="STAGE.KEY=VALUE",
+        dest="overrides",
+        help="change one value of the preset; may be repeated",
+    )
+    _add_place(command)
+
+
+def _add_place(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--work-dir", type=Path, help="where everything is kept (.vlm-r3)")
+    command.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

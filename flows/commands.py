@@ -1,0 +1,179 @@
+"""What the commands do. Prefect, MLflow and torch are imported only after everything cheap is checked."""
+
+import argparse
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from models.errors import GateError
+from models.presets import load_preset
+from models.protocol import extract_answer
+from models.trajectory import CropSpan, Trajectory
+from tasks import progress
+from tasks.preflight import check_preset, examine
+from tasks.services import prefect_server, sole_use
+from tasks.settings import Settings, is_ci, prepare
+
+if TYPE_CHECKING:
+    from flows.pipeline import Outcome
+
+StageFlow = Callable[..., Coroutine[Any, Any, Any]]
+
+
+def run_flow(options: argparse.Namespace) -> int:
+    """Run a stage with what it needs, or the whole pipeline, on this machine."""
+    started = time.monotonic()
+    preset = load_preset(options.preset, options.overrides)
+    check_preset(preset)
+    settings = prepare(options.work_dir, refresh=options.refresh)
+    board = progress.Board(_say, (*_stages(options.command),))
+    progress.use(board)
+    with sole_use(settings), _display(board), prefect_server(settings) as server:
+        with board.stage("prepare"):
+            flow = _flow(options.command)
+            _quiet_logs()
+            if server:
+                server.wait()
+        inputs = {"version": options.version} if options.command == "promote" else {}
+        outcome = asyncio.run(flow(options.preset, options.overrides, **inputs))
+    if options.command == "run":
+        return _close_pipeline(outcome, time.monotonic() - started)
+    return _close_stage(options.command, outcome)
+
+
+def ask(options: argparse.Namespace) -> int:
+    """Ask a model one question and print how it came to its answer."""
+    from tasks.ask import ask as ask_model
+    from tasks.ask import read_question
+
+    preset = load_preset(options.preset, options.overrides)
+    question = read_question(options.image, options.question)
+    settings = prepare(options.work_dir)
+    model_path = _model_path(options.model, settings, default=preset.model.path)
+    _print_trajectory(ask_model(question, model_path=model_path, preset=preset))
+    return 0
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Print what was found; 1 when something is missing."""
+    prepare(options.work_dir)
+    findings = list(examine())
+    for finding in findings:
+        remedy = "" if finding.is_well else f"   <- {finding.remedy}"
+        print(f"{'ok ' if finding.is_well else 'BAD'}  {finding.name:18} {finding.found}{remedy}")
+    return 0 if all(finding.is_well for finding in findings) else 1
+
+
+def _flow(command: str) -> StageFlow:
+    """The flow of a command; importing it imports Prefect and MLflow."""
+    from flows.build_vlir import build_vlir
+    from flows.evaluate import evaluate
+    from flows.pipeline import pipeline
+    from flows.promote import promote
+    from flows.rgrpo import rgrpo
+    from flows.sft import sft
+    from flows.validate import validate
+
+    flows: dict[str, StageFlow] = {
+        "run": pipeline,
+        "build-vlir": build_vlir,
+        "validate": validate,
+        "sft": sft,
+        "rgrpo": rgrpo,
+        "evaluate": evaluate,
+        "promote": promote,
+    }
+    return flows[command]
+
+
+def _stages(command: str) -> tuple[str, ...]:
+    """The stages that a command goes through, for the numbers on the display."""
+    training = ("build_vlir", "validate", "sft", "rgrpo")
+    upto = {"build-vlir": training[:1], "validate": training[:2], "sft": training[:3], "rgrpo": training}
+    if command == "promote":
+        return ("prepare", "promote")
+    if command == "evaluate":
+        return ("prepare", *progress.STAGES[: progress.STAGES.index("evaluate") + 1])
+    return ("prepare", *upto.get(command, progress.STAGES))
+
+
+@contextmanager
+def _display(board: progress.Board) -> Iterator[None]:
+    is_terminal = sys.stderr.isatty() and not is_ci()
+    with board.live() if is_terminal else nullcontext():
+        yield
+
+
+def _close_pipeline(outcome: "Outcome", seconds: float) -> int:
+    from tasks.report import time_lines
+
+    verdict = outcome.verdict
+    print(f"\n{outcome.table}\n{time_lines(outcome.stage_times, seconds)}\n")
+    aliases = "challenger, champion" if verdict.is_champion else "challenger"
+    print(f"registered  vlm-r3 version {verdict.version} ({aliases})")
+    print(f"report      {outcome.report}")
+    if not verdict.is_champion:
+        raise GateError(_refusal(verdict.version, verdict.reasons))
+    return 0
+
+
+def _close_stage(command: str, outcome: Any) -> int:
+    if command == "promote":
+        if not outcome.is_champion:
+            raise GateError(_refusal(outcome.version, outcome.reasons))
+        print(f"vlm-r3 version {outcome.version} is champion. " + " ".join(outcome.reasons))
+        return 0
+    for name, ref in outcome.artifacts.items():
+        print(f"{name:12} {ref.uri}")
+    for name, value in sorted(outcome.metrics.items()):
+        print(f"{name:40} {value:g}")
+    return 0
+
+
+def _refusal(version: str, reasons: tuple[str, ...]) -> str:
+    return f"Version {version} was not promoted.\n" + "\n".join(f"  {reason}" for reason in reasons)
+
+
+def _model_path(wanted: str, settings: Settings, *, default: str) -> str:
+    """A folder as it is; an alias or number by the registry; nothing: the champion, else the base model."""
+    from pathlib import Path
+
+    if wanted and (wanted == "embedded" or Path(wanted).is_dir()):
+        return wanted
+    if not (settings.work_dir / "mlflow.db").exists() and not wanted:
+        return default
+    from tasks.registry import find_version
+    from tasks.stage import read_store
+
+    found = find_version(wanted or "champion")
+    return str(read_store().fetch(found.model)) if found else wanted or default
+
+
+def _print_trajectory(trajectory: Trajectory) -> None:
+    for span in trajectory.spans:
+        if isinstance(span, CropSpan):
+            size = span.picture.size
+            print(f"\n  [looks at {list(span.box.corners())}: a crop of {size.width}x{size.height} pixels]")
+        else:
+            print(span.text, end="")
+    answer = extract_answer(trajectory.text)
+    print(f"\n\nanswer: {answer if answer is not None else f'none ({trajectory.stop})'}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _quiet_logs() -> None:
+    """Our own warnings on the terminal; what Prefect logs goes to its server."""
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    for name in ("models", "tasks", "flows"):
+        ours = logging.getLogger(name)
+        ours.addHandler(handler)
+        ours.propagate = False
