@@ -82,6 +82,11 @@ def save_random_model(folder: Path, *, tied: bool, seed: int = 0) -> Path:
     return folder
 
 
+def load_reference(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
+    """The model as transformers itself loads it."""
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+
+
 def picture(width: int, height: int, *, seed: int = 0) -> Picture:
     """A picture of coloured noise; both sides must be multiples of 28."""
     pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)

@@ -13,7 +13,7 @@ from models.region import Box
 from models.rollout import rollout
 from models.tiny import world
 from models.trajectory import CropSpan, GenerationRequest, Piece, Prompt, SampledSpan, TextSpan
-from tests.tiny_models import NUM_UNUSED_IDS, picture, sampled, trajectory_with_crops
+from tests.tiny_models import NUM_UNUSED_IDS, load_reference, picture, sampled, trajectory_with_crops
 
 # 448 x 448 pictures are seen at 112 x 112.
 LOOK = Look(min_pixels=3136, max_pixels=12544, system="Look twice.")
@@ -109,9 +109,7 @@ def test_mrope_positions_worked_out_by_hand():
 
 @pytest.mark.parametrize("num_crops", range(5))
 def test_mrope_positions_equal_those_of_transformers(encoder, untied_model, num_crops):
-    from transformers import Qwen2_5_VLForConditionalGeneration
-
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(untied_model)
+    model = load_reference(untied_model)
     encoded = encoder.encode(trajectory_with_crops(encoder, num_crops))
     ids = torch.from_numpy(encoded.ids)[None]
     _, grids = encoder.patches(encoded.pictures)

@@ -1,0 +1,200 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.errors import EncodingError
+from models.policy import Policy, _FeatureCache, collate, load_policy, save_policy
+from tests.tiny_models import load_reference, picture, trajectory_with_crops
+
+TEMPERATURE = 0.7
+# fp32 sums in another order; mistakes of alignment or positions cost whole nats.
+TOLERANCE = 2e-5
+
+
+@pytest.fixture(params=["untied_model", "tied_model"])
+def model_path(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def policy(untied_model: Path) -> Policy:
+    return load_policy(untied_model)
+
+
+def encoded_turns(policy, numbers_of_crops=range(5)):
+    encoder = policy.encoder
+    return [encoder.encode(trajectory_with_crops(encoder, n, view_seed=n)) for n in numbers_of_crops]
+
+
+def reference_logprobs(model, encoder, encoded):
+    """Log-probs (T-1,) of one sequence by transformers' own forward, from pixels, banned tokens left out."""
+    ids = torch.from_numpy(encoded.ids)[None]
+    patches, grids = encoder.patches(encoded.pictures)
+    is_image = (ids == encoder.image_token_id).int()
+    with torch.no_grad():
+        logits = model(
+            input_ids=ids, pixel_values=patches, image_grid_thw=grids, mm_token_type_ids=is_image
+        ).logits[0, :-1]
+    logits[:, list(encoder.banned_ids)] = -torch.inf
+    return (logits / TEMPERATURE).log_softmax(dim=-1).gather(1, ids[0, 1:, None])[:, 0]
+
+
+@pytest.mark.parametrize("freeze_vision", [True, False])
+def test_logprobs_equal_those_of_transformers(model_path, freeze_vision):
+    policy = load_policy(model_path, freeze_vision=freeze_vision)
+    reference = load_reference(model_path)
+    turns = encoded_turns(policy)
+    logprobs = policy(collate(turns, policy), temperature=TEMPERATURE)
+    for row, encoded in zip(logprobs, turns, strict=True):
+        expected = reference_logprobs(reference, policy.encoder, encoded)
+        sampled = torch.from_numpy(encoded.sampled[1:])
+        found = row[: len(encoded) - 1][sampled]
+        assert torch.allclose(found, expected[sampled], atol=TOLERANCE, rtol=0)
+        assert found.mean() < -3  # far from 0: agreement is no accident
+
+
+def test_logprobs_are_zero_where_nothing_was_sampled(policy):
+    batch = collate(encoded_turns(policy), policy)
+    logprobs = policy(batch)
+    assert (logprobs[~batch.sampled[:, 1:]] == 0).all()
+    assert (logprobs[batch.sampled[:, 1:]] < 0).all()
+
+
+def test_padding_and_neighbours_do_not_matter(policy):
+    turns = encoded_turns(policy)
+    together = policy(collate(turns, policy))
+    for row, encoded in zip(together, turns, strict=True):
+        alone = policy(collate([encoded], policy))[0]
+        length = len(encoded) - 1
+        assert torch.allclose(row[:length], alone[:length], atol=TOLERANCE, rtol=0)
+
+
+def test_batches_are_padded_to_a_multiple_of_sixteen(policy):
+    batch = collate(encoded_turns(policy, [0, 4]), policy)
+    longest = int(batch.mask.sum(dim=1).max())
+    assert batch.ids.shape[1] % 16 == 0
+    assert 0 <= batch.ids.shape[1] - longest < 16
+
+
+def test_exchanged_pictures_change_the_logprobs(policy):
+    (encoded,) = encoded_turns(policy, [1])
+    others = (picture(112, 112, seed=77), encoded.pictures[1])
+    exchanged = replace(encoded, pictures=others)
+    difference = policy(collate([encoded], policy)) - policy(collate([exchanged], policy))
+    assert difference.abs().max() > 0.01
+
+
+def test_banned_tokens_have_no_probability(policy):
+    logits = policy.logits(torch.randn(3, policy.model.lm_head.in_features), temperature=1.0)
+    banned = list(policy.encoder.banned_ids)
+    assert (logits.softmax(dim=-1)[:, banned] == 0).all()
+    assert torch.isfinite(logits).sum() == 3 * (policy.encoder.vocab_size - len(banned))
+
+
+def test_a_frozen_tower_is_no_part_of_the_module(policy):
+    names = [name for name, _ in policy.named_parameters()]
+    assert names
+    assert not any("visual" in name for name in names)
+    policy(collate(encoded_turns(policy), policy)).sum().backward()
+    assert all(parameter.grad is not None for parameter in policy.parameters())
+    assert all(parameter.grad is None for parameter in policy.tower.parameters())
+
+
+def test_a_trained_tower_receives_its_gradient(untied_model):
+    policy = load_policy(untied_model, freeze_vision=False)
+    policy(collate(encoded_turns(policy), policy)).sum().backward()
+    assert all(parameter.grad is not None for parameter in policy.parameters())
+    assert any("visual" in name for name, _ in policy.named_parameters())
+
+
+def count_tower_runs(policy):
+    runs = []
+    policy.tower.register_forward_hook(lambda *_: runs.append(1))
+    return runs
+
+
+def test_features_of_a_frozen_tower_are_computed_once(policy):
+    runs = count_tower_runs(policy)
+    shown, other = picture(56, 56, seed=1), picture(28, 56, seed=2)
+    first = policy.features([shown, other, shown])
+    assert len(runs) == 1
+    again = policy.features([picture(56, 56, seed=1)])  # another object, the same pixels
+    assert len(runs) == 1
+    assert torch.equal(first[0], first[2])
+    assert torch.equal(first[0], again[0])
+    # 56 x 56 is 2 x 2 visual tokens, 28 x 56 is 2 x 1
+    assert [len(features) for features in first] == [4, 2, 4]
+
+
+def test_features_of_a_trained_tower_are_not_kept(untied_model):
+    policy = load_policy(untied_model, freeze_vision=False)
+    runs = count_tower_runs(policy)
+    policy.features([picture(56, 56)])
+    policy.features([picture(56, 56)])
+    assert len(runs) == 2
+
+
+def test_feature_cache_drops_the_least_recently_used():
+    cache = _FeatureCache(max_bytes=100)
+    entry = torch.zeros(10)  # 40 bytes: two fit into 100, three do not
+    cache.put({"a": entry, "b": entry})
+    assert cache.get("a") is entry  # "b" is now the older one
+    cache.put({"c": entry})
+    assert cache.get("b") is None
+    assert cache.get("a") is entry
+    assert cache.get("c") is entry
+
+
+def test_pads_without_features_are_an_error(policy):
+    (encoded,) = encoded_turns(policy, [1])
+    # The view alone has 16 visual tokens; the crop of 28 x 56 is missing its 2.
+    lost = replace(encoded, pictures=encoded.pictures[:1])
+    with pytest.raises(EncodingError, match="18 image pads and 16 visual features"):
+        collate([lost], policy)
+
+
+def test_a_saved_policy_is_the_same_policy(model_path, tmp_path):
+    policy = load_policy(model_path)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    save_policy(policy, tmp_path / "saved")
+    loaded = load_policy(tmp_path / "saved")
+    turns = encoded_turns(policy)
+    assert torch.equal(policy(collate(turns, policy)), loaded(collate(turns, loaded)))
+
+
+def test_a_saved_policy_loads_with_plain_transformers(model_path, tmp_path):
+    save_policy(load_policy(model_path), tmp_path / "saved")
+    saved = load_reference(tmp_path / "saved").state_dict()
+    original = load_reference(model_path).state_dict()
+    assert saved.keys() == original.keys()
+    assert all(torch.equal(saved[name], original[name]) for name in saved)
+
+
+def test_given_weights_are_saved_instead_of_the_module(policy, tmp_path):
+    weights = {name: torch.full_like(tensor, 0.5) for name, tensor in policy.weights()}
+    save_policy(policy, tmp_path / "saved", weights=weights)
+    saved = load_policy(tmp_path / "saved")
+    assert all((tensor == 0.5).all() for _, tensor in saved.weights())
+
+
+def test_weights_are_named_as_in_the_hugging_face_model(model_path):
+    model = load_reference(model_path)
+    expected = set(model.state_dict())
+    if model.config.get_text_config().tie_word_embeddings:
+        expected.remove("lm_head.weight")
+    assert {name for name, _ in load_policy(model_path).weights()} == expected
+
+
+def test_casting_keeps_rotary_frequencies_and_the_frozen_tower_exact(policy):
+    rotary = policy.model.model.language_model.rotary_emb
+    frequencies = rotary.inv_freq.clone()
+    policy.bfloat16()
+    assert policy.model.lm_head.weight.dtype == torch.bfloat16
+    assert torch.equal(rotary.inv_freq, frequencies)
+    assert next(policy.tower.parameters()).dtype == torch.float32
+    assert np.isfinite(policy(collate(encoded_turns(policy), policy)).detach().numpy()).all()
