@@ -64,9 +64,14 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank()
+
+
 def is_main() -> bool:
     """True in the one process that writes metrics, checkpoints and results."""
-    return dist.get_rank() == 0
+    return rank() == 0
 
 
 def deepspeed_config(config: SFTConfig | RGRPOConfig) -> dict[str, Any]:
@@ -151,6 +156,11 @@ def require_finite(ids: Sequence[str], values: Tensor, *, what: str) -> None:
             "stopped before the optimiser; the last checkpoint is sound. Look at these samples, or lower the "
             "learning rate."
         )
+
+
+def global_max(value: float) -> float:
+    """The largest value over all ranks."""
+    return max(from_all_ranks(value))
 
 
 def from_all_ranks(value: T) -> list[T]:

@@ -1,0 +1,110 @@
+"""What a step's rollouts came to: metrics of the whole batch, and the guards that stop a run.
+
+Nothing here is fixed in silence. Every way in which a batch can be worth less than it looks is counted, and
+the one that is our own fault, trajectories that we broke, has a limit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.config import RGRPOConfig
+from models.errors import TrainingError
+from models.records import Question
+from models.rgrpo.advantages import Advantages
+from models.trajectory import Reward, SampledSpan, StopReason, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The numbers of one scored trajectory, small enough to send to every rank. ``reward`` is None when we
+    broke; ``log_likelihood`` sums the engine's log-probs of the sampled tokens, nats."""
+
+    kind: str
+    stop: StopReason
+    reward: Reward | None
+    num_crops: int
+    num_errors: int
+    num_tokens: int
+    log_likelihood: float
+    detail: str = ""
+
+    @classmethod
+    def of(cls, trajectory: Trajectory, question: Question) -> "Outcome":
+        """The outcome of a trajectory that has been scored."""
+        spans = (span for span in trajectory.spans if isinstance(span, SampledSpan))
+        return cls(
+            kind=question.kind,
+            stop=trajectory.stop,
+            reward=trajectory.reward,
+            num_crops=len(trajectory.crops),
+            num_errors=len(trajectory.errors),
+            num_tokens=trajectory.num_sampled_tokens,
+            log_likelihood=sum(sum(span.logprobs or ()) for span in spans),
+            detail=trajectory.detail,
+        )
+
+
+def check_failures(outcomes: Sequence[Outcome], config: RGRPOConfig) -> None:
+    """Raise TrainingError when we broke more than ``max_failed_share`` of the trajectories."""
+    failed = [outcome for outcome in outcomes if outcome.reward is None]
+    if len(failed) > config.max_failed_share * len(outcomes):
+        raise TrainingError(
+            f"{len(failed)} of {len(outcomes)} trajectories failed on our side; at most a share of "
+            f"{config.max_failed_share} may. No reward was given and nothing was trained. The first: "
+            f"{failed[0].stop}, {failed[0].detail or 'no detail'}. Look into the engine's log."
+        )
+
+
+def batch_metrics(
+    outcomes: Sequence[Outcome], advantages: Advantages, *, group_size: int
+) -> dict[str, float]:
+    """Metrics over the trajectories of all ranks, in group order. Shares are 0 to 1; see docs/metrics.md."""
+    rewards = [outcome.reward for outcome in outcomes if outcome.reward is not None]
+    num_tokens = max(sum(outcome.num_tokens for outcome in outcomes), 1)
+    groups = [outcomes[start : start + group_size] for start in range(0, len(outcomes), group_size)]
+    moving = [group for group, has_spread in zip(groups, advantages.has_spread, strict=True) if has_spread]
+    return {
+        "rgrpo/reward": _mean([reward.total for reward in rewards]),
+        "rgrpo/reward/accuracy": _mean([reward.accuracy for reward in rewards]),
+        "rgrpo/reward/format": _mean([reward.format for reward in rewards]),
+        "rgrpo/reward/validity": _mean([reward.validity for reward in rewards]),
+        "rgrpo/reward/length": _mean([reward.length for reward in rewards]),
+        **_accuracy_by_kind(outcomes),
+        "rgrpo/unscored_share": 1 - len(rewards) / len(outcomes),
+        "rgrpo/zero_variance_share": 1 - len(moving) / len(groups),
+        "rgrpo/all_wrong_share": sum(map(_is_all_wrong, moving)) / len(groups),
+        "rgrpo/length_only_share": sum(map(_differs_in_length_only, moving)) / len(groups),
+        "rgrpo/crops_per_trajectory": _mean([outcome.num_crops for outcome in outcomes]),
+        "rgrpo/errors_per_trajectory": _mean([outcome.num_errors for outcome in outcomes]),
+        "rgrpo/tokens_per_trajectory": _mean([outcome.num_tokens for outcome in outcomes]),
+        "rgrpo/truncated_share": _mean([outcome.stop.is_truncated for outcome in outcomes]),
+        # Minus the mean log-prob of what was sampled estimates the entropy per token without bias.
+        "rgrpo/entropy": -sum(outcome.log_likelihood for outcome in outcomes) / num_tokens,
+    }
+
+
+def _accuracy_by_kind(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    correct: dict[str, list[bool]] = {}
+    for outcome in outcomes:
+        if outcome.reward is not None and outcome.kind:
+            correct.setdefault(outcome.kind, []).append(outcome.reward.accuracy > 0)
+    return {f"rgrpo/correct/{kind}": _mean(found) for kind, found in sorted(correct.items())}
+
+
+def _is_all_wrong(group: Sequence[Outcome]) -> bool:
+    """Nobody answered correctly, yet the group has a gradient: it teaches form, not sight."""
+    return not any(outcome.reward is not None and outcome.reward.accuracy > 0 for outcome in group)
+
+
+def _differs_in_length_only(group: Sequence[Outcome]) -> bool:
+    """Equal but for the length reward, which Eq. 1 then blows up to a full-size advantage."""
+    parts = {
+        (r.accuracy, r.format, r.validity) for r in (outcome.reward for outcome in group) if r is not None
+    }
+    return len(parts) == 1
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")

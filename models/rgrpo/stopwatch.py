@@ -1,0 +1,24 @@
+"""Where the seconds of a step go."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Stopwatch:
+    """Seconds by name, added up until :meth:`lap`."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Measure the block."""
+        began = time.monotonic()
+        yield
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - began
+
+    def lap(self) -> dict[str, float]:
+        """Metrics ``time/<name>_seconds`` since the last lap."""
+        found, self._seconds = self._seconds, {}
+        return {f"time/{name}_seconds": seconds for name, seconds in found.items()}

@@ -1,0 +1,153 @@
+"""Stage rgrpo: Region-Conditioned Reinforcement Policy Optimization (paper 3.3, A.3).
+
+    python -m models.rgrpo.train RUN_DIR
+    torchrun --nproc-per-node N -m models.rgrpo.train RUN_DIR
+
+Every rank holds a share of the questions, an inference engine and the trained policy. A step samples M
+rollouts of each question with the newest weights, scores them, and takes one optimiser step: strictly
+on-policy, as Eq. 2 is. Groups of equal rewards have advantage zero and are left out of the forward pass,
+which changes nothing but the time it takes.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deepspeed import DeepSpeedEngine
+
+from models import checkpoints, distributed
+from models.checkpoints import Progress
+from models.child import run_stage
+from models.config import RGRPORun, resolve_model_path
+from models.policy import load_policy
+from models.records import Question, read_questions
+from models.rgrpo.batch import Batch, score_and_compare
+from models.rgrpo.rollouts import write_rollouts
+from models.rgrpo.samplers import open_sampler, refresh
+from models.rgrpo.stopwatch import Stopwatch
+from models.rgrpo.update import update_policy
+from models.rollout import derive_seed, rollout
+from models.rundir import Result, RunDir
+from models.shuffling import endless_shuffle
+from models.trajectory import Trajectory
+from models.transformers_engine import TransformersEngine
+
+if TYPE_CHECKING:
+    from models.vllm_engine import VLLMEngine
+
+log = logging.getLogger(__name__)
+
+
+def train(run: RunDir, config: RGRPORun) -> Result:
+    """Train to the end, from the latest checkpoint when there is one; the model is then in ``model/``."""
+    world = distributed.start(num_threads=config.rgrpo.num_threads)
+    model_path = resolve_model_path(config.model_path)
+    policy = load_policy(model_path, freeze_vision=config.freeze_vision).to(world.device)
+    engine = distributed.initialise(policy, config.rgrpo)
+    sampler = open_sampler(policy, model_path, config.engine, look=config.look, seed=config.seed)
+    training = Training(run, config, engine, sampler, read_questions(Path(config.questions_path)))
+    training.run_to_the_end(checkpoints.resume(run, engine))
+    checkpoints.save_model(run, engine)
+    sampler.close()
+    distributed.stop()
+    return Result(status="done", artifacts={"model": "model"}, metrics=training.last_metrics)
+
+
+class Training:
+    """One R-GRPO run, on one of its ranks."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        config: RGRPORun,
+        engine: DeepSpeedEngine,
+        sampler: "VLLMEngine | TransformersEngine",
+        questions: Sequence[Question],
+    ) -> None:
+        self._run, self._config, self._look, self._seed = run, config.rgrpo, config.look, config.seed
+        self._engine, self._policy = engine, engine.module
+        self._sampler, self._questions = sampler, questions
+        self._watch = Stopwatch()
+        self.last_metrics: dict[str, float] = {}
+
+    def run_to_the_end(self, progress: Progress) -> None:
+        """All steps that are left."""
+        began = time.monotonic() - progress.seconds
+        self._log(progress.step, {})
+        if progress.step:
+            self._show_the_sampler_new_weights(progress.step)
+        for step in range(progress.step, self._config.num_steps):
+            metrics = self._step(step)
+            self._log(step + 1, metrics | self._watch.lap())
+            if (step + 1) % self._config.checkpoint_every == 0:
+                checkpoints.save(self._run, self._engine, Progress(step + 1, time.monotonic() - began))
+
+    def _step(self, step: int) -> dict[str, float]:
+        questions = self._next_questions(step)
+        trajectories = self._roll_out(questions, step)
+        batch = self._compare(trajectories, questions)
+        metrics = self._update(batch, step)
+        self._show_the_sampler_new_weights(step + 1)
+        self._record(batch, step)
+        return {**batch.metrics, **metrics}
+
+    def _next_questions(self, step: int) -> list[Question]:
+        """This rank's share of the step's questions."""
+        count = self._config.questions_per_step
+        chosen = endless_shuffle(len(self._questions), start=step * count, count=count, seed=self._seed)
+        share = count // self._config.num_ranks
+        return [self._questions[index] for index in chosen[distributed.rank() * share :][:share]]
+
+    def _roll_out(self, questions: Sequence[Question], step: int) -> list[Trajectory]:
+        with self._watch("rollout"):
+            return rollout(
+                self._sampler,
+                questions,
+                look=self._look,
+                num_samples=self._config.group_size,
+                temperature=self._config.temperature,
+                seed=derive_seed(self._seed, "rollouts", step),
+            )
+
+    def _compare(self, trajectories: Sequence[Trajectory], questions: Sequence[Question]) -> Batch:
+        with self._watch("compare"):
+            return score_and_compare(
+                trajectories,
+                questions,
+                self._config,
+                encoder=self._policy.encoder,
+                max_tokens=self._look.max_sampled_tokens,
+            )
+
+    def _update(self, batch: Batch, step: int) -> dict[str, float]:
+        warm = min(1.0, (step + 1) / self._config.warmup_steps) if self._config.warmup_steps else 1.0
+        with self._watch("update"):
+            return update_policy(
+                self._engine,
+                batch.samples,
+                spare=batch.spare,
+                totals=batch.totals,
+                config=self._config,
+                learning_rate=self._config.learning_rate * warm,
+            )
+
+    def _show_the_sampler_new_weights(self, version: int) -> None:
+        with self._watch("sync"), distributed.gathered(self._engine):
+            refresh(self._sampler, self._policy, version=version)
+
+    def _record(self, batch: Batch, step: int) -> None:
+        with self._watch("record"):
+            write_rollouts(self._run.path / "rollouts" / f"step-{step}.parquet", batch.rollouts, step=step)
+
+    def _log(self, step: int, metrics: dict[str, float]) -> None:
+        self.last_metrics |= metrics
+        if distributed.is_main():
+            progress = {"progress/done": step, "progress/total": self._config.num_steps}
+            self._run.log(step, metrics | progress)
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(train, RGRPORun, sys.argv[1:]))

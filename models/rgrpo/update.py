@@ -1,0 +1,139 @@
+"""One policy update from a batch of rollouts: forward, Eq. 2 (or another aggregation), backward, AdamW.
+
+There is one optimiser step per batch, so the policy that is trained is the one that sampled: the ratio of the
+objective is taken against the trainer's own log-probs. How far the engine's probabilities are from the
+trainer's is measured on the same tokens, before the step, and is a gate: a wrong mask, a shifted picture or
+stale weights in the engine all show there first.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from deepspeed import DeepSpeedEngine
+from torch import Tensor
+
+from models import distributed
+from models.config import RGRPOConfig
+from models.encoding import Encoded
+from models.errors import TrainingError
+from models.packing import pack
+from models.policy import collate
+from models.rgrpo.objective import Totals, mismatch_k3, policy_loss, truncated_weight
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """One trajectory to train on."""
+
+    id: str
+    encoded: Encoded
+    advantage: float
+
+
+def update_policy(
+    engine: DeepSpeedEngine,
+    samples: Sequence[Sample],
+    *,
+    spare: Encoded,
+    totals: Totals,
+    config: RGRPOConfig,
+    learning_rate: float,
+) -> dict[str, float]:
+    """Train on this rank's samples; returns the update's metrics, the same on every rank.
+
+    ``spare`` is any sequence: a rank with fewer micro-batches than another passes it through with a gradient
+    of zero. Nothing happens when no rank has a sample. Raises TrainingError before the optimiser step when a
+    log-prob is not finite, or when engine and trainer disagree by more than ``max_mismatch_kl``.
+    """
+    budget = config.tokens_per_micro_batch
+    packed = distributed.in_lockstep(pack([len(sample.encoded) for sample in samples], max_tokens=budget))
+    if not packed:
+        return {"rgrpo/updated": 0.0}
+    seen = _Seen()
+    for number, micro_batch in enumerate(packed, start=1):
+        chosen = [samples[index] for index in micro_batch.indices] if micro_batch is not None else []
+        loss = _micro_batch_loss(engine, chosen, spare, totals=totals, config=config, seen=seen)
+        distributed.accumulate(engine, loss, is_last=number == len(packed))
+    metrics = seen.metrics(config)
+    gradient_norm = distributed.update(engine, learning_rate=learning_rate)
+    return {
+        "rgrpo/updated": 1.0,
+        "rgrpo/gradient_norm": gradient_norm,
+        "rgrpo/learning_rate": learning_rate,
+        **metrics,
+    }
+
+
+def _micro_batch_loss(
+    engine: DeepSpeedEngine,
+    samples: Sequence[Sample],
+    spare: Encoded,
+    *,
+    totals: Totals,
+    config: RGRPOConfig,
+    seen: "_Seen",
+) -> Tensor:
+    """This micro-batch's share of the global loss (scalar)."""
+    batch = collate([sample.encoded for sample in samples] or [spare], engine.module)
+    logprobs = engine(batch, temperature=config.temperature)  # (B, T - 1)
+    if not samples:
+        return logprobs.sum() * 0.0
+    sampled, engine_logprobs = batch.sampled[:, 1:], batch.engine_logprobs[:, 1:]
+    cap = config.objective.engine_weight_cap
+    result = policy_loss(
+        logprobs,
+        old_logprobs=logprobs.detach(),
+        advantages=torch.tensor([sample.advantage for sample in samples], device=logprobs.device),
+        sampled=sampled,
+        totals=totals,
+        config=config.objective,
+        engine_weight=truncated_weight(logprobs, engine_logprobs, cap=cap) if cap else None,
+    )
+    seen.add([sample.id for sample in samples], logprobs.detach(), engine_logprobs, sampled, result.loss)
+    return result.loss
+
+
+class _Seen:
+    """What the forward passes of one update showed."""
+
+    def __init__(self) -> None:
+        self._ids: list[str] = []
+        self._likelihoods: list[Tensor] = []
+        self._losses: list[Tensor] = []
+        self._mismatches: list[Tensor] = []
+        self._gaps: list[Tensor] = []
+        self._num_tokens: list[Tensor] = []
+
+    def add(
+        self, ids: list[str], logprobs: Tensor, engine_logprobs: Tensor, sampled: Tensor, loss: Tensor
+    ) -> None:
+        """Note one micro-batch; the tensors are (B, T - 1). Nothing is moved off the device yet."""
+        self._ids += ids
+        self._likelihoods.append(logprobs.sum(dim=1))
+        self._losses.append(loss.detach())
+        self._mismatches.append(mismatch_k3(logprobs, engine_logprobs, sampled))
+        self._gaps.append(torch.where(sampled, logprobs - engine_logprobs, 0.0).abs().max())
+        self._num_tokens.append(sampled.sum())
+
+    def metrics(self, config: RGRPOConfig) -> dict[str, float]:
+        """Sums over all ranks. Raises TrainingError when the update must not happen."""
+        likelihoods = torch.cat(self._likelihoods) if self._likelihoods else torch.zeros(0)
+        distributed.require_finite(self._ids, likelihoods, what="The log-likelihood")
+        loss, mismatch, num_tokens = distributed.global_sums(
+            [sum(map(float, values)) for values in (self._losses, self._mismatches, self._num_tokens)]
+        )
+        mismatch_kl = mismatch / max(num_tokens, 1.0)
+        if mismatch_kl > config.max_mismatch_kl:
+            raise TrainingError(
+                f"Engine and trainer disagree: KL {mismatch_kl:.4f} nats per token, at most "
+                f"{config.max_mismatch_kl} is allowed. Nothing was trained. Stale weights or caches in the engine, "
+                "another temperature, or a shifted picture are the usual causes; compare both on one trajectory "
+                "of rollouts/."
+            )
+        return {
+            "rgrpo/loss": loss,
+            "rgrpo/mismatch_kl": mismatch_kl,
+            "rgrpo/mismatch_max": distributed.global_max(max(map(float, self._gaps), default=0.0)),
+            "rgrpo/trained_tokens": num_tokens,
+        }
