@@ -297,6 +297,8 @@ class EvaluationConfig(Config):
     num_ablation_questions: int = Field(
         300, ge=20, description="Questions for each ablation of the final model."
     )
+    num_ranks: int = Field(1, ge=1, description="Processes that share the questions, each with an engine.")
+    num_threads: int = Field(0, ge=0, description="CPU threads per rank; 0 leaves it to the engine.")
     max_unscored_share: float = Field(
         0.01, ge=0, le=1, description="Attempts that we broke, per variant; more fails."
     )

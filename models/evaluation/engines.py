@@ -51,14 +51,16 @@ class TransformersEngines:
 
 def engines_for(config: EvaluationRun) -> Engines:
     """Where this run's engines come from. Raises ConfigError for an engine that serves a model of its own."""
-    if config.engine.num_threads:
-        torch.set_num_threads(config.engine.num_threads)
-    if config.engine.kind == "vllm":
-        return VLLMEngines(config.engine, look=config.look, seed=config.seed)
-    if config.engine.kind == "transformers":
-        return TransformersEngines(config.engine)
+    num_threads = config.evaluation.num_threads or config.engine.num_threads
+    engine = config.engine.model_copy(update={"num_threads": num_threads})
+    if engine.kind == "vllm":
+        return VLLMEngines(engine, look=config.look, seed=config.seed)
+    if engine.kind == "transformers":
+        if num_threads:
+            torch.set_num_threads(num_threads)
+        return TransformersEngines(engine)
     raise ConfigError(
-        f"engine.kind {config.engine.kind!r} cannot evaluate checkpoints: an endpoint serves a model of its "
+        f"engine.kind {engine.kind!r} cannot evaluate checkpoints: an endpoint serves a model of its "
         "own. Use 'vllm' or 'transformers'."
     )
 

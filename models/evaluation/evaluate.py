@@ -1,90 +1,101 @@
 """Measure variants: roll out, score, sum up, compare. Independent of which engine answers.
 
-A variant that an earlier, interrupted run of the same directory has finished is read back instead of measured
-again, provided that its model and its questions are still the same.
+Work is divided among ranks by question (:mod:`models.evaluation.shards`). A shard that an earlier,
+interrupted run of the same directory has finished is not measured again.
 """
 
 import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
-from pathlib import Path
-
-from pydantic import ValidationError
 
 from models.config import EvaluationRun, EvaluationVariant, Look, resolve_model_path
 from models.engine import Engine
-from models.errors import ConfigError
+from models.errors import ConfigError, ScoringError
 from models.evaluation.metrics import check_unscored, compare, summarise, summarise_samples
-from models.evaluation.predictions import Prediction, read_predictions, score, write_predictions
-from models.evaluation.results import Comparison, Frozen, Results, VariantResult
+from models.evaluation.predictions import Prediction, score, write_predictions
+from models.evaluation.results import Comparison, Results, VariantResult
+from models.evaluation.shards import Shards, Share
 from models.evaluation.switch import Engines, EngineSwitch, folder_digest
 from models.records import Question
 from models.rollout import derive_seed, stream
-from models.rundir import RunDir, write_atomically
+from models.rundir import RunDir
 
 log = logging.getLogger(__name__)
 
 SAMPLING_TEMPERATURE = 1.0
+ALONE = Share()
 # Progress lines come about this often.
 _SECONDS_BETWEEN_LINES = 1.0
 
 
-class FinishedVariant(Frozen):
-    """The content of ``variants/<name>.json``: a row, and the questions that it was measured on."""
-
-    questions_digest: str
-    row: VariantResult
-
-
 @dataclass(slots=True)
 class Progress:
-    """Attempts finished so far, written to the run's metrics about once a second."""
+    """Attempts finished so far, written to the run's metrics about once a second.
+
+    The first rank writes for all: shares are equal, so its own count times their number is the whole.
+    """
 
     run: RunDir
     total: int
+    share: Share
     done: int = 0
     logged_at: float = 0.0
 
     def advance(self, num: int = 1) -> None:
-        """Count finished attempts."""
+        """Count attempts that this rank finished."""
         self.done += num
-        now = time.monotonic()
-        if now - self.logged_at >= _SECONDS_BETWEEN_LINES or self.done == self.total:
-            self.logged_at = now
-            self.run.log(self.done, {"progress/done": self.done, "progress/total": self.total})
+        if self.share.is_first and time.monotonic() - self.logged_at >= _SECONDS_BETWEEN_LINES:
+            self._log(min(self.total, self.done * self.share.num_ranks))
+
+    def finish(self) -> None:
+        """All ranks have finished."""
+        self._log(self.total)
+
+    def _log(self, done: int) -> None:
+        self.logged_at = time.monotonic()
+        self.run.log(done, {"progress/done": done, "progress/total": self.total})
 
 
-def evaluate(run: RunDir, config: EvaluationRun, questions: Sequence[Question], engines: Engines) -> Results:
-    """Measure every variant; leaves ``predictions/``, ``variants/`` and ``metrics.json`` in the run.
+def evaluate(
+    run: RunDir,
+    config: EvaluationRun,
+    questions: Sequence[Question],
+    engines: Engines,
+    *,
+    share: Share = ALONE,
+) -> Results | None:
+    """Measure this process's share of every variant; the first rank merges them and returns the results.
 
-    Raises ConfigError when there are too few questions, ScoringError when we broke too many attempts.
+    Other ranks return None. Leaves ``predictions/`` and ``metrics.json`` in the run. Raises ConfigError when
+    there are too few questions, ScoringError when we broke too many attempts.
     """
     asked = in_fixed_order(questions)
     _check_questions(config, asked)
-    progress = Progress(run, total=sum(_num_attempts(variant, config) for variant in config.variants))
-    measured: dict[str, tuple[VariantResult, list[Prediction]]] = {}
+    total = sum(_num_attempts(variant, config) for variant in config.variants)
+    progress = Progress(run, total, share)
+    digest = cache(folder_digest)
+    shards = {
+        variant.name: Shards(
+            folder=run.path / "shards",
+            variant=variant.name,
+            num_ranks=share.num_ranks,
+            model_digest=digest(resolve_model_path(variant.model_path)),
+            questions_digest=questions_digest(asked[: variant.num_questions]),
+        )
+        for variant in config.variants
+    }
     switch = EngineSwitch(engines)
     try:
         for variant in config.variants:
-            model_path = resolve_model_path(variant.model_path)
-            measured[variant.name] = _measure(
-                run, config, variant, asked[: variant.num_questions], model_path, switch, progress
-            )
-            run.log(progress.done, variant_metrics(measured[variant.name][0]))
+            _measure(config, variant, asked, shards[variant.name], switch, progress)
     finally:
         switch.close()
-    results = Results(
-        seed=config.seed,
-        questions_digest=questions_digest(asked),
-        variants=tuple(row for row, _ in measured.values()),
-        comparisons=_compare(config, {name: predictions for name, (_, predictions) in measured.items()}),
-    )
-    results.save(run.path / "metrics.json")
-    return results
+    return _merge(run, config, asked, shards, progress) if share.is_first else None
 
 
 def in_fixed_order(questions: Iterable[Question]) -> list[Question]:
@@ -151,82 +162,105 @@ def _check_questions(config: EvaluationRun, questions: Sequence[Question]) -> No
 
 
 def _measure(
-    run: RunDir,
     config: EvaluationRun,
     variant: EvaluationVariant,
     questions: Sequence[Question],
-    model_path: Path,
+    shards: Shards,
     switch: EngineSwitch,
     progress: Progress,
-) -> tuple[VariantResult, list[Prediction]]:
-    """One row and its predictions, measured now or read back."""
-    target = run.path / "predictions" / f"{variant.name}.parquet"
-    record = run.path / "variants" / f"{variant.name}.json"
-    asked, model_digest = questions_digest(questions), folder_digest(model_path)
-    earlier = _finished(record)
-    if earlier is not None and (earlier.questions_digest, earlier.row.model_digest) == (asked, model_digest):
-        log.info("%s: finished by an earlier run, read back", variant.name)
-        progress.advance(_num_attempts(variant, config))
-        return earlier.row, read_predictions(target)
-    engine = switch.use(model_path)
+) -> None:
+    """This rank's shard of a variant, unless an earlier run of the same directory has finished it."""
+    share = progress.share
+    greedy = share.of(questions[: variant.num_questions])
+    sampled = share.of(questions[: variant.num_sampled_questions])
+    if shards.is_finished(share.rank):
+        log.info("%s: finished by an earlier run", variant.name)
+        progress.advance(len(greedy) + len(sampled) * config.evaluation.num_samples)
+        return
+    engine = switch.use(resolve_model_path(variant.model_path))
     started = time.monotonic()
-    predictions = _attempt_all(engine, variant, questions, config, progress)
+    predictions = [
+        *_attempt(engine, variant, greedy, config, progress, num_samples=1, temperature=0.0),
+        *_attempt(
+            engine,
+            variant,
+            sampled,
+            config,
+            progress,
+            num_samples=config.evaluation.num_samples,
+            temperature=SAMPLING_TEMPERATURE,
+        ),
+    ]
     seconds = time.monotonic() - started
-    write_predictions(target, predictions)
-    for attempts in _split(predictions):
-        check_unscored(variant.name, attempts, max_share=config.evaluation.max_unscored_share)
-    row = _summarise(variant, config, predictions, model_digest=model_digest, seconds=seconds)
-    write_atomically(record, FinishedVariant(questions_digest=asked, row=row).model_dump_json(indent=2))
-    log.info("%s: accuracy %.3f after %.1f s", variant.name, row.overall.accuracy.value, seconds)
-    return row, predictions
+    shards.finish(share.rank, predictions, seconds=seconds)
+    log.info("%s: %d attempts in %.1f s", variant.name, len(predictions), seconds)
 
 
-def _finished(record: Path) -> FinishedVariant | None:
-    """What an earlier run left; None when it did not finish this variant, or was of another version."""
-    try:
-        return FinishedVariant.model_validate_json(record.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValidationError):
-        return None
-
-
-def _num_attempts(variant: EvaluationVariant, config: EvaluationRun) -> int:
-    return variant.num_questions + variant.num_sampled_questions * config.evaluation.num_samples
-
-
-def _attempt_all(
+def _attempt(
     engine: Engine,
     variant: EvaluationVariant,
     questions: Sequence[Question],
     config: EvaluationRun,
     progress: Progress,
-) -> list[Prediction]:
-    """Greedy attempts at every question, then the samples of the first; in the order of the questions."""
+    *,
+    num_samples: int,
+    temperature: float,
+) -> Iterator[Prediction]:
+    """Scored attempts as they finish."""
     look = _look(config.look, variant)
     by_id = {question.id: question for question in questions}
-    place = {id: index for index, id in enumerate(by_id)}
-    sampled = questions[: variant.num_sampled_questions]
-    predictions: list[Prediction] = []
-    for asked, num_samples, temperature in (
-        (questions, 1, 0.0),
-        (sampled, config.evaluation.num_samples, SAMPLING_TEMPERATURE),
-    ):
-        attempts = stream(
-            engine,
-            questions=[question for question in asked for _ in range(num_samples)],
-            look=look,
-            num_samples=num_samples,
-            temperature=temperature,
-            seed=config.seed,
-        )
-        finished = []
-        for trajectory in attempts:
-            question = by_id[trajectory.question_id]
-            finished.append(
-                score(trajectory, question, style=variant.style, temperature=temperature, budget=look.budget)
-            )
-            progress.advance()
-        predictions += sorted(finished, key=lambda p: (place[p.question_id], p.transcript.sample_index))
-    return predictions
+    attempts = stream(
+        engine,
+        questions=[question for question in questions for _ in range(num_samples)],
+        look=look,
+        num_samples=num_samples,
+        temperature=temperature,
+        seed=config.seed,
+    )
+    for trajectory in attempts:
+        question = by_id[trajectory.question_id]
+        yield score(trajectory, question, style=variant.style, temperature=temperature, budget=look.budget)
+        progress.advance()
+
+
+def _merge(
+    run: RunDir,
+    config: EvaluationRun,
+    questions: Sequence[Question],
+    shards: Mapping[str, Shards],
+    progress: Progress,
+) -> Results:
+    """All ranks' shards summed up, in the order of the variants."""
+    place = {question.id: index for index, question in enumerate(questions)}
+    rows: list[VariantResult] = []
+    predictions: dict[str, list[Prediction]] = {}
+    for variant in config.variants:
+        found, seconds = shards[variant.name].collect()
+        found.sort(key=lambda p: (p.temperature, place[p.question_id], p.transcript.sample_index))
+        write_predictions(run.path / "predictions" / f"{variant.name}.parquet", found)
+        try:
+            for attempts in _split(found):
+                check_unscored(variant.name, attempts, max_share=config.evaluation.max_unscored_share)
+        except ScoringError:
+            shards[variant.name].forget()
+            raise
+        digest = shards[variant.name].model_digest
+        rows.append(_summarise(variant, config, found, model_digest=digest, seconds=seconds))
+        predictions[variant.name] = found
+        run.log(progress.total, variant_metrics(rows[-1]))
+    progress.finish()
+    results = Results(
+        seed=config.seed,
+        questions_digest=questions_digest(questions),
+        variants=tuple(rows),
+        comparisons=_compare(config, predictions),
+    )
+    results.save(run.path / "metrics.json")
+    return results
+
+
+def _num_attempts(variant: EvaluationVariant, config: EvaluationRun) -> int:
+    return variant.num_questions + variant.num_sampled_questions * config.evaluation.num_samples
 
 
 def _split(predictions: Sequence[Prediction]) -> tuple[list[Prediction], list[Prediction]]:

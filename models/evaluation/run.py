@@ -1,10 +1,14 @@
-"""Stage evaluate as a child process: ``python -m models.evaluation.run RUN_DIR``.
+"""Stage evaluate as a child process.
+
+    python -m models.evaluation.run RUN_DIR
+    torchrun --nproc-per-node N -m models.evaluation.run RUN_DIR
 
 Reads :class:`models.config.EvaluationRun` and leaves in the run directory ``metrics.json`` (its content is
 described in :mod:`models.evaluation.results`), ``predictions/<variant>.parquet``, the table as ``table.txt``,
 ``table.md`` and ``table.csv``, and ``result.json``.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -13,13 +17,18 @@ from models.config import EvaluationRun
 from models.evaluation import table
 from models.evaluation.engines import engines_for
 from models.evaluation.evaluate import evaluate, variant_metrics
+from models.evaluation.shards import Share
 from models.records import read_questions
 from models.rundir import Result, RunDir, write_atomically
 
 
 def run(directory: RunDir, config: EvaluationRun) -> Result:
-    """Measure everything that ``config`` names."""
-    results = evaluate(directory, config, read_questions(Path(config.questions_path)), engines_for(config))
+    """Measure everything that ``config`` names, or this rank's share of it."""
+    share = Share(rank=int(os.environ.get("RANK", "0")), num_ranks=int(os.environ.get("WORLD_SIZE", "1")))
+    questions = read_questions(Path(config.questions_path))
+    results = evaluate(directory, config, questions, engines_for(config), share=share)
+    if results is None:
+        return Result(status="done", reason=f"rank {share.rank} measured its share")
     tables = {
         "table.txt": table.to_text(results),
         "table.md": table.to_markdown(results),

@@ -13,6 +13,7 @@ from models.errors import ConfigError, ScoringError
 from models.evaluation.evaluate import evaluate, in_fixed_order, questions_digest
 from models.evaluation.predictions import read_predictions
 from models.evaluation.results import Results
+from models.evaluation.shards import Share
 from models.evaluation.switch import architecture, folder_digest
 from models.records import Question, read_questions, write_questions
 from models.rundir import RunDir
@@ -221,6 +222,8 @@ def test_too_many_broken_attempts_fail_the_run_and_leave_the_evidence(make_run, 
         evaluate(run, config, questions, engines)
     assert engines.opened[0].is_closed
     assert not (run.path / "metrics.json").exists()
+    # The next start measures them again instead of failing for ever.
+    assert list((run.path / "shards").glob("*.json")) == []
     broken = [p for p in read_predictions(run.path / "predictions" / "sft.parquet") if not p.is_scored]
     assert [(p.question_id, p.transcript.detail) for p in broken] == [("q0", "out of memory")]
 
@@ -228,12 +231,38 @@ def test_too_many_broken_attempts_fail_the_run_and_leave_the_evidence(make_run, 
 def test_an_interrupted_run_measures_only_what_is_missing(make_run, questions):
     run, config = make_run(("base", "bad", {}), ("sft", "good", {}), comparisons=[("sft", "base")])
     whole = evaluate(run, config, questions, RecordedEngines())
-    (run.path / "variants" / "sft.json").unlink()
+    (run.path / "shards" / "sft-0of1.json").unlink()
     engines = RecordedEngines()
     again = evaluate(run, config, questions, engines)
     assert engines.calls == [("open", "good")]
     assert [row.overall for row in again.variants] == [row.overall for row in whole.variants]
     assert again.comparisons == whole.comparisons
+
+
+def test_ranks_share_the_questions_and_the_first_one_merges(make_run, questions, tmp_path):
+    variants = [("base", "bad", {}), ("sft", "good", {"num_sampled_questions": 5})]
+    run, config = make_run(*variants)
+    assert evaluate(run, config, questions, RecordedEngines(), share=Share(1, 2)) is None
+    assert not (run.path / "metrics.json").exists()
+    merged = evaluate(run, config, questions, RecordedEngines(), share=Share(0, 2))
+    together = [read_predictions(run.path / "predictions" / f"{name}.parquet") for name in ("base", "sft")]
+    # 20 greedy attempts and 5 x 4 samples in all, each rank half of the greedy ones.
+    shards = [read_predictions(run.path / "shards" / f"sft-{rank}of2.parquet") for rank in (0, 1)]
+    assert [sum(p.temperature == 0 for p in shard) for shard in shards] == [10, 10]
+    assert [sum(p.temperature == 1 for p in shard) for shard in shards] == [12, 8]
+    progress = [line["progress/done"] for line in run.metrics() if "progress/done" in line]
+    assert progress == sorted(progress)
+    assert progress[-1] == 60
+    # The same as one process measures.
+    alone_run = RunDir.create(tmp_path / "alone", config)
+    alone = evaluate(alone_run, config, questions, RecordedEngines())
+    assert merged is not None
+    assert alone is not None
+    assert [row.overall for row in merged.variants] == [row.overall for row in alone.variants]
+    assert [row.sampled for row in merged.variants] == [row.sampled for row in alone.variants]
+    assert together == [
+        read_predictions(alone_run.path / "predictions" / f"{name}.parquet") for name in ("base", "sft")
+    ]
 
 
 def test_a_changed_model_or_question_is_measured_again(make_run, questions, make_question):
