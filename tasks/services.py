@@ -21,6 +21,7 @@ from tasks import launch
 from tasks.settings import Settings, child_environment, prepare
 
 _STARTUP_SECONDS = 120.0
+_DRAIN_SECONDS = 10.0
 
 
 class PrefectServer:
@@ -68,6 +69,7 @@ def prefect_server(settings: Settings) -> Iterator[PrefectServer | None]:
     try:
         yield server
     finally:
+        _drain()
         launch.stop(server.process, grace_seconds=2.0)
         prepare(prefect_api_url="")
 
@@ -89,6 +91,16 @@ def sole_use(settings: Settings) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _drain() -> None:
+    """Deliver the logs and events that Prefect still holds, while there is a server to take them."""
+    if "prefect.flow_engine" in sys.modules:
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+
+        APILogWorker.drain_all(timeout=_DRAIN_SECONDS)
+        EventsWorker.drain_all(timeout=_DRAIN_SECONDS)
 
 
 def _server_command(port: int) -> list[str]:
