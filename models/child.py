@@ -42,9 +42,7 @@ def run_stage(
         print("usage: python -m MODULE RUN_DIR", file=sys.stderr)
         return ConfigError.exit_code
     rank = int(os.environ.get("RANK", "0"))
-    logging.basicConfig(
-        level=logging.INFO, format=f"%(asctime)s [{rank}] %(name)s: %(message)s", stream=sys.stdout
-    )
+    _configure_logging(rank)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _cancel)
     started = time.monotonic()
@@ -78,6 +76,15 @@ def _config_of(run: RunDir, config_type: type[ConfigT]) -> ConfigT:
 def _finish(run: RunDir, result: Result, started: float) -> None:
     if run.path.is_dir():
         run.finish(result.model_copy(update={"seconds": round(time.monotonic() - started, 3)}))
+
+
+def _configure_logging(rank: int) -> None:
+    """Our own progress from every rank; from libraries only what needs attention."""
+    logging.basicConfig(
+        level=logging.WARNING, format=f"%(asctime)s [{rank}] %(name)s: %(message)s", stream=sys.stdout
+    )
+    for name, level in {"__main__": "INFO", "models": "INFO", "DeepSpeed": "WARNING"}.items():
+        logging.getLogger(name).setLevel(level)
 
 
 def _cancel(number: int, frame: FrameType | None) -> None:

@@ -1,5 +1,4 @@
-"""Start-up of one training process per rank, DeepSpeed (ZeRO 0 to 3), and the few collectives the trainers
-need.
+"""One training process per rank: start-up, DeepSpeed (ZeRO 0 to 3), and the few collectives needed.
 
 The same code runs under ``torchrun``, under the DeepSpeed launcher and as a plain process (one rank), on GPUs
 (NCCL) and on CPU (gloo).
@@ -9,16 +8,20 @@ Losses are written as sums with divisors of the global batch. DeepSpeed averages
 gathers and reduces in each of them.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed probes for accelerators and warns
+import deepspeed
 
 from models.config import RGRPOConfig, SFTConfig
 from models.errors import TrainingError
@@ -55,13 +58,8 @@ def start(*, num_threads: int = 0) -> World:
         else:
             store = dist.HashStore()  # type: ignore[attr-defined]
             dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        atexit.register(dist.destroy_process_group)
     return World(dist.get_rank(), dist.get_world_size(), device)
-
-
-def stop() -> None:
-    """Leave the process group."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def rank() -> int:
@@ -187,15 +185,15 @@ def barrier() -> None:
 
 
 def _collective_device() -> torch.device:
-    return (
-        torch.device("cuda", torch.cuda.current_device())
-        if dist.get_backend() == "nccl"
-        else torch.device("cpu")
-    )
+    if dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def _do_without_compiled_collectives() -> None:
-    """Keep DeepSpeed from compiling its shared-memory collectives at first use: over a minute on two cores,
-    and
-    it needs a C++ compiler. gloo does the same work."""
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    """Keep DeepSpeed from compiling its shared-memory collectives at first use.
+
+    That takes over a minute on two cores, and a C++ compiler even to find out whether it could; gloo does the
+    same work. Nothing else in DeepSpeed reads this table.
+    """
+    deepspeed.ops.__compatible_ops__ = {}

@@ -17,7 +17,7 @@ from models.trajectory import Trajectory
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A scored trajectory and its advantage: NaN when unscored. ``is_trained`` when its gradient is not zero."""
+    """A scored trajectory and its advantage (NaN: unscored); ``is_trained`` when its gradient is not zero."""
 
     trajectory: Trajectory
     kind: str
@@ -53,8 +53,11 @@ def score_and_compare(
     broke too many of them.
     """
     asked = [question for question in questions for _ in range(config.group_size)]
-    scored = [_scored(trajectory, question, config) for trajectory, question in zip(trajectories, asked)]
-    outcomes = [Outcome.of(trajectory, question) for trajectory, question in zip(scored, asked)]
+    scored = [
+        _scored(trajectory, question, config)
+        for trajectory, question in zip(trajectories, asked, strict=True)
+    ]
+    outcomes = [Outcome.of(trajectory, question) for trajectory, question in zip(scored, asked, strict=True)]
     ranks = distributed.from_all_ranks(outcomes)
     everywhere = [outcome for share in ranks for outcome in share]
     check_failures(everywhere, config)
@@ -64,10 +67,11 @@ def score_and_compare(
         scale=config.objective.advantage_scale,
         eps=config.objective.advantage_eps,
     )
-    start = sum(map(len, ranks[: distributed.rank()]))
+    before = sum(map(len, ranks[: distributed.rank()]))
+    mine = advantages.values[before : before + len(scored)]
     rollouts = tuple(
         Rollout(trajectory, outcome.kind, float(advantage), _counts(outcome, config) and abs(advantage) > 0)
-        for trajectory, outcome, advantage in zip(scored, outcomes, advantages.values[start:])
+        for trajectory, outcome, advantage in zip(scored, outcomes, mine, strict=True)
     )
     return Batch(
         rollouts=rollouts,
@@ -96,7 +100,9 @@ def _totals(outcomes: Sequence[Outcome], config: RGRPOConfig, *, max_tokens: int
     return Totals(
         num_questions=sum(any(counted[start : start + size]) for start in range(0, len(counted), size)),
         num_trajectories=sum(counted),
-        num_tokens=sum(outcome.num_tokens for outcome, counts in zip(outcomes, counted) if counts),
+        num_tokens=sum(
+            outcome.num_tokens for outcome, counts in zip(outcomes, counted, strict=True) if counts
+        ),
         max_tokens=max_tokens,
     )
 

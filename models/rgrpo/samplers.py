@@ -20,8 +20,8 @@ def open_sampler(
         return TransformersEngine(policy, config)
     if config.kind == "http":
         raise ConfigError(
-            "engine.kind 'http' cannot sample for R-GRPO: the endpoint's weights would not follow the policy. "
-            "Use 'vllm' or 'transformers'."
+            "engine.kind 'http' cannot sample for R-GRPO: the endpoint's weights would not follow the "
+            "policy. Use 'vllm' or 'transformers'."
         )
     from models.vllm_engine import VLLMEngine  # its import takes seconds; the reference engine needs none
 

@@ -52,7 +52,6 @@ def train(run: RunDir, config: RGRPORun) -> Result:
     training.run_to_the_end(checkpoints.resume(run, engine))
     checkpoints.save_model(run, engine)
     sampler.close()
-    distributed.stop()
     return Result(status="done", artifacts={"model": "model"}, metrics=training.last_metrics)
 
 

@@ -1,7 +1,7 @@
 """One policy update from a batch of rollouts: forward, Eq. 2 (or another aggregation), backward, AdamW.
 
-There is one optimiser step per batch, so the policy that is trained is the one that sampled: the ratio of the
-objective is taken against the trainer's own log-probs. How far the engine's probabilities are from the
+There is one optimiser step per batch, so the policy that is trained is the one that sampled: the ratio of
+the objective is taken against the trainer's own log-probs. How far the engine's probabilities are from the
 trainer's is measured on the same tokens, before the step, and is a gate: a wrong mask, a shifted picture or
 stale weights in the engine all show there first.
 """
@@ -42,20 +42,12 @@ def update_policy(
 ) -> dict[str, float]:
     """Train on this rank's samples; returns the update's metrics, the same on every rank.
 
-    ``spare`` is any sequence: a rank with fewer micro-batches than another passes it through with a gradient
-    of zero. Nothing happens when no rank has a sample. Raises TrainingError before the optimiser step when a
-    log-prob is not finite, or when engine and trainer disagree by more than ``max_mismatch_kl``.
+    Nothing happens when no rank has a sample. Raises TrainingError before the optimiser step when a log-prob
+    is not finite, or when engine and trainer disagree by more than ``max_mismatch_kl``.
     """
-    budget = config.tokens_per_micro_batch
-    packed = distributed.in_lockstep(pack([len(sample.encoded) for sample in samples], max_tokens=budget))
-    if not packed:
+    metrics = accumulate_gradient(engine, samples, spare=spare, totals=totals, config=config)
+    if metrics is None:
         return {"rgrpo/updated": 0.0}
-    seen = _Seen()
-    for number, micro_batch in enumerate(packed, start=1):
-        chosen = [samples[index] for index in micro_batch.indices] if micro_batch is not None else []
-        loss = _micro_batch_loss(engine, chosen, spare, totals=totals, config=config, seen=seen)
-        distributed.accumulate(engine, loss, is_last=number == len(packed))
-    metrics = seen.metrics(config)
     gradient_norm = distributed.update(engine, learning_rate=learning_rate)
     return {
         "rgrpo/updated": 1.0,
@@ -63,6 +55,31 @@ def update_policy(
         "rgrpo/learning_rate": learning_rate,
         **metrics,
     }
+
+
+def accumulate_gradient(
+    engine: DeepSpeedEngine,
+    samples: Sequence[Sample],
+    *,
+    spare: Encoded,
+    totals: Totals,
+    config: RGRPOConfig,
+) -> dict[str, float] | None:
+    """Add the gradient of the loss over all ranks' samples; None when no rank has any.
+
+    ``spare`` is any sequence: a rank with fewer micro-batches than another passes it through with a gradient
+    of zero. Raises TrainingError as :func:`update_policy` does.
+    """
+    budget = config.tokens_per_micro_batch
+    packed = distributed.in_lockstep(pack([len(sample.encoded) for sample in samples], max_tokens=budget))
+    if not packed:
+        return None
+    seen = _Seen()
+    for number, micro_batch in enumerate(packed, start=1):
+        chosen = [samples[index] for index in micro_batch.indices] if micro_batch is not None else []
+        loss = _micro_batch_loss(engine, chosen, spare, totals=totals, config=config, seen=seen)
+        distributed.accumulate(engine, loss, is_last=number == len(packed))
+    return seen.metrics(config)
 
 
 def _micro_batch_loss(
@@ -127,9 +144,9 @@ class _Seen:
         if mismatch_kl > config.max_mismatch_kl:
             raise TrainingError(
                 f"Engine and trainer disagree: KL {mismatch_kl:.4f} nats per token, at most "
-                f"{config.max_mismatch_kl} is allowed. Nothing was trained. Stale weights or caches in the engine, "
-                "another temperature, or a shifted picture are the usual causes; compare both on one trajectory "
-                "of rollouts/."
+                f"{config.max_mismatch_kl} is allowed. Nothing was trained. Stale weights or caches in the "
+                "engine, another temperature, or a shifted picture are the usual causes; compare both on one "
+                "trajectory of rollouts/."
             )
         return {
             "rgrpo/loss": loss,

@@ -1,13 +1,13 @@
 """One step of supervised fine-tuning, and the validation loss.
 
-The loss is the mean over all sampled tokens of the global batch (rationale, boxes, answer, end of turn) of
-minus their log-prob. Prompt, crops and vision markers are context.
+The loss is minus the mean log-prob over all sampled tokens of the global batch (rationale, boxes, answer, end
+of turn). Prompt, crops and vision markers are context.
 """
 
 from collections.abc import Sequence
 
-import deepspeed
 import torch
+from deepspeed import DeepSpeedEngine
 from torch import Tensor
 
 from models import distributed
@@ -17,7 +17,7 @@ from models.policy import collate
 
 
 def sft_step(
-    engine: deepspeed.DeepSpeedEngine,
+    engine: DeepSpeedEngine,
     encoded: Sequence[Encoded],
     ids: Sequence[str],
     *,
@@ -27,6 +27,22 @@ def sft_step(
     """Train on this rank's samples of one batch; returns the step's metrics, the same on every rank.
 
     Raises TrainingError that names the samples, before the optimiser step, when a loss is not finite.
+    """
+    loss, num_tokens = accumulate_gradient(engine, encoded, ids, max_tokens=max_tokens)
+    return {
+        "sft/loss": loss,
+        "sft/gradient_norm": distributed.update(engine, learning_rate=learning_rate),
+        "sft/learning_rate": learning_rate,
+        "sft/sampled_tokens": num_tokens,
+    }
+
+
+def accumulate_gradient(
+    engine: DeepSpeedEngine, encoded: Sequence[Encoded], ids: Sequence[str], *, max_tokens: int
+) -> tuple[float, float]:
+    """Add the gradient of the loss over all ranks' samples; returns the loss and its number of tokens.
+
+    Raises TrainingError as :func:`sft_step` does.
     """
     (num_tokens,) = distributed.global_sums([sum(one.num_sampled for one in encoded)])
     per_sample = torch.zeros(len(encoded))
@@ -40,20 +56,12 @@ def sft_step(
         if micro_batch is not None:
             per_sample[list(chosen)] = losses.detach().cpu()
     distributed.require_finite(ids, per_sample, what="The loss")
-    gradient_norm = distributed.update(engine, learning_rate=learning_rate)
     (total,) = distributed.global_sums([per_sample.sum()])
-    return {
-        "sft/loss": total / num_tokens,
-        "sft/gradient_norm": gradient_norm,
-        "sft/learning_rate": learning_rate,
-        "sft/sampled_tokens": num_tokens,
-    }
+    return total / num_tokens, num_tokens
 
 
 @torch.no_grad()
-def validation_loss(
-    engine: deepspeed.DeepSpeedEngine, encoded: Sequence[Encoded], *, max_tokens: int
-) -> float:
+def validation_loss(engine: DeepSpeedEngine, encoded: Sequence[Encoded], *, max_tokens: int) -> float:
     """The mean loss per sampled token over all ranks' samples, nats."""
     total = 0.0
     for micro_batch in distributed.in_lockstep(pack([len(one) for one in encoded], max_tokens=max_tokens)):
@@ -64,6 +72,6 @@ def validation_loss(
     return total / num_tokens
 
 
-def negative_log_likelihood(engine: deepspeed.DeepSpeedEngine, encoded: Sequence[Encoded]) -> Tensor:
+def negative_log_likelihood(engine: DeepSpeedEngine, encoded: Sequence[Encoded]) -> Tensor:
     """Minus the log-prob of each sequence's sampled tokens, (B,)."""
     return -engine(collate(encoded, engine.module)).sum(dim=1)

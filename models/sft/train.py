@@ -43,7 +43,6 @@ def train(run: RunDir, config: SFTRun) -> Result:
     training = Training(run, config, engine, samples, held_out)
     training.run_to_the_end(checkpoints.resume(run, engine))
     checkpoints.save_model(run, engine)
-    distributed.stop()
     return Result(status="done", artifacts={"model": "model"}, metrics=training.last_metrics)
 
 
