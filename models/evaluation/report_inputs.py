@@ -41,7 +41,7 @@ class StageTime:
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """What became of the model: the registered version, whether it is champion now, and the reasons."""
+    """What became of the model: the number of its version, whether it is champion now, and why."""
 
     is_promoted: bool
     version: str

@@ -25,13 +25,13 @@ def outcome(inputs: ReportInputs, found: Comparison) -> str:
     }[table.verdict(found)]
     tiles = [row for name in _TILES if (row := inputs.results.variant(name))]
     promotion = inputs.promotion
-    state = "Promoted to champion" if promotion.is_promoted else "Not promoted"
+    state = "promoted to champion" if promotion.is_promoted else "not promoted"
     return (
         f'<p class="verdict {_verdict_class(found)}">{escape(words)}</p>'
         f'<p class="headline"><strong>{100 * found.difference.value:+.1f}</strong> points of accuracy, '
         f"95 % interval {_interval(found)}, on the same {found.num_questions} questions.</p>"
         f'<div class="tiles">{"".join(map(_tile, tiles))}</div>'
-        f"<h3>{state}: {escape(promotion.version)}</h3>"
+        f"<h3>Version {escape(promotion.version)}: {state}</h3>"
         f"<ul>{''.join(f'<li>{escape(reason)}</li>' for reason in promotion.reasons)}</ul>"
     )
 
@@ -47,10 +47,10 @@ def results(found: Results) -> str:
         + _table(
             "Held-out questions, the same ones for every row",
             [column.title for column in (first, *others)],
-            [(first.cell(row), *(_cell(column.cell(row)) for column in others)) for row in found.variants],
+            [(first.cell(row), *(_cell(column.cell(row)) for column in others)) for row in table.rows(found)],
         )
         + f'<p class="small">{escape(explained)}</p>'
-        + dot_plot("Greedy accuracy on all questions, with its 95 % interval", _whiskers(found.variants))
+        + dot_plot("Greedy accuracy on all questions, with its 95 % interval", _whiskers(table.rows(found)))
         + _differences(found)
     )
 

@@ -52,14 +52,19 @@ def columns(results: Results) -> tuple[Column, ...]:
         Column("crop", "seen px", lambda v: _crop_size(v.overall)),
         Column("crop", "tokens", lambda v: _decimal(v.overall.crop_tokens, 1)),
         Column("crops /", "question", lambda v: _decimal(v.overall.crops_per_question, 2)),
-        Column("num.", "questions", lambda v: _count(v.overall)),
+        Column("", "n", lambda v: _count(v.overall)),
     )
+
+
+def rows(results: Results) -> tuple[VariantResult, ...]:
+    """The rows as they are shown: models first, then the ablations, each in the order they were measured."""
+    return tuple(sorted(results.variants, key=_is_ablation))
 
 
 def to_text(results: Results) -> str:
     """The table with its differences, its warnings and its legend, for people at a terminal."""
-    shown = columns(results)
-    cells = [[column.cell(variant) for column in shown] for variant in results.variants]
+    shown, variants = columns(results), rows(results)
+    cells = [[column.cell(variant) for column in shown] for variant in variants]
     widths = [
         max(len(column.group), len(column.name), *(len(row[index]) for row in cells))
         for index, column in enumerate(shown)
@@ -69,8 +74,8 @@ def to_text(results: Results) -> str:
         _line([column.name for column in shown], widths),
         "-" * (sum(widths) + 2 * (len(widths) - 1)),
     ]
-    for index, (variant, row) in enumerate(zip(results.variants, cells, strict=True)):
-        if _opens_ablations(results.variants, index):
+    for index, (variant, row) in enumerate(zip(variants, cells, strict=True)):
+        if _opens_ablations(variants, index):
             lines.append(f"crop commands of {_same_weights(results, variant)} answered in other ways:")
         lines.append(_line(row, widths))
     lines += ["", *_difference_lines(results)] if results.comparisons else []
@@ -84,7 +89,7 @@ def to_markdown(results: Results) -> str:
     lines = [
         "| " + " | ".join(column.title for column in shown) + " |",
         "| :-- |" + " --: |" * (len(shown) - 1),
-        *("| " + " | ".join(column.cell(variant) for column in shown) + " |" for variant in results.variants),
+        *("| " + " | ".join(column.cell(variant) for column in shown) + " |" for variant in rows(results)),
     ]
     if results.comparisons:
         lines += [
@@ -193,8 +198,11 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _opens_ablations(variants: Sequence[VariantResult], index: int) -> bool:
-    here = variants[index].crop_source != "original"
-    return here and (index == 0 or variants[index - 1].crop_source == "original")
+    return _is_ablation(variants[index]) and (index == 0 or not _is_ablation(variants[index - 1]))
+
+
+def _is_ablation(variant: VariantResult) -> bool:
+    return variant.crop_source != "original"
 
 
 def _same_weights(results: Results, ablation: VariantResult) -> str:

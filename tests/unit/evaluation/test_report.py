@@ -35,9 +35,7 @@ def inputs(results, look, make_question, make_prediction, tmp_path) -> ReportInp
         title="VLM-R3: preset tiny, seed 0",
         results=results,
         headline=("rgrpo", "sft"),
-        promotion=Promotion(
-            False, "vlm-r3 version 2", ("gain over champion: lower end -0.4 points, not above 0",)
-        ),
+        promotion=Promotion(False, "2", ("gain over champion: lower end -0.4 points, not above 0",)),
         look=look,
         questions_path=tmp_path / "test.parquet",
         predictions={name: tmp_path / f"{name}.parquet" for name in attempts},
@@ -83,10 +81,10 @@ def test_the_outcome_comes_first_with_interval_and_promotion(inputs):
     text = Page(render(inputs)).text
     assert "R-GRPO is better than SFT." in text
     assert "+15.2 points of accuracy, 95 % interval +11.0 to +19.3, on the same 600 questions." in text
-    assert "Not promoted: vlm-r3 version 2" in text
+    assert "Version 2: not promoted" in text
     assert "lower end -0.4 points, not above 0" in text
     places = [
-        text.index(words) for words in ("R-GRPO is better", "Not promoted", "Held-out questions", "SFT: loss")
+        text.index(words) for words in ("R-GRPO is better", "not promoted", "Held-out questions", "SFT: loss")
     ]
     assert places == sorted(places)
 

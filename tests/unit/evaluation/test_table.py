@@ -50,6 +50,14 @@ def test_ablations_are_announced_with_the_row_whose_weights_they_share(results):
     assert lines[index - 1] == "crop commands of R-GRPO answered in other ways:"
 
 
+def test_models_come_before_ablations_whatever_was_measured_first(results):
+    champion = results.variants[1].model_copy(update={"name": "champion", "label": "champion"})
+    lines = to_text(results.model_copy(update={"variants": (*results.variants, champion)})).splitlines()
+    first_words = [line.split("  ")[0] for line in lines[3:9]]
+    announced = "crop commands of R-GRPO answered in other ways:"
+    assert first_words == ["base (look-again)", "SFT", "R-GRPO", "champion", announced, "no crop injected"]
+
+
 def test_differences_come_with_interval_questions_and_verdict(results):
     assert [describe(results, found) for found in main_comparisons(results)] == [
         "R-GRPO - SFT, all: +15.2 [+11.0, +19.3], n = 600: better",
