@@ -141,10 +141,10 @@ class VLIRConfig(Config):
         description="Tokens the teacher may write per try; characters where the teacher reports no tokens.",
     )
     box_jitter: float = Field(0.1, ge=0, description="Embedded teacher: spread of box corners, in box sides.")
-    box_tightness: float = Field(
-        0.1,
-        description="Embedded teacher: mean inward shift of each box edge, in box sides. Positive boxes are tighter "
-        "than the card, so that R-GRPO has something to improve.",
+    box_growth: float = Field(
+        0.4,
+        description="Embedded teacher: mean outward shift of each box edge, in box sides. Boxes larger than the "
+        "object lose zoom to the pixel budget, so R-GRPO has something to improve.",
     )
     wrong_region_rate: float = Field(0.1, ge=0, le=1, description="Embedded teacher: looks at another card.")
     misread_rate: float = Field(0.05, ge=0, le=1, description="Embedded teacher: misreads what it sees.")
@@ -155,7 +155,7 @@ class VLIRConfig(Config):
         0.05,
         ge=0,
         le=1,
-        description="Embedded teacher: right answer, but a rationale that repeats, contradicts, skips or rambles.",
+        description="Embedded teacher: right answer, rationale that repeats, contradicts, skips or rambles.",
     )
     junk_rate: float = Field(0.02, ge=0, le=1, description="Embedded teacher: breaks the format.")
 

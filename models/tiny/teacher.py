@@ -6,8 +6,9 @@ through any other crop it guesses. How often it looks at the wrong card, misread
 its reasoning or breaks the format is set in :class:`models.config.VLIRConfig`, so that rejection sampling and
 the filters have real work.
 
-Its boxes are a little tighter than the cards (``box_tightness``): a tight box that still covers the code
-passes every filter and yields few visual tokens, and wider boxes are what R-GRPO can discover.
+Its boxes are more generous than the cards (``box_growth``): such a box passes every filter, but the pixel
+budget takes away the zoom, so a student that copies it reads worse than it could. That tighter boxes read
+better is left for R-GRPO to discover.
 """
 
 from collections.abc import Mapping, Sequence
@@ -150,24 +151,24 @@ def make_plan(
 
 
 def jittered_box(card: Card, *, seen: Size, config: VLIRConfig, rng: np.random.Generator) -> Box:
-    """A box around a card in seen pixels: each edge moves inwards by a normal share of its side.
+    """A box around a card in seen pixels: each edge moves outwards by a normal share of its side.
 
-    The mean of that share is ``box_tightness``, its standard deviation ``box_jitter``. Corners lie on the
+    The mean of that share is ``box_growth``, its standard deviation ``box_jitter``. Corners lie on the
     lattice of the world, as the base model writes them.
     """
     view = View(Size(world.PICTURE_SIZE, world.PICTURE_SIZE), seen)
     box = view.convert(Box(*card.box, space="original"), "seen")
     step = max(1, round(world.LATTICE * seen.width / world.PICTURE_SIZE))
-    left, top, right, bottom = rng.normal(config.box_tightness, config.box_jitter, 4)
+    left, top, right, bottom = rng.normal(config.box_growth, config.box_jitter, 4)
 
     def snapped(corner: float, limit: int) -> float:
         return float(step * round(min(max(corner, 0.0), float(limit)) / step))
 
     return Box(
-        x1=snapped(box.x1 + left * box.width, seen.width),
-        y1=snapped(box.y1 + top * box.height, seen.height),
-        x2=snapped(box.x2 - right * box.width, seen.width),
-        y2=snapped(box.y2 - bottom * box.height, seen.height),
+        x1=snapped(box.x1 - left * box.width, seen.width),
+        y1=snapped(box.y1 - top * box.height, seen.height),
+        x2=snapped(box.x2 + right * box.width, seen.width),
+        y2=snapped(box.y2 + bottom * box.height, seen.height),
         space="seen",
     )
 

@@ -29,7 +29,7 @@ def perfect() -> VLIRConfig:
     """A teacher without faults: boxes on the card, no slip of any kind."""
     return VLIRConfig(
         box_jitter=0.0,
-        box_tightness=0.0,
+        box_growth=0.0,
         wrong_region_rate=0.0,
         misread_rate=0.0,
         needless_look_rate=0.0,

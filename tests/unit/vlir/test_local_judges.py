@@ -83,7 +83,7 @@ def test_semantic_unit_judge_errs_rarely(look):
 def _boxes(scene: world.Scene, rng: np.random.Generator) -> list[Box]:
     """Two boxes like the teacher's, one wild, one anywhere."""
     card = scene.cards[int(rng.integers(len(scene.cards)))]
-    wild = VLIRConfig(box_jitter=0.4, box_tightness=-0.2)
+    wild = VLIRConfig(box_jitter=0.4, box_growth=0.2)
     x, y = (float(value) for value in 2 * rng.integers(0, 45, 2))
     width, height = (float(value) for value in 2 * rng.integers(2, 25, 2))
     anywhere = Box(x, y, min(112.0, x + width), min(112.0, y + height), "seen")
