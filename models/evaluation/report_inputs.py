@@ -50,17 +50,55 @@ class Promotion:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A chart of training: its title, its unit, and the metrics it shows with their names for people."""
+    """A chart of training: its title, the metrics it shows, and their unit.
+
+    ``series`` are pairs of a metric's name and its name for people; a metric's name that ends in ``/`` stands
+    for all metrics below it, and the rest of their names is shown.
+    """
 
     title: str
-    series: tuple[tuple[str, str], ...]  # (metric name, label)
+    series: tuple[tuple[str, str], ...]
     unit: str = ""
 
 
 SFT_PANELS: tuple[Panel, ...] = (
     Panel("SFT: loss per token", (("sft/loss", "training"), ("sft/validation_loss", "validation")), "nats"),
 )
-RGRPO_PANELS: tuple[Panel, ...] = ()
+RGRPO_PANELS: tuple[Panel, ...] = (
+    Panel(
+        "R-GRPO: reward per trajectory",
+        (
+            ("rgrpo/reward", "total"),
+            ("rgrpo/reward/accuracy", "accuracy"),
+            ("rgrpo/reward/format", "format"),
+            ("rgrpo/reward/validity", "valid boxes"),
+            ("rgrpo/reward/length", "length"),
+        ),
+    ),
+    Panel("R-GRPO: share of right answers, by kind of question", (("rgrpo/correct/", ""),)),
+    Panel(
+        "R-GRPO: looking",
+        (
+            ("rgrpo/crops_per_trajectory", "crops per trajectory"),
+            ("rgrpo/errors_per_trajectory", "refused boxes per trajectory"),
+        ),
+    ),
+    Panel(
+        "R-GRPO: share of groups that teach little",
+        (
+            ("rgrpo/zero_variance_share", "equal rewards"),
+            ("rgrpo/all_wrong_share", "all wrong, rewards differ"),
+            ("rgrpo/length_only_share", "length differs only"),
+        ),
+    ),
+    Panel(
+        "R-GRPO: share of trajectories cut off or lost",
+        (("rgrpo/truncated_share", "cut off by a limit"), ("rgrpo/unscored_share", "broken by us")),
+    ),
+    Panel("R-GRPO: engine against trainer (k3)", (("rgrpo/mismatch_kl", "mismatch"),), "nats per token"),
+    Panel("R-GRPO: entropy of the policy", (("rgrpo/entropy", "entropy"),), "nats per token"),
+    Panel("R-GRPO: gradient norm before clipping", (("rgrpo/gradient_norm", "norm"),)),
+)
 
 
 @dataclass(frozen=True)

@@ -157,11 +157,14 @@ def _whiskers(rows: Iterable[VariantResult]) -> list[Whisker]:
 
 def _chart(panel: Panel, lines: Sequence[MetricLine]) -> str:
     """A panel's chart; nothing when the stage logged none of its metrics. The last line of a step counts."""
+    logged = sorted({name for line in lines for name in line})
     series = []
-    for name, label in panel.series:
-        points = {float(line["step"]): float(line[name]) for line in lines if name in line}
-        if points:
-            series.append(Series(label, tuple(sorted(points.items()))))
+    for wanted, label in panel.series:
+        below = [(name, name.removeprefix(wanted)) for name in logged if name.startswith(wanted)]
+        for name, shown in below if wanted.endswith("/") else [(wanted, label)]:
+            points = {float(line["step"]): float(line[name]) for line in lines if name in line}
+            if points:
+                series.append(Series(shown, tuple(sorted(points.items()))))
     return line_chart(panel.title, series, unit=panel.unit) if series else ""
 
 

@@ -18,6 +18,7 @@ from models.evaluation.switch import architecture, folder_digest
 from models.records import Question, read_questions, write_questions
 from models.rundir import RunDir
 from models.trajectory import CropSpan, GenerationRequest, Piece, SampledSpan
+from tests.evaluation_examples import make_question
 
 LOOK_FIRST = '<think>{"bbox_2d": [10, 10, 20, 20]}'
 ANSWER = "</think><answer>{}</answer>"
@@ -82,7 +83,7 @@ def model_folder(path: Path, weights: str, *, layers: int = 2) -> str:
 
 
 @pytest.fixture
-def questions(make_question) -> list[Question]:
+def questions() -> list[Question]:
     return [make_question(f"q{i}", kind="read" if i < 15 else "add") for i in range(20)]
 
 
@@ -265,7 +266,7 @@ def test_ranks_share_the_questions_and_the_first_one_merges(make_run, questions,
     ]
 
 
-def test_a_changed_model_or_question_is_measured_again(make_run, questions, make_question):
+def test_a_changed_model_or_question_is_measured_again(make_run, questions):
     run, config = make_run(("base", "bad", {}))
     evaluate(run, config, questions, RecordedEngines())
     model_folder(Path(config.variants[0].model_path), "good")
@@ -285,7 +286,7 @@ def test_too_few_questions_are_refused_before_an_engine_is_started(make_run, que
     assert engines.calls == []
 
 
-def test_questions_without_gold_or_with_repeated_ids_are_refused(make_run, questions, make_question):
+def test_questions_without_gold_or_with_repeated_ids_are_refused(make_run, questions):
     run, config = make_run(("base", "bad", {}))
     with pytest.raises(ConfigError, match="'q0' occurs more than once"):
         evaluate(run, config, [*questions, make_question("q0")], RecordedEngines())
@@ -294,7 +295,7 @@ def test_questions_without_gold_or_with_repeated_ids_are_refused(make_run, quest
         evaluate(run, config, [*questions, without], RecordedEngines())
 
 
-def test_digests_follow_content(tmp_path, questions, make_question):
+def test_digests_follow_content(tmp_path, questions):
     one, two = tmp_path / "one", tmp_path / "two"
     model_folder(one, "good"), model_folder(two, "good")
     assert folder_digest(one) == folder_digest(two)

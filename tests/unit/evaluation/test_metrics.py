@@ -15,6 +15,7 @@ from models.evaluation.metrics import (
     summarise_samples,
     wilson_interval,
 )
+from tests.evaluation_examples import make_prediction, make_question
 
 RIGHT = "<think>It says K7.</think><answer>K7</answer>"
 WRONG = "<think>It says K1.</think><answer>K1</answer>"
@@ -93,7 +94,7 @@ def test_paired_bootstrap_without_shared_questions_is_refused():
         paired_bootstrap({"a": 1.0}, {"b": 0.0}, seed=0)
 
 
-def test_scores_of_four_attempts(make_prediction, make_question, look):
+def test_scores_of_four_attempts(look):
     add = make_question("add", kind="add", num_gold=2)
     predictions = [
         # Looks at (10, 10, 20, 20), exactly the gold box. The crop is 40 original pixels wide, zoomed to 80
@@ -125,7 +126,7 @@ def test_scores_of_four_attempts(make_prediction, make_question, look):
     assert scores.tokens_per_question == (83 + 45 + 62 + 39) / 4
 
 
-def test_a_question_that_needs_no_look_says_nothing_about_boxes(make_prediction, make_question):
+def test_a_question_that_needs_no_look_says_nothing_about_boxes():
     count = make_question("c", kind="count", num_gold=0)
     scores = summarise([make_prediction(RIGHT, question=count)], pixel_factor=28)
     assert scores.look_rate is None
@@ -134,7 +135,7 @@ def test_a_question_that_needs_no_look_says_nothing_about_boxes(make_prediction,
     assert scores.crop_tokens is None
 
 
-def test_a_direct_answer_is_the_whole_text_and_has_no_format(make_prediction, look):
+def test_a_direct_answer_is_the_whole_text_and_has_no_format(look):
     bare = look.model_copy(update={"system": None})
     prediction = make_prediction(" k7. ", style="direct", look=bare)
     assert prediction.correct is True
@@ -142,13 +143,13 @@ def test_a_direct_answer_is_the_whole_text_and_has_no_format(make_prediction, lo
     assert summarise([prediction], pixel_factor=28).format_rate is None
 
 
-def test_truncated_attempts_are_wrong_not_unscored(make_prediction, look):
+def test_truncated_attempts_are_wrong_not_unscored(look):
     short = look.model_copy(update={"max_sampled_tokens": 10})
     scores = summarise([make_prediction(RIGHT, look=short)], pixel_factor=28)
     assert (scores.num_scored, scores.num_correct, scores.truncation_rate) == (1, 0, 1.0)
 
 
-def test_our_failure_is_unscored_and_never_a_wrong_answer(make_prediction, make_question):
+def test_our_failure_is_unscored_and_never_a_wrong_answer():
     broken = make_prediction(question=make_question("broken"))
     assert broken.correct is None
     scores = summarise([make_prediction(RIGHT), broken], pixel_factor=28)
@@ -158,7 +159,7 @@ def test_our_failure_is_unscored_and_never_a_wrong_answer(make_prediction, make_
     assert scores.accuracy == wilson_interval(1, 1)
 
 
-def test_too_many_failures_on_our_side_stop_the_evaluation(make_prediction, make_question):
+def test_too_many_failures_on_our_side_stop_the_evaluation():
     predictions = [make_prediction(RIGHT, question=make_question(f"q{i}")) for i in range(3)]
     predictions.append(make_prediction(question=make_question("q3")))
     assert check_unscored("sft", predictions, max_share=0.25) == 1
@@ -166,12 +167,12 @@ def test_too_many_failures_on_our_side_stop_the_evaluation(make_prediction, make
         check_unscored("sft", predictions, max_share=0.24)
 
 
-def test_nothing_scored_is_an_error_not_an_accuracy(make_prediction):
+def test_nothing_scored_is_an_error_not_an_accuracy():
     with pytest.raises(ScoringError):
         summarise([make_prediction()], pixel_factor=28)
 
 
-def test_comparison_leaves_out_pairs_that_we_broke_and_counts_them(make_prediction, make_question):
+def test_comparison_leaves_out_pairs_that_we_broke_and_counts_them():
     questions = [make_question(f"q{i}", kind="read" if i < 3 else "count") for i in range(5)]
     new = [make_prediction(RIGHT, question=q) for q in questions]
     old = [make_prediction(WRONG, question=q) for q in questions[:3]]
@@ -186,13 +187,13 @@ def test_comparison_leaves_out_pairs_that_we_broke_and_counts_them(make_predicti
     assert (only_read.kind, only_read.num_questions, only_read.num_unscored) == ("read", 3, 0)
 
 
-def test_comparison_uses_greedy_attempts_only(make_prediction):
+def test_comparison_uses_greedy_attempts_only():
     greedy, sampled = make_prediction(RIGHT), make_prediction(WRONG, temperature=1.0)
     found = compare(("new", [greedy, sampled]), ("old", [greedy]), seed=0)
     assert found.difference.value == 0.0
 
 
-def test_mean_at_k_averages_over_questions(make_prediction, make_question):
+def test_mean_at_k_averages_over_questions():
     samples = [
         make_prediction(text, question=make_question(id), temperature=1.0, sample_index=index)
         for id, texts in {"a": [RIGHT, RIGHT], "b": [RIGHT, WRONG], "c": [WRONG, WRONG]}.items()
@@ -206,7 +207,7 @@ def test_mean_at_k_averages_over_questions(make_prediction, make_question):
     assert found.format_rate == 1.0
 
 
-def test_mean_at_k_leaves_broken_samples_out_and_counts_them(make_prediction, make_question):
+def test_mean_at_k_leaves_broken_samples_out_and_counts_them():
     a, b = make_question("a"), make_question("b")
     samples = [
         make_prediction(RIGHT, question=a, temperature=1.0, sample_index=0),
@@ -218,7 +219,7 @@ def test_mean_at_k_leaves_broken_samples_out_and_counts_them(make_prediction, ma
     assert (found.num_questions, found.num_unscored, found.mean.value) == (1, 3, 1.0)
 
 
-def test_mean_at_k_refuses_questions_with_different_numbers_of_samples(make_prediction, make_question):
+def test_mean_at_k_refuses_questions_with_different_numbers_of_samples():
     samples = [
         make_prediction(RIGHT, question=make_question(id), temperature=1.0, sample_index=index)
         for id, index in [("a", 0), ("a", 1), ("b", 0)]

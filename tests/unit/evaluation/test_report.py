@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,44 +13,21 @@ from models.errors import ScoringError
 from models.evaluation.gallery import GalleryRow, choose
 from models.evaluation.predictions import write_predictions
 from models.evaluation.report import render, write_report
-from models.evaluation.report_inputs import Check, Fact, Panel, Promotion, ReportInputs, StageTime
+from models.evaluation.report_inputs import (
+    RGRPO_PANELS,
+    SFT_PANELS,
+    Fact,
+    Panel,
+    ReportInputs,
+)
 from models.records import write_questions
-
-RIGHT = ('<think>I look {"bbox_2d": [10, 10, 20, 20]}', " It says K7.</think><answer>K7</answer>")
-WRONG = ('<think>I look {"bbox_2d": [60, 60, 80, 80]}', " It says T1.</think><answer>T1</answer>")
-REFUSED = ('<think>{"bbox_2d": [20, 20, 10, 10]}', "</think><answer>K1</answer>")
+from tests.evaluation_examples import RIGHT, WRONG, make_prediction, make_question, make_report_inputs
 
 
 @pytest.fixture
-def inputs(results, look, make_question, make_prediction, tmp_path) -> ReportInputs:
+def inputs(tmp_path) -> ReportInputs:
     """Six questions; R-GRPO answers five, SFT the last two; one trajectory has a refused box."""
-    questions = [make_question(f"q{i}") for i in range(6)]
-    write_questions(tmp_path / "test.parquet", questions)
-    attempts = {
-        "rgrpo": [make_prediction(*(RIGHT if i else REFUSED), question=q) for i, q in enumerate(questions)],
-        "sft": [make_prediction(*(RIGHT if i > 3 else WRONG), question=q) for i, q in enumerate(questions)],
-    }
-    for name, predictions in attempts.items():
-        write_predictions(tmp_path / f"{name}.parquet", predictions)
-    return ReportInputs(
-        title="VLM-R3: preset tiny, seed 0",
-        results=results,
-        headline=("rgrpo", "sft"),
-        promotion=Promotion(False, "2", ("gain over champion: lower end -0.4 points, not above 0",)),
-        look=look,
-        questions_path=tmp_path / "test.parquet",
-        predictions={name: tmp_path / f"{name}.parquet" for name in attempts},
-        facts=(Fact("git commit", "c218138"),),
-        validation=(
-            Check("boxes lie inside the picture", True),
-            Check("no leaked answer", False, "3: a, b, c"),
-        ),
-        data=(Fact("accepted rationales", "1933", "80.5 %"),),
-        stages=(StageTime("sft", 121.4), StageTime("rgrpo", 260.0, "from the cache")),
-        sft_metrics=[{"step": 1, "time": 0.0, "sft/loss": 2.0}, {"step": 2, "time": 1.0, "sft/loss": 1.5}],
-        rgrpo_metrics=[{"step": 1, "rgrpo/reward": 1.0}, {"step": 1, "rgrpo/reward": 1.25}],
-        rgrpo_panels=(Panel("R-GRPO: reward", (("rgrpo/reward", "total"), ("rgrpo/absent", "absent"))),),
-    )
+    return make_report_inputs(tmp_path)
 
 
 class Page(HTMLParser):
@@ -134,6 +112,28 @@ def test_the_last_line_of_a_step_counts_in_a_curve(inputs):
     assert reward == "R-GRPO: reward. total: from 1.25 to 1.25, lowest 1.25, highest 1.25"
 
 
+def test_a_panel_can_show_all_metrics_below_a_name(inputs):
+    lines = [{"step": step, "rgrpo/correct/read": 0.5, "rgrpo/correct/add": 0.25} for step in (1, 2)]
+    panel = Panel("share right", (("rgrpo/correct/", ""),))
+    page = Page(render(replace(inputs, rgrpo_metrics=lines, rgrpo_panels=(panel,))))
+    (label,) = [
+        a["aria-label"] for tag, a in page.tags if (a.get("aria-label") or "").startswith("share right")
+    ]
+    assert label == (
+        "share right. add: from 0.25 to 0.25, lowest 0.25, highest 0.25; "
+        "read: from 0.5 to 0.5, lowest 0.5, highest 0.5"
+    )
+
+
+def test_the_metrics_of_the_panels_are_those_that_the_stages_log():
+    """A renamed metric would leave an empty chart without a word."""
+    root = Path(__file__).parents[3] / "models"
+    logged = "".join(path.read_text() for stage in ("sft", "rgrpo") for path in (root / stage).glob("*.py"))
+    for panel in (*SFT_PANELS, *RGRPO_PANELS):
+        for name, _ in panel.series:
+            assert f'"{name}"' in logged or f'"{name}{{' in logged, name
+
+
 def test_nothing_is_loaded_from_outside(inputs):
     page = render(inputs)
     assert re.findall(r"(?:https?:)?//[a-z]", page.replace("data:image", ""), re.IGNORECASE) == []
@@ -193,9 +193,7 @@ def test_each_picture_is_embedded_once(inputs):
     assert len(gallery["pictures"]) == 3
 
 
-def test_text_from_a_model_or_a_question_cannot_break_the_page(
-    inputs, make_question, make_prediction, tmp_path
-):
+def test_text_from_a_model_or_a_question_cannot_break_the_page(inputs, tmp_path):
     evil = "</script><script>alert(1)</script>{{facts}}"
     question = replace(make_question("q0"), text=evil)
     write_questions(tmp_path / "test.parquet", [question])
@@ -228,7 +226,7 @@ def test_the_page_is_written_and_small(inputs, tmp_path):
     assert size < 200_000
 
 
-def test_our_failures_are_shown_as_such(inputs, make_question, make_prediction, tmp_path):
+def test_our_failures_are_shown_as_such(inputs, tmp_path):
     broken = make_prediction(question=make_question("q0"))
     write_predictions(tmp_path / "rgrpo.parquet", [broken])
     gallery = Page(render(replace(inputs, predictions={"rgrpo": tmp_path / "rgrpo.parquet"}))).gallery
@@ -236,7 +234,7 @@ def test_our_failures_are_shown_as_such(inputs, make_question, make_prediction, 
     assert (attempt["right"], attempt["stop"], attempt["detail"]) == (None, "engine_error", "lost the device")
 
 
-def test_kinds_and_outcomes_take_turns_in_the_gallery(make_prediction, make_question):
+def test_kinds_and_outcomes_take_turns_in_the_gallery():
     def row(name: str, right: str) -> GalleryRow:
         attempts = {}
         for i in range(8):
