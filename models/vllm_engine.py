@@ -33,6 +33,7 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
     from vllm import EngineArgs, ModelRegistry, RequestOutput, SamplingParams
+    from vllm.exceptions import VLLMClientError
     from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -71,24 +72,9 @@ class VLLMEngine:
         if request.request_id in self._waiting:
             raise EngineError(f"Request {request.request_id!r} is already in flight.")
         try:
-            collapsed = self.encoder.collapse(request.prompt, request.spans)
-            expanded = self.encoder.expand_ids(collapsed).tolist()
-            room = self._config.max_model_len - len(expanded)
-            if room <= 0:
-                self._failed.append(Piece(request.request_id, self._span((), ()), "context"))
-                return
-            rendered = self._render(collapsed)
-        except (EncodingError, ValueError) as error:
+            self._add(request)
+        except (EncodingError, ValueError, VLLMClientError) as error:
             self._failed.append(Piece(request.request_id, self._span((), ()), "error", str(error)))
-            return
-        if rendered["prompt_token_ids"] != expanded:
-            raise EngineError(
-                f"Request {request.request_id!r}: vLLM makes {len(rendered['prompt_token_ids'])} ids of the "
-                f"prompt, the encoder {len(expanded)}, and they differ, so engine and trainer would see "
-                "different sequences. Give both the same processor and pixel budget."
-            )
-        self._waiting[request.request_id] = request
-        self._engine.add_request(request.request_id, rendered, self._sampling(request, room))
 
     def step(self) -> list[Piece]:
         """One step of vLLM; the pieces that finished in it."""
@@ -129,6 +115,23 @@ class VLLMEngine:
         self._engine.reset_mm_cache()
         self._engine.reset_encoder_cache()
         self.version = version
+
+    def _add(self, request: GenerationRequest) -> None:
+        collapsed = self.encoder.collapse(request.prompt, request.spans)
+        expanded = self.encoder.expand_ids(collapsed).tolist()
+        room = self._config.max_model_len - len(expanded)
+        if room <= 0:
+            self._failed.append(Piece(request.request_id, self._span((), ()), "context"))
+            return
+        rendered = self._render(collapsed)
+        if rendered["prompt_token_ids"] != expanded:
+            raise EngineError(
+                f"Request {request.request_id!r}: vLLM makes {len(rendered['prompt_token_ids'])} ids of the "
+                f"prompt, the encoder {len(expanded)}, and they differ, so engine and trainer would see "
+                "different sequences. Give both the same processor and pixel budget."
+            )
+        self._engine.add_request(request.request_id, rendered, self._sampling(request, room))
+        self._waiting[request.request_id] = request
 
     def _render(self, collapsed: Collapsed) -> dict[str, Any]:
         prompt: dict[str, Any] = {"prompt_token_ids": list(collapsed.ids)}

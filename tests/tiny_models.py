@@ -105,8 +105,8 @@ def turn_with_crops(encoder: Encoder, num_crops: int) -> tuple[Span, ...]:
     for crop in range(num_crops):
         corners = (10 * crop, 20, 10 * crop + 30, 50)
         spans.append(sampled(encoder, f' {{"bbox_2d": {list(corners)}}}'))
-        # 28 x 56, 56 x 56, 84 x 56, ...: 2, 4, 6, ... visual tokens
-        shown = picture(28 * (crop + 1), 56, seed=crop + 1)
+        # 56 x 56, 84 x 56, 112 x 56, ...: 4, 6, 8, ... visual tokens
+        shown = picture(28 * (crop + 2), 56, seed=crop + 1)
         spans.append(CropSpan(shown, Box(*map(float, corners), space="seen")))
     return (*spans, sampled(encoder, " It says K7.</think><answer>K7</answer>"))
 

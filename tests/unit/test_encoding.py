@@ -28,13 +28,13 @@ def test_collapsed_stream_has_one_pad_per_picture(encoder):
     trajectory = trajectory_with_crops(encoder, 2)
     collapsed = encoder.collapse(trajectory.prompt, trajectory.spans)
     assert collapsed.ids.count(encoder.image_token_id) == 3
-    assert [p.size.width for p in collapsed.pictures] == [112, 28, 56]
+    assert [p.size.width for p in collapsed.pictures] == [112, 56, 84]
 
 
 def test_encoded_stream_has_one_pad_per_visual_token(encoder):
-    # view 112 x 112: 4 x 4 = 16; crops 28 x 56: 2 x 1 = 2 and 56 x 56: 2 x 2 = 4; 22 in all
+    # view 112 x 112: 4 x 4 = 16; crops 56 x 56: 2 x 2 = 4 and 84 x 56: 2 x 3 = 6
     encoded = encoder.encode(trajectory_with_crops(encoder, 2))
-    assert (encoded.ids == encoder.image_token_id).sum() == 16 + 2 + 4
+    assert (encoded.ids == encoder.image_token_id).sum() == 16 + 4 + 6
     assert encoded.positions.shape == (3, len(encoded))
 
 

@@ -150,9 +150,9 @@ def test_feature_cache_drops_the_least_recently_used():
 
 def test_pads_without_features_are_an_error(policy):
     (encoded,) = encoded_turns(policy, [1])
-    # The view alone has 16 visual tokens; the crop of 28 x 56 is missing its 2.
+    # The view alone has 16 visual tokens; the crop of 56 x 56 is missing its 4.
     lost = replace(encoded, pictures=encoded.pictures[:1])
-    with pytest.raises(EncodingError, match="18 image pads and 16 visual features"):
+    with pytest.raises(EncodingError, match="20 image pads and 16 visual features"):
         collate([lost], policy)
 
 

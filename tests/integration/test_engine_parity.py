@@ -1,0 +1,273 @@
+"""Engine and trainer agree: real vLLM against the policy's own forward pass, before and after weight updates.
+
+The mismatch is the k3 estimator of KL(engine || trainer) per sampled token: mean of exp(d) - 1 - d with
+d = log-prob of the trainer - log-prob of the engine.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.config import EngineConfig, Look
+from models.encoding import Encoded
+from models.errors import EngineError
+from models.policy import Policy, collate, load_policy, save_policy
+from models.trajectory import GenerationRequest, Piece, Prompt, SampledSpan
+from models.transformers_engine import TransformersEngine
+from models.vllm_engine import VLLMEngine
+from tests.tiny_models import picture, save_random_model, turn_with_crops
+
+pytestmark = pytest.mark.integration
+
+LOOK = Look(min_pixels=3136, max_pixels=12544)
+CONFIG = EngineConfig(
+    dtype="float32", max_model_len=256, max_num_seqs=32, max_images=5, kv_cache_gib=0.25, enforce_eager=True
+)
+MAX_MISMATCH_KL = 0.005
+TEMPERATURE = 0.8
+NUMBERS_OF_CROPS = range(5)
+
+
+@dataclass
+class Pair:
+    """An engine and the policy whose weights it should have."""
+
+    engine: VLLMEngine
+    policy: Policy
+
+    def perturb(self, parts) -> None:
+        """Move weights of the policy and send all of them to the engine."""
+        generator = torch.Generator().manual_seed(self.engine.version)
+        with torch.no_grad():
+            for parameter in parts:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+        self.engine.update_weights(self.policy.weights(), version=self.engine.version + 1)
+
+
+@pytest.fixture(params=["untied", "tied"], scope="module")
+def model_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random_model(tmp_path_factory.mktemp("model"), tied=request.param == "tied")
+
+
+@pytest.fixture(scope="module")
+def pair(model_path: Path) -> Iterator[Pair]:
+    engine = VLLMEngine(model_path, CONFIG, look=LOOK)
+    yield Pair(engine, load_policy(model_path).eval())
+    engine.close()
+
+
+def request(encoder, *, id, num_crops=0, seed=0, temperature=TEMPERATURE, max_new_tokens=20, stops=()):
+    prompt = Prompt("what code is on the red card?", (picture(112, 112, seed=seed % 3),), "Look twice.")
+    spans = turn_with_crops(encoder, num_crops)
+    return GenerationRequest(id, prompt, spans, stops, max_new_tokens, temperature, seed)
+
+
+def mixed_requests(encoder):
+    """Four requests for each number of crops from 0 to 4; views are shared, as in a group."""
+    return [
+        request(encoder, id=f"{num_crops}/{seed}", num_crops=num_crops, seed=seed)
+        for num_crops in NUMBERS_OF_CROPS
+        for seed in range(4)
+    ]
+
+
+def finish(engine, requests) -> dict[str, Piece]:
+    for one in requests:
+        engine.submit(one)
+    pieces: dict[str, Piece] = {}
+    while len(pieces) < len(requests):
+        pieces.update({piece.request_id: piece for piece in engine.step()})
+    return pieces
+
+
+def encode(policy, one: GenerationRequest, piece: Piece) -> Encoded:
+    encoder = policy.encoder
+    return encoder.expand(encoder.collapse(one.prompt, (*one.spans, piece.span)))
+
+
+def mismatch(policy, requests, pieces, num_crops=None) -> float:
+    """The mean k3 of the tokens in ``pieces``, optionally only of requests with that many crops."""
+    chosen = [one for one in requests if num_crops is None or one.request_id.startswith(f"{num_crops}/")]
+    encoded = [encode(policy, one, pieces[one.request_id]) for one in chosen]
+    with torch.no_grad():
+        logprobs = policy(collate(encoded, policy), temperature=TEMPERATURE)
+    differences = []
+    for row, one, sequence in zip(logprobs, chosen, encoded, strict=True):
+        engine_logprobs = torch.tensor(pieces[one.request_id].span.logprobs)
+        end = len(sequence) - 1
+        differences.append(row[end - len(engine_logprobs) : end] - engine_logprobs)
+    d = torch.cat(differences).double()
+    assert len(d) > 0
+    return float((d.exp() - 1 - d).mean())
+
+
+def test_engine_and_trainer_agree_for_every_number_of_crops(pair):
+    requests = mixed_requests(pair.policy.encoder)
+    pieces = finish(pair.engine, requests)
+    assert not [piece.error for piece in pieces.values() if piece.error]
+    for num_crops in NUMBERS_OF_CROPS:
+        assert mismatch(pair.policy, requests, pieces, num_crops) < MAX_MISMATCH_KL
+
+
+def test_they_agree_after_all_weights_changed(pair):
+    requests = mixed_requests(pair.policy.encoder)
+    before = finish(pair.engine, requests)
+    pair.perturb(pair.policy.parameters())
+    assert mismatch(pair.policy, requests, before) > 10 * MAX_MISMATCH_KL  # the update is large enough to see
+    after = finish(pair.engine, requests)
+    for num_crops in NUMBERS_OF_CROPS:
+        assert mismatch(pair.policy, requests, after, num_crops) < MAX_MISMATCH_KL
+    assert {piece.span.policy_version for piece in after.values()} == {pair.engine.version}
+
+
+def test_a_changed_vision_tower_changes_the_same_picture(pair, tmp_path):
+    # The canary for stale caches: prompts and pictures are those of the run before, only the tower moved.
+    requests = mixed_requests(pair.policy.encoder)
+    before = finish(pair.engine, requests)
+    pair.perturb(pair.policy.tower.parameters())
+    save_policy(pair.policy, tmp_path / "moved")
+    pair.policy = load_policy(tmp_path / "moved").eval()  # a new one: the old one kept its features
+    assert mismatch(pair.policy, requests, before) > MAX_MISMATCH_KL
+    after = finish(pair.engine, requests)
+    for num_crops in NUMBERS_OF_CROPS:
+        assert mismatch(pair.policy, requests, after, num_crops) < MAX_MISMATCH_KL
+
+
+def test_the_engine_runs_on_the_ids_and_positions_of_the_trainer(pair):
+    seen = record_mrope(pair.engine)
+    encoder = pair.policy.encoder
+    requests = mixed_requests(encoder)
+    finish(pair.engine, requests)
+    for one in requests:
+        encoded = encoder.expand(encoder.collapse(one.prompt, one.spans))
+        assert np.array_equal(seen[tuple(encoded.ids.tolist())], encoded.positions)
+        num_pads = int((encoded.ids == encoder.image_token_id).sum())
+        assert num_pads == sum(len(features) for features in pair.policy.features(encoded.pictures))
+
+
+def record_mrope(engine) -> dict[tuple[int, ...], np.ndarray]:
+    """From now on, the rotary positions (3, T) that vLLM computes, by the prompt ids it computes them for."""
+    seen = {}
+
+    def spy(model):
+        compute = model.get_mrope_input_positions
+
+        def recording(ids, *rest, **named):
+            positions, delta = compute(ids, *rest, **named)
+            seen[tuple(ids)] = positions.numpy()
+            return positions, delta
+
+        model.get_mrope_input_positions = recording
+
+    engine._engine.apply_model(spy)
+    return seen
+
+
+def test_the_reference_engine_writes_the_same_greedy_text(pair):
+    reference = TransformersEngine(pair.policy, CONFIG)
+    requests = [
+        request(pair.policy.encoder, id=str(n), num_crops=n, temperature=0.0) for n in NUMBERS_OF_CROPS
+    ]
+    fast, slow = finish(pair.engine, requests), finish(reference, requests)
+    assert {id: piece.span.text for id, piece in fast.items()} == {
+        id: piece.span.text for id, piece in slow.items()
+    }
+
+
+def test_banned_tokens_are_never_sampled(pair):
+    # At vLLM's highest temperature the choice is nearly uniform: 32 * 40 draws from 1200 tokens would hit the
+    # 7 banned ones about seven times.
+    encoder = pair.policy.encoder
+    requests = [
+        request(encoder, id=str(seed), seed=seed, temperature=2.0, max_new_tokens=40) for seed in range(32)
+    ]
+    pieces = finish(pair.engine, requests).values()
+    sampled = [token for piece in pieces for token in piece.span.token_ids]
+    assert len(sampled) > 1000
+    assert not set(sampled) & set(encoder.banned_ids)
+
+
+def test_a_late_request_does_not_wait_for_an_early_one(pair):
+    encoder = pair.policy.encoder
+    pair.engine.submit(request(encoder, id="long", max_new_tokens=60, temperature=0.0))
+    for _ in range(5):
+        assert pair.engine.step() == []
+    pair.engine.submit(request(encoder, id="short", num_crops=2, max_new_tokens=2))
+    finished = []
+    while len(finished) < 2:
+        finished += [piece.request_id for piece in pair.engine.step()]
+    assert finished == ["short", "long"]
+
+
+def test_a_seed_repeats_a_sample(pair):
+    encoder = pair.policy.encoder
+    requests = [request(encoder, id=str(i), seed=seed) for i, seed in enumerate((3, 3, 6))]
+    first, second, third = (piece.span.token_ids for piece in finish(pair.engine, requests).values())
+    assert first == second
+    assert first != third
+
+
+def test_every_way_to_finish_has_its_name(pair):
+    encoder = pair.policy.encoder
+    (free,) = finish(pair.engine, [request(encoder, id="free", max_new_tokens=3)]).values()
+    assert (free.finish, len(free.span.token_ids)) == ("length", 3)
+    stop = encoder.decode(free.span.token_ids[1:2])
+    stopped = request(encoder, id="stop", stops=(stop,))
+    filled = filled_up(encoder, request(encoder, id="context"), room=4)
+    full = filled_up(encoder, request(encoder, id="full"), room=0)
+    pieces = finish(pair.engine, [stopped, filled, full])
+    assert pieces["stop"].finish == "stop"
+    assert stop in pieces["stop"].span.text
+    assert pieces["stop"].span.token_ids == free.span.token_ids[: len(pieces["stop"].span.token_ids)]
+    assert (pieces["context"].finish, len(pieces["context"].span.token_ids)) == ("context", 4)
+    assert (pieces["full"].finish, pieces["full"].span.token_ids) == ("context", ())
+
+
+def filled_up(encoder, one: GenerationRequest, *, room: int) -> GenerationRequest:
+    """The same request with so much text before it that only ``room`` tokens fit into the context."""
+    length = len(encoder.expand_ids(encoder.collapse(one.prompt, one.spans)))
+    token = encoder.tokenize("7")[0]
+    filler = SampledSpan("", (token,) * (CONFIG.max_model_len - length - room))
+    return replace(one, spans=(*one.spans, filler))
+
+
+def test_a_request_that_vllm_refuses_fails_alone(pair):
+    encoder = pair.policy.encoder
+    crowded = request(encoder, id="crowded", num_crops=5)  # with the view six pictures, one more than allowed
+    hot = request(encoder, id="hot", temperature=3.0)
+    pieces = finish(pair.engine, [crowded, hot, request(encoder, id="good")])
+    assert pieces["crowded"].finish == "error"
+    assert "image" in pieces["crowded"].error
+    assert pieces["hot"].finish == "error"
+    assert "temperature" in pieces["hot"].error
+    assert pieces["good"].finish in ("length", "end")
+
+
+def test_another_pixel_budget_is_noticed_before_generation(pair):
+    # 140 x 140 is over the engine's budget: vLLM would shrink it and see fewer tokens than the trainer.
+    prompt = Prompt("?", (picture(140, 140),))
+    with pytest.raises(EngineError, match="pixel budget"):
+        pair.engine.submit(GenerationRequest("big", prompt, (), (), 4, 0.0))
+
+
+def test_weights_do_not_change_under_a_running_request(pair):
+    pair.engine.submit(request(pair.policy.encoder, id="running"))
+    with pytest.raises(EngineError, match="1 requests are in flight"):
+        pair.engine.update_weights(pair.policy.weights(), version=99)
+    with pytest.raises(EngineError, match="already in flight"):
+        pair.engine.submit(request(pair.policy.encoder, id="running"))
+    pair.engine.abort("running")
+    pair.engine.abort("never seen")
+    assert pair.engine.step() == []
+    pair.engine.update_weights(pair.policy.weights(), version=pair.engine.version + 1)
+
+
+def test_the_trainer_can_still_set_its_threads(pair):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    assert torch.get_num_threads() == threads + 1
+    torch.set_num_threads(threads)
