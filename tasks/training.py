@@ -1,5 +1,7 @@
 """Tasks of the stages sft and rgrpo: train in a child process, keep the model."""
 
+import json
+
 from prefect import task
 
 from models.config import (
@@ -12,18 +14,34 @@ from models.config import (
     SFTRun,
     resolve_model_path,
 )
+from models.errors import TrainingError
 from models.vlir.build import QUESTIONS, RECORDS, VALIDATION
 from tasks.artifacts import ArtifactRef, reference
 from tasks.caching import cached
-from tasks.stage import StageOutput, stage_run
+from tasks.stage import StageOutput, read_store, stage_run
 
 _SFT = "models.sft.train"
 _RGRPO = "models.rgrpo.train"
 
 
 def training_seconds(output: StageOutput) -> float:
-    """How long R-GRPO trained, rollouts included and loading left out: what equal time means."""
-    return output.metrics["rgrpo/train_seconds"]
+    """How long R-GRPO trained, rollouts included and loading left out: what equal time means.
+
+    Raises TrainingError when the run's metrics do not say.
+    """
+    path = read_store().fetch(output.artifacts["record"]) / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    # A resumed run logs the steps after its checkpoint again: the last line of a step counts.
+    last = {line["step"]: line for line in lines}
+    seconds = sum(
+        value
+        for line in last.values()
+        for name, value in line.items()
+        if name.startswith("time/") and name.endswith("_seconds")
+    )
+    if not seconds:
+        raise TrainingError(f"{path} has no metrics time/..._seconds, so equal time cannot be told.")
+    return round(seconds, 1)
 
 
 def base_model(config: ModelConfig) -> ArtifactRef:
