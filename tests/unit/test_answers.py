@@ -16,7 +16,7 @@ from models.answers import MAX_ANSWER_CHARACTERS, matches
         (".5", ["0.5"]),
         ("-3", ["-3.00"]),
         ("umbrella", ["parasol", "umbrella"]),
-        ("Ａ１", ["A1"]),
+        ("\uff21\uff11", ["A1"]),
         ('"yes"', ["Yes"]),
     ],
 )

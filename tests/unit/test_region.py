@@ -83,7 +83,7 @@ def test_smart_resize_keeps_its_promises(width, height):
 
 
 def test_smart_resize_refuses_a_ribbon():
-    with pytest.raises(RegionError, match="201x1.*over 200 times"):
+    with pytest.raises(RegionError, match=r"201x1.*over 200 times"):
         smart_resize(Size(201, 1), PAPER)
 
 
@@ -109,7 +109,7 @@ def test_iou_by_hand():
 
 
 def test_boxes_of_two_spaces_are_not_compared():
-    with pytest.raises(RegionError, match="'seen'.*'original'"):
+    with pytest.raises(RegionError, match=r"'seen'.*'original'"):
         _seen(0, 0, 4, 4).iou(Box(0, 0, 4, 4, "original"))
 
 
