@@ -104,6 +104,13 @@ class EngineConfig(Config):
     num_threads: int = Field(0, ge=0, description="CPU threads; 0 leaves it to the library.")
     endpoint: str = Field("", description="Base URL for kind 'http', for example http://host:8000/v1.")
     served_model: str = Field("", description="Model name at the endpoint.")
+    continuation: Literal["assistant", "user_turn"] = Field(
+        "assistant",
+        description="How an endpoint gets a crop: inside the reply (vLLM's server), or as a user message.",
+    )
+    timeout_seconds: float = Field(120.0, gt=0, description="Longest wait for one reply of an endpoint.")
+    max_tries: int = Field(5, ge=1, description="Tries per request at an endpoint: 429, 5xx, timeouts.")
+    backoff_seconds: float = Field(1.0, gt=0, description="Wait before the second try; doubles after that.")
 
     @model_validator(mode="after")
     def _http_needs_an_endpoint(self) -> "EngineConfig":
@@ -251,7 +258,7 @@ class RGRPOConfig(Config):
         {"read": 0.6, "add": 0.25, "count": 0.15}, description="Mix of question kinds."
     )
     temperature: float = Field(
-        1.0, gt=0, description="Sampling temperature; also divides the trainer's logits."
+        1.0, gt=0, le=2, description="Sampling temperature; also divides the trainer's logits."
     )
     learning_rate: float = Field(1e-6, gt=0, description="Paper A.3.")
     warmup_steps: int = Field(5, ge=0)

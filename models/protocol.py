@@ -57,7 +57,7 @@ def box_request(text: str) -> Box | BadJSON | None:
         return None
     try:
         found = json.loads(literal)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # ValueError: no JSON, or an integer of thousands of digits
         return BadJSON(literal)
     numbers = found.get("bbox_2d")
     if not isinstance(numbers, list) or len(numbers) != 4 or not all(_is_number(value) for value in numbers):

@@ -18,7 +18,7 @@ from PIL import Image
 
 from models.config import CropSourceName, Look
 from models.engine import Engine
-from models.errors import EngineError
+from models.errors import EngineError, RecordError, RegionError
 from models.protocol import ANSWER_STOP, STOPS, BadJSON, box_request
 from models.records import Question
 from models.region import Box, Picture, PixelBudget, Size, View, find_fault, look, look_low_resolution, see
@@ -104,21 +104,18 @@ def rollout(
 ) -> list[Trajectory]:
     """All trajectories, grouped by question in the order given, ``num_samples`` of each.
 
-    Raises EngineError when the engine itself fails or loses a request; a failure of one request ends that
-    trajectory with ``StopReason.ENGINE_ERROR``.
+    Raises EngineError when the engine itself fails; a failure of one request ends that trajectory with
+    ``StopReason.ENGINE_ERROR``. Raises RecordError when two questions have the same id.
     """
     asked = [question for question in questions for _ in range(num_samples)]
     order = {(question.id, index % num_samples): index for index, question in enumerate(asked)}
+    if len(order) < len(asked):
+        raise RecordError(f"{len(asked) - len(order)} attempts share a question id; ids must be unique.")
     finished: list[Trajectory | None] = [None] * len(asked)
     for trajectory in stream(
         engine, questions=asked, look=look, num_samples=num_samples, temperature=temperature, seed=seed
     ):
         finished[order[trajectory.question_id, trajectory.sample_index]] = trajectory
-    missing = [asked[index].id for index, trajectory in enumerate(finished) if trajectory is None]
-    if missing:
-        raise EngineError(
-            f"The engine lost {len(missing)} trajectories, the first of question {missing[0]!r}."
-        )
     return [trajectory for trajectory in finished if trajectory is not None]
 
 
@@ -136,24 +133,31 @@ def stream(
     waiting = _episodes(questions, look=look, num_samples=num_samples, temperature=temperature, seed=seed)
     live: dict[str, Episode] = {}
     exhausted = False
-    while True:
-        while not exhausted and (max_in_flight is None or len(live) < max_in_flight):
-            episode = next(waiting, None)
-            if episode is None:
-                exhausted = True
-                break
-            live[episode.id] = episode
-            engine.submit(episode.request())
-        if not live:
-            return
-        for piece in engine.step():
-            episode = live[piece.request_id]
-            episode.receive(piece)
-            if episode.stop is None:
+    try:
+        while True:
+            while not exhausted and (max_in_flight is None or len(live) < max_in_flight):
+                episode = next(waiting, None)
+                if episode is None:
+                    exhausted = True
+                    break
+                live[episode.id] = episode
                 engine.submit(episode.request())
-            else:
-                del live[episode.id]
-                yield episode.trajectory()
+            if not live:
+                return
+            for piece in engine.step():
+                if piece.request_id not in live:
+                    raise EngineError(f"The engine returned {piece.request_id!r}, which nobody waits for.")
+                episode = live[piece.request_id]
+                episode.receive(piece)
+                if episode.stop is None:
+                    engine.submit(episode.request())
+                else:
+                    del live[episode.id]
+                    yield episode.trajectory()
+    finally:
+        # The caller stopped early or something failed: leave no request running in the engine.
+        for request_id in live:
+            engine.abort(request_id)
 
 
 def _episodes(
@@ -226,10 +230,9 @@ class Episode:
             return
         self._spans.append(piece.span)
         self._turns += 1
-        # An engine without token ids is bounded by characters, which are at least as many as tokens.
-        self._sampled += (
-            len(piece.span.token_ids) if piece.span.token_ids is not None else len(piece.span.text)
-        )
+        # An engine that does not count tokens is bounded by characters, which are at least as many.
+        num_tokens = piece.span.num_tokens
+        self._sampled += len(piece.span.text) if num_tokens is None else num_tokens
         if piece.finish == "stop" and ANSWER_STOP in piece.span.text:
             self._end(StopReason.ANSWERED)
         elif piece.finish == "end":
@@ -281,8 +284,13 @@ class Episode:
         if fault is not None:
             self._refuse(box, TurnError(fault.value), f"box {list(box.corners())}")
             return
+        try:
+            given = CROP_SOURCES[self._look.crop_source](self._asked.image, box, self._look.budget, self._rng)
+        except RegionError as unusable:
+            # Not too long as seen, but too long in the original, whose sides are scaled differently.
+            self._refuse(box, TurnError.ASPECT_RATIO, str(unusable))
+            return
         self._events.append(BoxEvent(box))
-        given = CROP_SOURCES[self._look.crop_source](self._asked.image, box, self._look.budget, self._rng)
         if given is not None:
             self._spans.append(CropSpan(*given))
 

@@ -68,13 +68,20 @@ class SampledSpan:
     """Tokens that the model sampled in one turn, special tokens such as ``<|im_end|>`` included.
 
     ``text`` leaves special tokens out. ``token_ids`` and ``logprobs`` (nats, at the sampling temperature) are
-    None for an engine that does not report them; such a trajectory can be scored but not trained on.
+    None for an engine that does not report them; such a trajectory can be scored but not trained on. An
+    endpoint may still say how many tokens it sampled (``reported_tokens``).
     """
 
     text: str
     token_ids: tuple[int, ...] | None = None
     logprobs: tuple[float, ...] | None = None
     policy_version: int = 0
+    reported_tokens: int | None = None
+
+    @property
+    def num_tokens(self) -> int | None:
+        """Tokens in the span; None for an engine that reports neither ids nor their number."""
+        return self.reported_tokens if self.token_ids is None else len(self.token_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +151,7 @@ class Trajectory:
     @property
     def num_sampled_tokens(self) -> int:
         """Tokens the model sampled; 0 for an engine that reports none."""
-        return sum(len(span.token_ids or ()) for span in self.spans if isinstance(span, SampledSpan))
+        return sum(span.num_tokens or 0 for span in self.spans if isinstance(span, SampledSpan))
 
     @property
     def accepted_boxes(self) -> tuple[Box, ...]:

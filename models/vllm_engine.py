@@ -85,6 +85,10 @@ class VLLMEngine:
             except RuntimeError as error:
                 raise EngineError(f"vLLM failed in a step: {error}") from error
             pieces += [self._piece(output) for output in outputs if output.finished]
+        elif self._waiting:
+            raise EngineError(
+                f"vLLM lost {len(self._waiting)} requests, the first {next(iter(self._waiting))!r}."
+            )
         return pieces
 
     def abort(self, request_id: str) -> None:
