@@ -1,0 +1,366 @@
+import base64
+import io
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from PIL import Image
+
+from models.config import EngineConfig, Look
+from models.errors import EngineError
+from models.http_engine import CONTINUE_TEXT, CROP_TEXT, HTTPEngine, chat_body
+from models.protocol import STOPS
+from models.records import Question
+from models.region import Box, Picture
+from models.rollout import rollout
+from models.trajectory import CropSpan, GenerationRequest, Prompt, SampledSpan, StopReason, TextSpan
+
+# (status, body) of one reply; a body that is a dictionary is sent as JSON.
+Reply = tuple[int, dict | str]
+LOOK_AT = '{"bbox_2d": [0, 0, 56, 56]}'
+
+
+@dataclass
+class FakeEndpoint:
+    """A chat endpoint on this machine. ``answer`` gets each request's body and number (from 1)."""
+
+    answer: Callable[[dict, int], Reply] = lambda body, number: (200, completion("hello"))
+    bodies: list[dict] = field(default_factory=list)
+    headers: list[dict] = field(default_factory=list)
+    url: str = ""
+
+    def config(self, **changes) -> EngineConfig:
+        settings = {"backoff_seconds": 0.001, "timeout_seconds": 5, "max_tries": 3, "max_num_seqs": 8}
+        return EngineConfig(kind="http", endpoint=self.url, served_model="m", **(settings | changes))
+
+
+def completion(text, finish_reason="stop", **choice):
+    message = {"role": "assistant", "content": text}
+    return {"choices": [{"message": message, "finish_reason": finish_reason, **choice}]}
+
+
+@pytest.fixture
+def endpoint() -> Iterator[FakeEndpoint]:
+    fake = FakeEndpoint()
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                fake.bodies.append(body)
+                fake.headers.append(dict(self.headers) | {"path": self.path})
+                number = len(fake.bodies)
+            status, reply = fake.answer(body, number)
+            data = (reply if isinstance(reply, str) else json.dumps(reply)).encode()
+            try:
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+            except BrokenPipeError:
+                pass  # the client gave up, as the time-out test wants it to
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    fake.url = f"http://127.0.0.1:{server.server_port}/v1"
+    yield fake
+    server.shutdown()
+    server.server_close()
+
+
+def picture(width=56, height=28):
+    return Picture.of(Image.new("RGB", (width, height), (200, 10, 10)))
+
+
+def request(*spans, id="r", temperature=0.5, seed=7):
+    prompt = Prompt("what is red?", (picture(),), "Look twice.")
+    return GenerationRequest(id, prompt, spans, STOPS, 40, temperature, seed)
+
+
+def finish(config, *requests):
+    engine = HTTPEngine(config)
+    for one in requests:
+        engine.submit(one)
+    pieces = {}
+    while len(pieces) < len(requests):
+        pieces.update({piece.request_id: piece for piece in engine.step()})
+    engine.close()
+    return [pieces[one.request_id] for one in requests]
+
+
+def test_a_reply_becomes_a_piece(endpoint):
+    endpoint.answer = lambda body, number: (
+        200,
+        completion("It is red.") | {"usage": {"completion_tokens": 4}},
+    )
+    (piece,) = finish(endpoint.config(), request())
+    assert (piece.finish, piece.span.text, piece.span.num_tokens) == ("end", "It is red.", 4)
+    assert piece.span.token_ids is None
+    assert endpoint.headers[0]["path"] == "/v1/chat/completions"
+
+
+def test_the_question_is_sent_with_its_picture(endpoint):
+    finish(endpoint.config(), request())
+    body = endpoint.bodies[0]
+    assert body["model"] == "m"
+    assert (body["max_tokens"], body["temperature"], body["seed"]) == (40, 0.5, 7)
+    assert body["stop"] == ["}", "</answer>"]
+    system, user = body["messages"]
+    assert system == {"role": "system", "content": "Look twice."}
+    image, text = user["content"]
+    assert text == {"type": "text", "text": "what is red?"}
+    data = base64.b64decode(image["image_url"]["url"].removeprefix("data:image/png;base64,"))
+    assert Picture.of(Image.open(io.BytesIO(data))) == picture()
+
+
+@pytest.mark.parametrize("api_key", ["", "secret"])
+def test_the_key_is_sent_when_there_is_one(endpoint, api_key):
+    engine = HTTPEngine(endpoint.config(), api_key=api_key)
+    engine.submit(request())
+    while not engine.step():
+        pass
+    engine.close()
+    assert endpoint.headers[0].get("Authorization") == (f"Bearer {api_key}" if api_key else None)
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+def test_what_may_pass_is_tried_again(endpoint, status):
+    endpoint.answer = lambda body, number: (status, "busy") if number < 3 else (200, completion("at last"))
+    (piece,) = finish(endpoint.config(), request())
+    assert (piece.finish, piece.span.text) == ("end", "at last")
+    assert len(endpoint.bodies) == 3
+
+
+def test_an_endpoint_that_stays_busy_is_an_error_not_an_answer(endpoint):
+    endpoint.answer = lambda body, number: (429, "slow down")
+    (piece,) = finish(endpoint.config(), request())
+    assert (piece.finish, piece.span.text) == ("error", "")
+    assert "3 tries" in piece.error
+    assert "429: slow down" in piece.error
+    assert len(endpoint.bodies) == 3
+
+
+def test_a_refused_request_is_not_tried_again(endpoint):
+    endpoint.answer = lambda body, number: (401, "who are you?")
+    (piece,) = finish(endpoint.config(), request())
+    assert piece.finish == "error"
+    assert "401: who are you?" in piece.error
+    assert len(endpoint.bodies) == 1
+
+
+def test_a_reply_that_takes_too_long_is_an_error(endpoint):
+    endpoint.answer = lambda body, number: time.sleep(0.4) or (200, completion("too late"))
+    (piece,) = finish(endpoint.config(timeout_seconds=0.05, max_tries=2), request())
+    assert piece.finish == "error"
+    assert "ReadTimeout" in piece.error
+
+
+def test_nobody_at_the_endpoint_is_an_error(endpoint):
+    config = endpoint.config().model_copy(update={"endpoint": "http://127.0.0.1:9/v1"})
+    (piece,) = finish(config, request())
+    assert piece.finish == "error"
+    assert "ConnectError" in piece.error
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        "<html>gateway</html>",
+        "[]",
+        "{}",
+        '{"choices": []}',
+        '{"choices": [{"message": {}}]}',
+        '{"choices": [{"message": {"content": null}}]}',
+        '{"choices": "no"}',
+    ],
+)
+def test_junk_is_an_error_not_an_answer(endpoint, junk):
+    endpoint.answer = lambda body, number: (200, junk)
+    (piece,) = finish(endpoint.config(), request())
+    assert (piece.finish, piece.span.text) == ("error", "")
+    assert junk in piece.error
+
+
+def test_one_failure_leaves_the_others_alone(endpoint):
+    def answer(body, number):
+        return (400, "bad") if body["seed"] == 2 else (200, completion(f"seed {body['seed']}"))
+
+    endpoint.answer = answer
+    pieces = finish(endpoint.config(), *(request(id=str(seed), seed=seed) for seed in range(4)))
+    assert [piece.finish for piece in pieces] == ["end", "end", "error", "end"]
+    assert [piece.span.text for piece in pieces] == ["seed 0", "seed 1", "", "seed 3"]
+
+
+def test_requests_are_sent_together(endpoint):
+    # Each reply waits until all four requests are there: one after the other they would wait forever.
+    together = threading.Barrier(4, timeout=5)
+
+    def answer(body, number):
+        together.wait()
+        return 200, completion("hello")
+
+    endpoint.answer = answer
+    requests = [request(id=str(i)) for i in range(4)]
+    assert [piece.finish for piece in finish(endpoint.config(), *requests)] == ["end"] * 4
+
+
+# What the endpoint replies, and the text and finish that follow from it.
+FINISHES = {
+    "vLLM keeps the string and names it": (
+        completion(LOOK_AT, stop_reason="}"),
+        (LOOK_AT, "stop"),
+    ),
+    "vLLM at the end token": (completion("No.", stop_reason=None), ("No.", "end")),
+    "vLLM at the end token after a brace of its own": (
+        completion("a } b", stop_reason=None),
+        ("a } b", "end"),
+    ),
+    "OpenAI leaves the brace out": (completion(LOOK_AT[:-1]), (LOOK_AT, "stop")),
+    "OpenAI leaves the answer's tag out": (
+        completion("</think><answer>K7"),
+        ("</think><answer>K7</answer>", "stop"),
+    ),
+    "OpenAI at the end token": (completion("I do not know."), ("I do not know.", "end")),
+    "cut off inside a box": (completion('{"bbox_2d": [1', "length"), ('{"bbox_2d": [1', "length")),
+}
+
+
+@pytest.mark.parametrize("name", FINISHES)
+def test_the_string_that_stopped_generation_is_recognised(endpoint, name):
+    reply, (text, finished) = FINISHES[name]
+    endpoint.answer = lambda body, number: (200, reply)
+    (piece,) = finish(endpoint.config(), request())
+    assert (piece.span.text, piece.finish) == (text, finished)
+
+
+def test_fewer_tokens_than_asked_for_means_a_full_context(endpoint):
+    replies = [completion("abc", "length") | {"usage": {"completion_tokens": count}} for count in (39, 40)]
+    endpoint.answer = lambda body, number: (200, replies[body["seed"]])
+    pieces = finish(endpoint.config(), request(id="a", seed=0), request(id="b", seed=1))
+    assert [piece.finish for piece in pieces] == ["context", "length"]
+
+
+def test_a_request_longer_than_the_context_is_no_failure_of_ours(endpoint):
+    message = "This model's maximum context length is 512 tokens."
+    endpoint.answer = lambda body, number: (400, {"error": {"message": message}})
+    (piece,) = finish(endpoint.config(), request())
+    assert (piece.finish, piece.span.text) == ("context", "")
+
+
+CROP = CropSpan(picture(28, 28), Box(0, 0, 9, 9, "seen"))
+
+
+def body_of(*spans, continuation="assistant"):
+    config = EngineConfig(kind="http", endpoint="http://h/v1", served_model="m", continuation=continuation)
+    return chat_body(request(*spans), config)
+
+
+def test_a_first_turn_asks_for_a_new_reply():
+    body = body_of()
+    assert [message["role"] for message in body["messages"]] == ["system", "user"]
+    assert "continue_final_message" not in body
+
+
+def test_a_crop_goes_inside_the_reply_that_is_continued():
+    body = body_of(SampledSpan("<think>"), SampledSpan(LOOK_AT), CROP)
+    assert body["continue_final_message"] is True
+    assert body["add_generation_prompt"] is False
+    reply = body["messages"][-1]
+    assert reply["role"] == "assistant"
+    kinds = [part["type"] for part in reply["content"]]
+    # The last part is text, if only an empty one: generation goes on at its end.
+    assert kinds == ["text", "image_url", "text"]
+    assert reply["content"][0]["text"] == "<think>" + LOOK_AT
+    assert reply["content"][2]["text"] == ""
+
+
+def test_text_after_a_crop_follows_it_in_the_reply():
+    body = body_of(SampledSpan(LOOK_AT), CROP, SampledSpan(" {}"), TextSpan(" [refused]"))
+    content = body["messages"][-1]["content"]
+    assert [part.get("text") for part in content] == [LOOK_AT, None, " {} [refused]"]
+
+
+def test_a_crop_goes_into_a_user_turn_for_any_other_endpoint():
+    body = body_of(SampledSpan(LOOK_AT), CROP, SampledSpan("no {}"), continuation="user_turn")
+    assert "continue_final_message" not in body
+    assert "include_stop_str_in_output" not in body
+    turns = [(message["role"], message["content"]) for message in body["messages"][2:]]
+    assert turns[0] == ("assistant", LOOK_AT)
+    assert turns[1][0] == "user"
+    assert [part["type"] for part in turns[1][1]] == ["image_url", "text"]
+    assert turns[1][1][1]["text"] == CROP_TEXT
+    # A pause that asked for nothing needs a user's word too: roles alternate.
+    assert turns[2:] == [("assistant", "no {}"), ("user", CONTINUE_TEXT)]
+
+
+def test_a_refusal_is_told_in_a_user_turn():
+    body = body_of(SampledSpan(LOOK_AT), TextSpan(" [crop refused]"), continuation="user_turn")
+    assert body["messages"][-1] == {"role": "user", "content": "[crop refused]"}
+
+
+@pytest.mark.parametrize("continuation", ["assistant", "user_turn"])
+def test_a_whole_look_again_through_the_endpoint(endpoint, continuation):
+    def answer(body, number):
+        num_images = json.dumps(body["messages"]).count("data:image/png")
+        if num_images == 1:
+            return 200, completion("<think>I look closer. " + LOOK_AT[:-1])
+        return 200, completion(" It is K7.</think><answer>K7")
+
+    endpoint.answer = answer
+    question = Question.of_image(Image.new("RGB", (448, 448), (9, 9, 9)), "what code?", answers=["K7"])
+    engine = HTTPEngine(endpoint.config(continuation=continuation))
+    look = Look(min_pixels=3136, max_pixels=12544)
+    trajectories = rollout(engine, [question], look=look, num_samples=3)
+    engine.close()
+    assert [trajectory.stop for trajectory in trajectories] == [StopReason.ANSWERED] * 3
+    assert {len(trajectory.crops) for trajectory in trajectories} == {1}
+    assert trajectories[0].text == f"<think>I look closer. {LOOK_AT} It is K7.</think><answer>K7</answer>"
+
+
+def test_an_endpoint_failure_ends_the_trajectory_as_our_failure(endpoint):
+    endpoint.answer = lambda body, number: (500, "down")
+    question = Question.of_image(Image.new("RGB", (56, 56)), "?", answers=["0"])
+    engine = HTTPEngine(endpoint.config())
+    (trajectory,) = rollout(engine, [question], look=Look())
+    engine.close()
+    assert trajectory.stop is StopReason.ENGINE_ERROR
+    assert trajectory.stop.is_our_failure
+    assert "500: down" in trajectory.detail
+
+
+def test_an_aborted_request_is_forgotten(endpoint):
+    release = threading.Event()
+
+    def answer(body, number):
+        release.wait(timeout=5)
+        return 200, completion("late")
+
+    endpoint.answer = answer
+    engine = HTTPEngine(endpoint.config())
+    engine.submit(request())
+    with pytest.raises(EngineError, match="already in flight"):
+        engine.submit(request())
+    engine.abort("r")
+    engine.abort("never seen")
+    release.set()
+    assert engine.step() == []
+    engine.close()
+
+
+def test_closing_ends_the_wait_before_the_next_try(endpoint):
+    endpoint.answer = lambda body, number: (503, "busy")
+    engine = HTTPEngine(endpoint.config(backoff_seconds=60))
+    engine.submit(request())
+    (future,) = engine._running.values()
+    while not endpoint.bodies:
+        time.sleep(0.001)
+    engine.close()
+    assert future.result(timeout=2).finish == "error"  # and not after a minute
