@@ -12,10 +12,10 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import deepspeed
 import torch.distributed as dist
 
 from models import distributed
+from models.distributed import DeepSpeedEngine
 from models.errors import RunDirError
 from models.policy import save_policy
 from models.rundir import RunDir
@@ -34,7 +34,7 @@ class Progress:
     seconds: float = 0.0
 
 
-def save(run: RunDir, engine: deepspeed.DeepSpeedEngine, progress: Progress) -> None:
+def save(run: RunDir, engine: DeepSpeedEngine, progress: Progress) -> None:
     """Write ``checkpoints/step-N``; all ranks call it. Older ones than the one before are removed."""
     is_main = distributed.is_main()
     partial = _folder(run, progress.step).with_suffix(".partial")
@@ -50,7 +50,7 @@ def save(run: RunDir, engine: deepspeed.DeepSpeedEngine, progress: Progress) -> 
             shutil.rmtree(_folder(run, step))
 
 
-def resume(run: RunDir, engine: deepspeed.DeepSpeedEngine) -> Progress:
+def resume(run: RunDir, engine: DeepSpeedEngine) -> Progress:
     """Load the latest checkpoint into the engine, if there is one; all ranks call it.
 
     Raises RunDirError when the checkpoint was written by another number of ranks: optimiser state is cut in
@@ -72,7 +72,7 @@ def resume(run: RunDir, engine: deepspeed.DeepSpeedEngine) -> Progress:
     return Progress(**found)
 
 
-def save_model(run: RunDir, engine: deepspeed.DeepSpeedEngine) -> None:
+def save_model(run: RunDir, engine: DeepSpeedEngine) -> None:
     """Write the policy as a model folder, ``model/``, whole or not at all; all ranks call it."""
     with distributed.gathered(engine):
         if distributed.is_main():

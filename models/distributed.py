@@ -10,6 +10,7 @@ gathers and reduces in each of them.
 
 import atexit
 import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,12 +20,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed probes for accelerators and warns
-import deepspeed
-
 from models.config import RGRPOConfig, SFTConfig
 from models.errors import TrainingError
+
+# DeepSpeed is imported here and nowhere else. Told what it runs on, it does not probe and warn; and its
+# autotuner, which we do not use, must not pull in MLflow: that costs every rank seconds.
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+_mlflow = sys.modules.setdefault("mlflow", None)  # type: ignore[arg-type]
+import deepspeed  # noqa: E402
+from deepspeed import DeepSpeedEngine as DeepSpeedEngine  # noqa: E402
+
+if _mlflow is None:
+    del sys.modules["mlflow"]
 
 T = TypeVar("T")
 
@@ -84,7 +92,7 @@ def deepspeed_config(config: SFTConfig | RGRPOConfig) -> dict[str, Any]:
     }
 
 
-def initialise(module: nn.Module, config: SFTConfig | RGRPOConfig) -> deepspeed.DeepSpeedEngine:
+def initialise(module: nn.Module, config: SFTConfig | RGRPOConfig) -> DeepSpeedEngine:
     """The module under DeepSpeed with AdamW. Weight decay acts on matrices only.
 
     The learning rate starts at 0; :func:`update` sets it for each step.
@@ -103,13 +111,13 @@ def initialise(module: nn.Module, config: SFTConfig | RGRPOConfig) -> deepspeed.
     return engine
 
 
-def accumulate(engine: deepspeed.DeepSpeedEngine, loss: Tensor, *, is_last: bool) -> None:
+def accumulate(engine: DeepSpeedEngine, loss: Tensor, *, is_last: bool) -> None:
     """Add the gradient of this rank's share of the global loss. ``is_last``: an :func:`update` follows."""
     engine.set_gradient_accumulation_boundary(is_last)
     engine.backward(loss * dist.get_world_size(), scale_wrt_gas=False)
 
 
-def update(engine: deepspeed.DeepSpeedEngine, *, learning_rate: float) -> float:
+def update(engine: DeepSpeedEngine, *, learning_rate: float) -> float:
     """One optimiser step with the accumulated gradient; returns its norm before clipping."""
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
@@ -120,7 +128,7 @@ def update(engine: deepspeed.DeepSpeedEngine, *, learning_rate: float) -> float:
     return float(engine.get_global_grad_norm() if norm is None else norm)
 
 
-def gathered(engine: deepspeed.DeepSpeedEngine) -> AbstractContextManager[Any]:
+def gathered(engine: DeepSpeedEngine) -> AbstractContextManager[Any]:
     """Within this context every parameter is whole on every rank (ZeRO-3 keeps slices otherwise)."""
     if engine.zero_optimization_stage() < 3:
         return nullcontext()

@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepspeed import DeepSpeedEngine
-
 from models import checkpoints, distributed
 from models.checkpoints import Progress
 from models.child import run_stage
 from models.config import RGRPORun, resolve_model_path
+from models.distributed import DeepSpeedEngine
 from models.policy import load_policy
 from models.records import Question, read_questions
 from models.rgrpo.batch import Batch, score_and_compare

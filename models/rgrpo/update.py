@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from deepspeed import DeepSpeedEngine
 from torch import Tensor
 
 from models import distributed
 from models.config import RGRPOConfig
+from models.distributed import DeepSpeedEngine
 from models.encoding import Encoded
 from models.errors import TrainingError
 from models.packing import pack

@@ -7,10 +7,10 @@ of turn). Prompt, crops and vision markers are context.
 from collections.abc import Sequence
 
 import torch
-from deepspeed import DeepSpeedEngine
 from torch import Tensor
 
 from models import distributed
+from models.distributed import DeepSpeedEngine
 from models.encoding import Encoded
 from models.packing import pack
 from models.policy import collate

@@ -17,12 +17,11 @@ import time
 from functools import partial
 from pathlib import Path
 
-from deepspeed import DeepSpeedEngine
-
 from models import checkpoints, distributed
 from models.checkpoints import Progress
 from models.child import run_stage
 from models.config import SFTRun, resolve_model_path
+from models.distributed import DeepSpeedEngine
 from models.policy import load_policy
 from models.rundir import Result, RunDir
 from models.sft.samples import Samples, load_samples

@@ -1,0 +1,80 @@
+import math
+from dataclasses import replace
+
+import pytest
+
+from models.config import RGRPOConfig
+from models.errors import TrainingError
+from models.rgrpo.advantages import group_advantages
+from models.rgrpo.outcomes import Outcome, batch_metrics, check_failures
+from models.trajectory import Reward, StopReason
+
+RIGHT = Outcome(
+    kind="read",
+    stop=StopReason.ANSWERED,
+    reward=Reward(accuracy=1, format=1, validity=0.5, length=0.02),
+    num_crops=1,
+    num_errors=0,
+    num_tokens=10,
+    log_likelihood=-5.0,
+)
+WRONG = replace(RIGHT, reward=Reward(accuracy=0, format=1, validity=0.5, length=0.02))
+LONGER = replace(RIGHT, reward=Reward(accuracy=1, format=1, validity=0.5, length=0.05))
+SHAPELESS = replace(WRONG, reward=Reward(accuracy=0, format=0, validity=0, length=0.02), num_crops=0)
+CUT_OFF = replace(SHAPELESS, stop=StopReason.TOKEN_LIMIT, num_tokens=30, num_errors=2, log_likelihood=-35.0)
+FAILED = replace(
+    RIGHT, stop=StopReason.ENGINE_ERROR, reward=None, num_tokens=0, log_likelihood=0.0, detail="cache miss"
+)
+
+
+def metrics(*outcomes, group_size=2):
+    rewards = [None if outcome.reward is None else outcome.reward.total for outcome in outcomes]
+    advantages = group_advantages(rewards, group_size=group_size)
+    return batch_metrics(outcomes, advantages, group_size=group_size)
+
+
+def test_counts_of_four_groups():
+    # Groups: right and wrong (moves); equal (no variance); differs in length only; all wrong, yet it moves.
+    found = metrics(RIGHT, WRONG, RIGHT, RIGHT, RIGHT, LONGER, WRONG, SHAPELESS)
+    assert found["rgrpo/zero_variance_share"] == 0.25
+    assert found["rgrpo/length_only_share"] == 0.25
+    assert found["rgrpo/all_wrong_share"] == 0.25
+    assert found["rgrpo/unscored_share"] == 0
+
+
+def test_means_by_hand():
+    # Rewards 2.52, 1.52, 2.52 and 0.02: mean 6.58 / 4. Tokens 10 + 10 + 10 + 30 = 60, log-likelihood -50.
+    found = metrics(RIGHT, WRONG, RIGHT, CUT_OFF)
+    assert found["rgrpo/reward"] == pytest.approx(6.58 / 4)
+    assert found["rgrpo/reward/accuracy"] == 0.5
+    assert found["rgrpo/reward/format"] == 0.75
+    assert found["rgrpo/correct/read"] == 0.5
+    assert found["rgrpo/crops_per_trajectory"] == 0.75
+    assert found["rgrpo/errors_per_trajectory"] == 0.5
+    assert found["rgrpo/tokens_per_trajectory"] == 15
+    assert found["rgrpo/truncated_share"] == 0.25
+    assert found["rgrpo/entropy"] == pytest.approx(50 / 60)
+
+
+def test_unscored_trajectories_count_neither_as_right_nor_as_wrong():
+    found = metrics(RIGHT, FAILED, RIGHT, WRONG)
+    assert found["rgrpo/reward/accuracy"] == pytest.approx(2 / 3)
+    assert found["rgrpo/unscored_share"] == 0.25
+    assert found["rgrpo/zero_variance_share"] == 0.5  # one scored trajectory has nothing to compare with
+
+
+def test_kinds_are_reported_apart():
+    found = metrics(RIGHT, replace(WRONG, kind="add"), RIGHT, replace(RIGHT, kind="add"))
+    assert found["rgrpo/correct/read"] == 1
+    assert found["rgrpo/correct/add"] == 0.5
+
+
+def test_a_batch_that_failed_whole_has_no_means():
+    assert math.isnan(metrics(FAILED, FAILED)["rgrpo/reward"])
+
+
+def test_too_many_failures_of_ours_stop_the_run_and_say_why():
+    config = RGRPOConfig(max_failed_share=0.25)
+    check_failures([RIGHT, RIGHT, WRONG, FAILED], config)
+    with pytest.raises(TrainingError, match=r"2 of 4 .* engine_error, cache miss"):
+        check_failures([RIGHT, FAILED, WRONG, FAILED], config)

@@ -1,0 +1,96 @@
+"""The frame of a stage, in real child processes: what they leave behind."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from models.child import EXIT_CANCELLED
+from models.config import SFTConfig
+from models.rundir import RunDir
+
+SCRIPT = """
+import sys, time
+from models.child import run_stage
+from models.config import SFTConfig
+from models.errors import TrainingError
+from models.rundir import Result
+
+def work(run, config):
+    assert isinstance(config, SFTConfig)
+    {body}
+
+sys.exit(run_stage(work, SFTConfig, sys.argv[1:]))
+"""
+
+
+def start(run, body, **environment):
+    command = [sys.executable, "-c", SCRIPT.format(body=body), str(run.path)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDir.create(tmp_path / "run", SFTConfig())
+
+
+def test_a_result_is_written_with_its_seconds(run):
+    process = start(run, "time.sleep(0.05); return Result(status='done', artifacts={'model': 'model'})")
+    assert process.wait(60) == 0
+    assert run.result().artifacts == {"model": "model"}
+    assert run.result().seconds >= 0.05
+
+
+def test_our_error_is_a_failed_result_with_its_reason(run):
+    process = start(run, "raise TrainingError('3 samples: a, b, c')")
+    assert process.wait(60) == 1
+    assert run.result().status == "failed"
+    assert run.result().reason == "TrainingError: 3 samples: a, b, c"
+
+
+def test_a_bug_leaves_a_traceback_and_no_result_not_even_an_old_one(run):
+    (run.path / "result.json").write_text(json.dumps({"status": "done"}))
+    process = start(run, "return 1 / 0")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "ZeroDivisionError" in output
+    assert not (run.path / "result.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_end_it_says_cancelled(run, number):
+    process = start(run, "(run.path / 'working').touch(); time.sleep(60)")
+    deadline = time.monotonic() + 60
+    while not (run.path / "working").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.wait(60) == EXIT_CANCELLED
+    assert run.result().status == "cancelled"
+
+
+def test_the_reason_of_a_rank_that_failed_survives_the_end_of_the_others(run):
+    # The launcher ends rank 0 after rank 1 has failed and written why.
+    body = (
+        "run.finish(Result(status='failed', reason='of rank 1')); import os, signal; os.kill(os.getpid(), 15)"
+    )
+    process = start(run, body + "; time.sleep(60)")
+    process.wait(60)
+    assert run.result().reason == "of rank 1"
+
+
+def test_another_kind_of_configuration_is_refused(run):
+    (run.path / "config.json").write_text('{"num_epoch": 3}')
+    process = start(run, "return Result(status='done')")
+    assert process.wait(60) == 2
+    assert "num_epoch" in run.result().reason
+
+
+def test_only_the_main_rank_writes_success(run):
+    process = start(run, "return Result(status='done')", RANK="1")
+    assert process.wait(60) == 0
+    assert not (run.path / "result.json").exists()
