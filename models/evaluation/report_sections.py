@@ -80,7 +80,9 @@ def data(inputs: ReportInputs) -> str:
 
 def time(stages: Sequence[StageTime]) -> str:
     """Where the minutes went."""
-    longest = max((stage.seconds for stage in stages), default=0.0) or 1.0
+    if not stages:
+        return "<p>This run kept no times.</p>"
+    longest = max(stage.seconds for stage in stages) or 1.0
     rows = [
         (
             stage.name,
