@@ -14,7 +14,7 @@ from models.evaluation.results import Comparison, Estimate, Results, Scores, Var
 
 TEXT_WIDTH = 150
 # More kinds than this do not fit; CSV and metrics.json have them all.
-MAX_KIND_COLUMNS = 4
+MAX_KIND_COLUMNS = 3
 _NONE = "-"
 WARNING = "WARNING"
 
