@@ -36,8 +36,8 @@ class ScriptedEngine:
     """An engine that answers from a function: tests, and the embedded teacher.
 
     ``script`` receives the request and returns the text of the next piece; the tokens are one per character,
-    so that code which needs ids and log-probs can be exercised without a model. A text that ends in a stop
-    string finishes with "stop", any other with "end".
+    so that code which needs ids and log-probs can be exercised without a model. As with a model, the text
+    breaks off after the first stop string and finishes with "stop"; without one it finishes with "end".
     """
 
     def __init__(self, script: Callable[[GenerationRequest], str]) -> None:
@@ -63,9 +63,11 @@ class ScriptedEngine:
 
     def _answer(self, request: GenerationRequest) -> Piece:
         text = self._script(request)
+        ends = [text.index(stop) + len(stop) for stop in request.stops if stop in text]
+        text = text[: min(ends, default=len(text))]
         if len(text) > request.max_new_tokens:
             return self._piece(request, text[: request.max_new_tokens], "length")
-        return self._piece(request, text, "stop" if text.endswith(request.stops) else "end")
+        return self._piece(request, text, "stop" if ends else "end")
 
     def _piece(self, request: GenerationRequest, text: str, finish: Finish) -> Piece:
         ids = tuple(map(ord, text))
