@@ -179,7 +179,8 @@ def smart_resize(size: Size, budget: PixelBudget) -> Size:
     """The size at which Qwen2.5-VL sees a picture: sides multiples of ``factor``, area within the budget.
 
     Follows the published rule of Qwen2-VL's image processor, and is a fixed point: a resized size maps to
-    itself. Raises RegionError when one side is more than 200 times the other.
+    itself, so the engine's processor leaves a seen picture alone. Raises RegionError when one side is more
+    than 200 times the other.
     """
     factor = budget.factor
     if max(size.width, size.height) > MAX_ASPECT_RATIO * min(size.width, size.height):
@@ -193,6 +194,10 @@ def smart_resize(size: Size, budget: PixelBudget) -> Size:
         beta = math.sqrt(size.area / budget.max_pixels)
         width = max(factor, math.floor(size.width / beta / factor) * factor)
         height = max(factor, math.floor(size.height / beta / factor) * factor)
+        # A long strip at its least width is over the budget still: it gives up length (a departure from the
+        # published rule, which would shrink such a picture again every time it is applied).
+        width = min(width, max(factor, budget.max_pixels // (height * factor) * factor))
+        height = min(height, max(factor, budget.max_pixels // (width * factor) * factor))
     elif width * height < budget.min_pixels:
         beta = math.sqrt(budget.min_pixels / size.area)
         width = math.ceil(size.width * beta / factor) * factor

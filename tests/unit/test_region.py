@@ -1,4 +1,4 @@
-"""Boxes, crops and zoom (paper 3.2, A.1)."""
+import importlib
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from models._compat import declare_torchvision_operators
 from models.errors import RegionError
 from models.region import (
     Box,
@@ -23,163 +24,237 @@ from models.region import (
     zoom_scale,
 )
 
+PAPER = PixelBudget(3136, 1605632)  # paper A.1.1
 TINY = PixelBudget(3136, 12544)
-PAPER = PixelBudget(3136, 1605632)
-VIEW = View.of(Size(448, 448), TINY)
 RULES = {"min_side": 4.0, "max_aspect_ratio": 10.0, "repeated_iou": 0.7}
 
-
-def _seen(*corners: float) -> Box:
-    x1, y1, x2, y2 = corners
-    return Box(x1, y1, x2, y2, "seen")
+sides = st.integers(1, 4000)
 
 
-def _picture(width: int = 448, height: int = 448) -> Image.Image:
-    """Red rises to the right, green downwards: every place has its own colour."""
-    pixels = np.zeros((height, width, 3), np.uint8)
-    pixels[..., 0] = np.linspace(0, 255, width, dtype=np.uint8)[None]
-    pixels[..., 1] = np.linspace(0, 255, height, dtype=np.uint8)[:, None]
-    return Image.fromarray(pixels)
+def gradient(width: int, height: int) -> Image.Image:
+    """A picture whose red is the column and whose green is the row, so that every pixel tells where it is."""
+    rows, columns = np.indices((height, width), dtype=np.uint8)
+    return Image.fromarray(np.dstack([columns, rows, np.zeros_like(rows)]))
 
 
+def seen(*corners):
+    return Box(*corners, space="seen")
+
+
+def original(*corners):
+    return Box(*corners, space="original")
+
+
+# Size, budget, and the size it is seen at, worked out from the rule.
+RESIZED = {
+    "448 squared in the tiny budget: 112 squared is exactly 12544": ((448, 448), TINY, (112, 112)),
+    "sides are rounded to multiples of 28": ((100, 90), PAPER, (112, 84)),
+    # Rounded 28 x 28 = 784 is too few: beta = sqrt(3136 / 400) = 2.8, 20 * 2.8 = 56.
+    "a small picture grows": ((20, 20), PAPER, (56, 56)),
+    # beta = sqrt(12000000 / 1605632) = 2.7338: 4000 / beta = 1463 -> 52 * 28, 3000 / beta = 1097 -> 39 * 28
+    "a large picture shrinks": ((4000, 3000), PAPER, (1456, 1092)),
+    # beta = sqrt(63000 / 12544) = 2.241; 2100 / 2.241 = 937 -> 924, 30 / 2.241 = 13 -> at least 28;
+    # 924 * 28 = 25872 is over the budget, which has room for 12544 / 28 = 448.
+    "a strip gives up length for its least height": ((2100, 30), TINY, (448, 28)),
+}
+
+
+@pytest.mark.parametrize("name", RESIZED)
+def test_smart_resize(name):
+    size, budget, expected = RESIZED[name]
+    assert smart_resize(Size(*size), budget) == Size(*expected)
+
+
+@pytest.mark.parametrize("budget", [PAPER, TINY])
+@given(width=sides, height=sides)
+def test_a_seen_size_is_within_the_budget_and_stays_as_it_is(budget, width, height):
+    size = Size(width, height)
+    if max(width, height) > 200 * min(width, height):
+        with pytest.raises(RegionError, match="200 times"):
+            smart_resize(size, budget)
+        return
+    resized = smart_resize(size, budget)
+    assert resized.width % 28 == resized.height % 28 == 0
+    assert budget.min_pixels <= resized.area <= budget.max_pixels
+    # The engine's processor resizes again: it must find nothing to do.
+    assert smart_resize(resized, budget) == resized
+
+
+@pytest.fixture(scope="module")
+def published_rule():
+    """transformers' own smart_resize(height, width, factor, min_pixels, max_pixels)."""
+    declare_torchvision_operators()
+    module = importlib.import_module("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+    return module.smart_resize
+
+
+@given(width=st.integers(28, 2000), height=st.integers(28, 2000))
+def test_smart_resize_is_the_published_rule(published_rule, width, height):
+    expected = published_rule(height, width, 28, PAPER.min_pixels, PAPER.max_pixels)
+    resized = smart_resize(Size(width, height), PAPER)
+    assert (resized.height, resized.width) == expected
+
+
+# Eq. 4: 2 below 0.125, 1 from 0.5 on, a straight line in between; continuous at both ends.
 @pytest.mark.parametrize(
     ("ratio", "scale"),
-    [
-        (0.0, 2.0),
-        (0.1249, 2.0),
-        (0.125, 2.0),  # 2 - (0.125 - 0.125) / 0.375
-        (0.3125, 1.5),  # 2 - 0.1875 / 0.375
-        (0.5, 1.0),
-        (1.0, 1.0),
-    ],
+    [(0.0, 2.0), (0.124, 2.0), (0.125, 2.0), (0.3125, 1.5), (0.4999999, 1.0), (0.5, 1.0), (1.0, 1.0)],
 )
 def test_zoom_follows_equation_4(ratio, scale):
-    assert zoom_scale(ratio) == pytest.approx(scale)
+    assert zoom_scale(ratio) == pytest.approx(scale, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("size", "seen"),
-    [
-        # 448 / 28 = 16 rows; 448 * 448 = 200704 > 12544, beta = 4, so 112.
-        ((448, 448), (112, 112)),
-        # 10 x 10 is one unit, 28 * 28 < 3136: beta = 5.6, 56 = 2 units.
-        ((10, 10), (56, 56)),
-        ((112, 112), (112, 112)),
-    ],
-)
-def test_smart_resize_by_hand(size, seen):
-    found = smart_resize(Size(*size), TINY)
-    assert (found.width, found.height) == seen
-
-
-@given(st.integers(1, 3000), st.integers(1, 3000))
-def test_smart_resize_keeps_its_promises(width, height):
-    if max(width, height) > 200 * min(width, height):
-        return
-    found = smart_resize(Size(width, height), PAPER)
-    assert found.width % 28 == found.height % 28 == 0
-    assert found.area <= PAPER.max_pixels
-    assert smart_resize(found, PAPER) == found
-
-
-def test_smart_resize_refuses_a_ribbon():
-    with pytest.raises(RegionError, match=r"201x1.*over 200 times"):
-        smart_resize(Size(201, 1), PAPER)
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_a_smaller_region_is_never_magnified_less(first, second):
+    smaller, larger = sorted((first, second))
+    assert zoom_scale(smaller) >= zoom_scale(larger)
 
 
 @given(
-    st.integers(1, 4000),
-    st.integers(1, 4000),
-    st.tuples(*[st.floats(0, 1) for _ in range(4)]),
+    width=sides,
+    height=sides,
+    corners=st.tuples(*[st.floats(0, 1)] * 4),
 )
-def test_boxes_survive_the_round_trip_between_spaces(width, height, shares):
+def test_a_box_survives_the_way_there_and_back(width, height, corners):
     if max(width, height) > 200 * min(width, height):
         return
-    view = View.of(Size(width, height), PAPER)
-    box = Box(shares[0] * width, shares[1] * height, shares[2] * width, shares[3] * height, "original")
-    back = view.convert(view.convert(box, "seen"), "original")
-    assert back.corners() == pytest.approx(box.corners(), abs=1e-6)
+    view = View.of(Size(width, height), TINY)
+    box = original(corners[0] * width, corners[1] * height, corners[2] * width, corners[3] * height)
+    there = view.convert(box, "seen")
+    assert there.space == "seen"
+    assert view.convert(there, "original").corners() == pytest.approx(box.corners(), abs=1e-6)
 
 
-def test_iou_by_hand():
-    # 4 x 4 and 4 x 4, overlapping in 2 x 4: 8 / (16 + 16 - 8) = 1/3.
-    assert _seen(0, 0, 4, 4).iou(_seen(2, 0, 6, 4)) == pytest.approx(1 / 3)
-    assert _seen(0, 0, 4, 4).iou(_seen(4, 0, 8, 4)) == 0
-    assert _seen(0, 0, 8, 8).coverage_of(_seen(4, 4, 12, 8)) == pytest.approx(0.5)
+def test_conversion_scales_each_side_by_its_own_factor():
+    # 100 x 90 is seen at 112 x 84: factors 1.12 and 0.9333...
+    view = View.of(Size(100, 90), PAPER)
+    assert view.convert(original(50, 45, 100, 90), "seen").corners() == pytest.approx((56, 42, 112, 84))
+    assert view.convert(seen(0, 0, 56, 42), "original").corners() == pytest.approx((0, 0, 50, 45))
+    assert view.whole("seen") == seen(0, 0, 112, 84)
 
 
-def test_boxes_of_two_spaces_are_not_compared():
-    with pytest.raises(RegionError, match=r"'seen'.*'original'"):
-        _seen(0, 0, 4, 4).iou(Box(0, 0, 4, 4, "original"))
+def test_the_crop_of_a_known_square_is_that_square():
+    # 56 x 56 of 448 x 448 is 1/64 of the area: magnified 2 x, to 112 x 112.
+    crop = look(gradient(448, 448), original(112, 168, 168, 224), TINY)
+    assert crop.size == Size(112, 112)
+    pixels = np.asarray(crop.image)
+    # The middle of the crop is the middle of the square: column 140, row 196.
+    assert pixels[56, 56, 0] == pytest.approx(140, abs=1)
+    assert pixels[56, 56, 1] == pytest.approx(196, abs=1)
 
 
-def test_a_crop_holds_the_region_that_was_asked_for():
-    """The seen box 28..56 is the original 112..224; its corners keep their colours after the zoom."""
-    crop = look(_picture(), VIEW.convert(_seen(28, 28, 56, 56), "original"), TINY).image
-    original = _picture()
-    for place, source in (((0, 0), (112, 112)), ((crop.width - 1, crop.height - 1), (223, 223))):
-        assert crop.getpixel(place) == pytest.approx(original.getpixel(source), abs=3)
+def test_a_crop_keeps_its_shape():
+    # 112 x 56 of 448 x 448: 1/32 of the area, 2 x: 224 x 112 = 25088, over 12544: shrunk by sqrt(2) to
+    # 158 x 79, then down to multiples of 28.
+    crop = look(gradient(448, 448), original(0, 0, 112, 56), TINY)
+    assert crop.size == Size(140, 56)
 
 
-def test_a_crop_is_zoomed_then_resized_to_the_budget():
-    # 48 x 32 is far below an eighth of the picture: zoomed by 2 to 96 x 64, in units of 28: 3 x 2.
-    crop = look(_picture(), Box(100, 100, 148, 132, "original"), TINY)
-    assert (crop.size.width, crop.size.height) == (84, 56)
+def test_a_region_of_half_the_picture_is_not_magnified():
+    crop = look(gradient(112, 112), original(0, 0, 112, 56), PAPER)
+    assert crop.size == Size(112, 56)
+    assert np.array_equal(np.asarray(crop.image), np.asarray(gradient(112, 112))[:56])
 
 
-def test_a_crop_keeps_the_aspect_ratio_within_rounding():
-    crop = look(_picture(1000, 1000), Box(0, 0, 400, 200, "original"), PAPER)
-    assert crop.size.width / crop.size.height == pytest.approx(2, rel=0.05)
+def test_a_low_resolution_crop_costs_the_same_and_shows_less():
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 255, (448, 448, 3), dtype=np.uint8))
+    box = original(112, 112, 224, 224)
+    true, low = look(image, box, TINY), look_low_resolution(image, box, TINY)
+    assert true.size == low.size
+    # Noise that was averaged over 4 x 4 pixels has far less contrast.
+    assert np.asarray(low.image).std() < 0.6 * np.asarray(true.image).std()
+
+
+def test_corners_between_pixels_are_rounded_outwards():
+    assert snap_outwards(original(1.2, 2.7, 3.1, 4.0), Size(10, 10)) == original(1, 2, 4, 4)
+    # A rounding error of the transform does not add a row of pixels.
+    assert snap_outwards(original(0, 0, 5.0000000001, 5), Size(10, 10)) == original(0, 0, 5, 5)
+    assert snap_outwards(original(-3, -3, 99, 99), Size(10, 20)) == original(0, 0, 10, 20)
+
+
+@pytest.mark.parametrize("corners", [(5, 5, 5, 9), (9, 9, 5, 5), (10, 0, 12, 5), (-5, 0, 0, 5)])
+def test_a_box_without_pixels_cannot_be_cut(corners):
+    with pytest.raises(RegionError, match="encloses no pixel of the 10x10"):
+        snap_outwards(original(*corners), Size(10, 10))
 
 
 def test_a_crop_needs_original_pixels():
-    with pytest.raises(RegionError, match="original pixels"):
-        look(_picture(), _seen(0, 0, 10, 10), TINY)
+    with pytest.raises(RegionError, match="'seen'"):
+        look(gradient(56, 56), seen(0, 0, 28, 28), TINY)
 
 
-def test_corners_round_outwards_and_stop_at_the_border():
-    found = snap_outwards(Box(-3, 10.2, 20.7, 500, "original"), Size(448, 448))
-    assert found.corners() == (0, 10, 21, 448)
-    with pytest.raises(RegionError, match="encloses no pixel"):
-        snap_outwards(Box(448, 0, 460, 10, "original"), Size(448, 448))
+def test_boxes_of_different_spaces_are_not_compared():
+    with pytest.raises(RegionError, match=r"'seen'.*'original'"):
+        seen(0, 0, 1, 1).iou(original(0, 0, 1, 1))
 
 
-def test_the_low_resolution_crop_has_the_size_but_not_the_detail():
-    """A chess board of single pixels turns grey when the picture is reduced by four."""
-    board = (np.indices((448, 448)).sum(axis=0) % 2 * 255).astype(np.uint8)
-    picture = Image.fromarray(board).convert("RGB")
-    box = Box(112, 112, 168, 168, "original")
-    sharp, blurred = look(picture, box, TINY), look_low_resolution(picture, box, TINY)
-    assert sharp.size == blurred.size
-    assert np.asarray(sharp.image).std() > 10 * np.asarray(blurred.image).std()
+def test_overlap_measures():
+    # Two squares of 10 x 10 that share 5 x 5: union 175.
+    a, b = seen(0, 0, 10, 10), seen(5, 5, 15, 15)
+    assert a.intersection(b) == 25
+    assert a.iou(b) == pytest.approx(25 / 175)
+    assert a.coverage_of(b) == pytest.approx(0.25)
+    assert a.iou(seen(20, 20, 30, 30)) == 0
+    assert seen(0, 0, 0, 0).iou(seen(0, 0, 0, 0)) == 0
+    assert seen(9, 9, 1, 1).area == 0
 
 
-@pytest.mark.parametrize(
-    ("corners", "fault"),
-    [
-        ((10, 10, 40, 40), None),
-        ((40, 10, 10, 40), BoxFault.INVERTED_BOX),
-        ((10, 40, 40, 40), BoxFault.INVERTED_BOX),
-        ((-1, 10, 40, 40), BoxFault.OUTSIDE_IMAGE),
-        ((10, 10, 113, 40), BoxFault.OUTSIDE_IMAGE),
-        ((0, 0, 448, 448), BoxFault.OUTSIDE_IMAGE),
-        ((10, 10, 13, 40), BoxFault.TOO_SMALL),
-        ((0, 10, 100, 15), BoxFault.ASPECT_RATIO),
-        ((61, 60, 90, 90), BoxFault.REPEATED_BOX),
-    ],
-)
-def test_every_fault_has_its_name(corners, fault):
-    assert find_fault(_seen(*corners), VIEW, (_seen(60, 60, 90, 90),), **RULES) is fault
+# A view of 112 x 112; each box and what is wrong with it.
+VIEW = View.of(Size(448, 448), TINY)
+FAULTS = {
+    "good": ((28, 28, 56, 56), None),
+    "the whole picture": ((0, 0, 112, 112), None),
+    "smallest": ((0, 0, 4, 4), None),
+    "longest": ((0, 0, 40, 4), None),
+    "inverted in x": ((56, 28, 28, 56), BoxFault.INVERTED_BOX),
+    "inverted in y": ((28, 56, 56, 28), BoxFault.INVERTED_BOX),
+    "empty": ((28, 28, 28, 56), BoxFault.INVERTED_BOX),
+    "right of the picture": ((28, 28, 112.5, 56), BoxFault.OUTSIDE_IMAGE),
+    "above the picture": ((28, -1, 56, 56), BoxFault.OUTSIDE_IMAGE),
+    "in pixels of the original": ((112, 112, 224, 224), BoxFault.OUTSIDE_IMAGE),
+    "one pixel": ((28, 28, 29, 29), BoxFault.TOO_SMALL),
+    "thin": ((28, 28, 56, 31.9), BoxFault.TOO_SMALL),
+    "long": ((0, 0, 41, 4), BoxFault.ASPECT_RATIO),
+    "tall": ((0, 0, 4, 100), BoxFault.ASPECT_RATIO),
+}
 
 
-def test_an_impossible_budget_is_refused():
-    with pytest.raises(RegionError, match="factor"):
-        PixelBudget(100, 12544)
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults(name):
+    corners, fault = FAULTS[name]
+    assert find_fault(seen(*corners), VIEW, **RULES) is fault
+
+
+def test_a_region_that_was_shown_is_a_fault():
+    earlier = (seen(0, 0, 20, 20), seen(28, 28, 56, 56))
+    # 28 x 28 against 28 x 24: IoU 672 / 784 = 0.857; against 28 x 19: 532 / 784 = 0.679.
+    assert find_fault(seen(28, 28, 56, 52), VIEW, earlier, **RULES) is BoxFault.REPEATED_BOX
+    assert find_fault(seen(28, 28, 56, 47), VIEW, earlier, **RULES) is None
+
+
+def test_a_picture_is_equal_by_its_pixels():
+    picture = Picture.of(gradient(56, 28))
+    assert picture == Picture.of(gradient(56, 28))
+    assert hash(picture) == hash(Picture.of(gradient(56, 28)))
+    assert picture != Picture.of(gradient(28, 56))
+    changed = gradient(56, 28)
+    changed.putpixel((3, 3), (255, 255, 255))
+    assert picture != Picture.of(changed)
+
+
+def test_pictures_become_rgb():
+    assert Picture.of(Image.new("L", (28, 28), 7)).image.mode == "RGB"
+    assert see(Image.new("RGBA", (448, 448)), TINY).size == Size(112, 112)
+
+
+@pytest.mark.parametrize(("width", "height"), [(0, 5), (5, 0), (-1, 5)])
+def test_a_size_has_pixels(width, height):
     with pytest.raises(RegionError, match="at least 1 pixel"):
-        Size(0, 4)
+        Size(width, height)
 
 
-def test_pictures_are_equal_when_their_pixels_are():
-    assert see(_picture(), TINY) == see(_picture(), TINY)
-    assert Picture.of(_picture()) != Picture.of(_picture().transpose(Image.Transpose.ROTATE_90))
-    assert hash(Picture.of(_picture())) == hash(Picture.of(_picture()))
+@pytest.mark.parametrize("budget", [(100, 12544), (3136, 3000)])
+def test_an_impossible_budget_is_refused(budget):
+    with pytest.raises(RegionError, match="Pixel budget"):
+        PixelBudget(*budget)
