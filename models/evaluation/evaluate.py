@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 SAMPLING_TEMPERATURE = 1.0
 ALONE = Share()
+# Attempts in flight, in batches of the engine.
+_QUEUE_FACTOR = 2
 # Progress lines come about this often.
 _SECONDS_BETWEEN_LINES = 1.0
 
@@ -216,6 +218,8 @@ def _attempt(
         num_samples=num_samples,
         temperature=temperature,
         seed=config.seed,
+        # Enough to keep the engine's batch full, without holding every picture of the set in memory.
+        max_in_flight=_QUEUE_FACTOR * config.engine.max_num_seqs,
     )
     for trajectory in attempts:
         question = by_id[trajectory.question_id]

@@ -16,8 +16,8 @@ from models.evaluation.results import Comparison, Estimate, SampledScores, Score
 
 # Normal quantile of a two-sided 95 % interval.
 Z_95 = 1.959963984540054
-# The first box looks at the asked object when its IoU with a gold box exceeds this. Low on purpose: a generous
-# box around a small object has an IoU of 0.2 to 0.3 with it, the whole picture less than 0.01.
+# The first box looks at the asked object when its IoU with a gold box exceeds this. Low on purpose: a
+# generous box around a small object has an IoU of 0.2 to 0.3 with it, the whole picture less than 0.01.
 ON_OBJECT_IOU = 0.1
 NUM_RESAMPLES = 10_000
 # Indices held in memory at a time.
