@@ -22,9 +22,14 @@ _LEFT_EDGE = re.compile(r"^(?:[\s,;:!?\"'`()\[\]{}]|\.(?!\d))+")
 
 def normalise(text: str) -> str:
     """Lower case, NFKC, single spaces, no punctuation at the edges, no leading article."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    folded = _LEFT_EDGE.sub("", re.sub(r"\s+", " ", folded).rstrip(_EDGES))
-    return _ARTICLE.sub("", folded)
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    folded = re.sub(r"\s+", " ", folded)
+    stripped = ""
+    # What an article or a mark hid may have to go too: the "K7".
+    while stripped != folded:
+        stripped = folded
+        folded = _ARTICLE.sub("", _LEFT_EDGE.sub("", stripped.rstrip(_EDGES)))
+    return folded
 
 
 def matches(prediction: str | None, golds: Sequence[str]) -> bool:
