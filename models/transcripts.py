@@ -38,6 +38,7 @@ _SPAN = pa.struct(
         ("token_ids", pa.list_(pa.int32())),
         ("logprobs", pa.list_(pa.float32())),
         ("policy_version", pa.int32()),
+        ("reported_tokens", pa.int32()),
         ("box", _BOX),
         ("crop_sha256", pa.string()),
         ("crop_width", pa.int32()),
@@ -123,7 +124,7 @@ class Transcript:
     @property
     def num_sampled_tokens(self) -> int:
         """Tokens the model sampled; 0 for an engine that reports none."""
-        return sum(len(span.token_ids or ()) for span in self.spans if isinstance(span, SampledSpan))
+        return sum(span.num_tokens or 0 for span in self.spans if isinstance(span, SampledSpan))
 
     @property
     def accepted_boxes(self) -> tuple[Box, ...]:
@@ -228,6 +229,7 @@ def _span_row(span: SampledSpan | TextSpan | GivenCrop) -> dict[str, object]:
         "token_ids": span.token_ids,
         "logprobs": span.logprobs,
         "policy_version": span.policy_version,
+        "reported_tokens": span.reported_tokens,
     }
 
 
@@ -244,6 +246,7 @@ def _span(row: dict[str, Any]) -> SampledSpan | TextSpan | GivenCrop:
         token_ids=None if row["token_ids"] is None else tuple(row["token_ids"]),
         logprobs=None if row["logprobs"] is None else tuple(row["logprobs"]),
         policy_version=row["policy_version"],
+        reported_tokens=row["reported_tokens"],
     )
 
 

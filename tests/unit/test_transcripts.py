@@ -49,9 +49,12 @@ def test_a_transcript_comes_back_from_the_file_unchanged(question, tmp_path):
     trajectory = attempt(question)
     plain = Transcript.of(trajectory)
     scored = Transcript.of(trajectory.with_reward(Reward(1.0, 1.0, 0.5, 0.01)))
-    silent = replace(plain, spans=(SampledSpan("no ids"),), system=None)
+    silent = replace(
+        plain, spans=(SampledSpan("no ids"), SampledSpan("counted", reported_tokens=3)), system=None
+    )
     assert write_transcripts(tmp_path / "t.parquet", [plain, scored, silent]) == 3
     assert read_transcripts(tmp_path / "t.parquet") == [plain, scored, silent]
+    assert silent.num_sampled_tokens == 3
 
 
 def test_a_transcript_tells_what_the_trajectory_told(question):

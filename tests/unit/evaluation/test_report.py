@@ -198,7 +198,8 @@ def test_text_from_a_model_or_a_question_cannot_break_the_page(inputs, tmp_path)
     question = replace(make_question("q0"), text=evil)
     write_questions(tmp_path / "test.parquet", [question])
     write_predictions(
-        tmp_path / "rgrpo.parquet", [make_prediction(f"{evil}<answer>K7</answer>", question=question)]
+        tmp_path / "rgrpo.parquet",
+        [make_prediction(evil[:-1], "}", "<answer>K7</answer>", question=question)],
     )
     page = render(
         replace(
