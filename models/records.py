@@ -221,7 +221,10 @@ def read_rows(path: Path, schema: pa.Schema, *, version: str = SCHEMA_VERSION) -
     if not files or not all(file.is_file() for file in files):
         raise RecordError(f"{path}: no Parquet file found. Give a .parquet file or a folder that holds some.")
     for file in files:
-        parquet = pq.ParquetFile(file)
+        try:
+            parquet = pq.ParquetFile(file)
+        except pa.ArrowInvalid as error:
+            raise RecordError(f"{file} is not a Parquet file, or only a part of one: {error}") from error
         found = (parquet.schema_arrow.metadata or {}).get(b"schema_version", b"none").decode()
         if found != version:
             raise RecordError(

@@ -75,7 +75,10 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one line of metrics. Raises RunDirError for a name that is not ``area/name``."""
+        """Append one line of metrics; values that are not finite are left out, as JSON has no word for them.
+
+        Raises RunDirError for a name that is not ``area/name``.
+        """
         wrong = [name for name in metrics if not _METRIC_NAME.fullmatch(name)]
         if wrong:
             raise RunDirError(f"Metric names {wrong} are not of the form area/name (lower case, digits, _).")
@@ -87,7 +90,8 @@ class RunDir:
     def metrics(self) -> Iterator[dict[str, Any]]:
         """Every complete line so far, oldest first."""
         if self.metrics_path.exists():
-            for line in self.metrics_path.read_text().splitlines():
+            # What follows the last line break is still being written.
+            for line in self.metrics_path.read_text().split("\n")[:-1]:
                 yield json.loads(line)
 
     @contextmanager

@@ -1,79 +1,137 @@
-"""Presets: complete runs, overrides, refusals that help."""
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
-from models.config import Look
+from models.config import EMBEDDED_MODEL, EngineConfig, Look, resolve_model_path
 from models.errors import ConfigError
-from models.presets import load_preset, preset_names
+from models.presets import PRESETS_FOLDER, load_preset, preset_names
 from models.trajectory import TurnError
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_every_preset_is_valid_and_knows_its_name(name):
+def test_every_preset_is_complete(name):
     assert load_preset(name).name == name
 
 
-def test_the_paper_preset_has_the_paper_s_numbers():
-    """Appendix A.1 to A.3 and section 3.3."""
-    paper = load_preset("paper-7b")
-    assert (paper.look.min_pixels, paper.look.max_pixels) == (3136, 1605632)
-    assert (paper.sft.batch_size, paper.sft.learning_rate, paper.sft.num_epochs) == (2 * 8 * 4, 2e-7, 3)
-    assert (paper.rgrpo.group_size, paper.rgrpo.num_steps, paper.rgrpo.learning_rate) == (5, 300, 1e-6)
-    reward = paper.rgrpo.reward
-    assert (reward.accuracy, reward.format, reward.validity, reward.validity_cap) == (1, 1, 0.5, 0.5)
-    assert (reward.length_per_character, reward.length_cap) == (0.001, 0.25)
-    assert paper.rgrpo.objective.aggregation == "paper-eq2"
-    assert paper.model.freeze_vision
+def test_the_presets_that_the_project_promises():
+    assert {"tiny", "tiny-smoke", "paper-7b", "paper-3b", "one-gpu"} <= set(preset_names())
+
+
+def test_the_paper_preset_has_the_numbers_of_the_paper():
+    preset = load_preset("paper-7b")
+    assert (preset.look.min_pixels, preset.look.max_pixels) == (3136, 1605632)  # A.1.1
+    assert (preset.sft.num_epochs, preset.sft.learning_rate) == (3, 2e-7)  # A.2
+    assert (preset.rgrpo.num_steps, preset.rgrpo.group_size, preset.rgrpo.learning_rate) == (300, 5, 1e-6)
+    assert preset.rgrpo.objective.aggregation == "paper-eq2"
 
 
 def test_an_override_changes_one_value():
-    changed = load_preset("tiny", ["sft.num_epochs=7", "rgrpo.objective.clip_high=0.3"])
-    assert (changed.sft.num_epochs, changed.rgrpo.objective.clip_high) == (7, 0.3)
-    assert changed.look == load_preset("tiny").look
+    plain, changed = load_preset("tiny"), load_preset("tiny", ["sft.num_epochs=7", "seed=3"])
+    assert (changed.sft.num_epochs, changed.seed) == (7, 3)
+    assert changed.sft.model_copy(update={"num_epochs": plain.sft.num_epochs}) == plain.sft
+    assert changed.rgrpo == plain.rgrpo
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("override", "value"),
     [
-        (["sft.num_epoch=7"], "sft.num_epoch: unknown key. Did you mean 'num_epochs'"),
-        (["rgrpo.objective.clip_hi=0.3"], "Did you mean 'clip_high'"),
-        (["sftt.num_epochs=7"], "Did you mean 'sft'"),
-        (["sft.num_epochs=0"], "greater than or equal to 1 (found 0)"),
-        (["sft.num_epochs=many"], "sft.num_epochs"),
-        (["sft.num_epochs"], "stage.key=value"),
-        (["seed.x=1"], "is a value, not a group"),
-        (["rgrpo.group_size=1"], "rgrpo.group_size"),
-        (["look.min_pixels=99999999"], "must satisfy"),
-        (["look.max_crops=9"], "engine.max_images"),
-        (["look.max_sampled_tokens=512"], "engine.max_model_len"),
-        (["promotion.min_questions=100000"], "no version could ever be promoted"),
-        (["engine.kind=http"], "needs endpoint"),
-        (["sft=1"], "sft"),
-        (["sft.num_epochs=[1"], "not valid YAML"),
+        ("look.end_on=[bad_json, too_small]", frozenset({TurnError.BAD_JSON, TurnError.TOO_SMALL})),
+        ("look.system=null", None),
+        ("look.system=Look = again", "Look = again"),
+        ("look.crop_source=none", "none"),
     ],
 )
-def test_a_bad_override_is_refused_with_a_way_out(overrides, words):
-    with pytest.raises(ConfigError) as refused:
-        load_preset("tiny", overrides)
-    assert words in str(refused.value)
+def test_an_override_is_read_as_yaml(override, value):
+    name = override.partition("=")[0].removeprefix("look.")
+    assert getattr(load_preset("tiny", [override]).look, name) == value
 
 
-def test_an_unknown_preset_names_the_known_ones():
-    with pytest.raises(ConfigError, match=r"'tinny' does not exist.*tiny"):
-        load_preset("tinny")
+# A wrong override, and what its refusal must name: the value, the rule or the nearest key.
+REFUSED = {
+    "sft.num_epoch=3": ["sft.num_epoch", "unknown key", "'num_epochs'"],
+    "stf.num_epochs=3": ["stf", "unknown key", "'sft'"],
+    "rgrpo.objective.clip_hihg=0.3": ["rgrpo.objective.clip_hihg", "'clip_high'"],
+    "sft.num_epochs=0": ["sft.num_epochs", "greater than or equal to 1", "found 0"],
+    "sft.num_epochs=many": ["sft.num_epochs", "valid integer", "'many'"],
+    "rgrpo.group_size=1": ["rgrpo.group_size", "greater than or equal to 2"],
+    "look.crop_source=blurry": ["look.crop_source", "'original'", "'blurry'"],
+    "look.min_pixels=100": ["pixel_factor^2 = 784", "100"],
+    "engine.kind=http": ["endpoint", "served_model"],
+    "engine.max_images=2": ["engine.max_images 2", "look.max_crops + 1"],
+    "look.max_sampled_tokens=100000": ["look.max_sampled_tokens 100000", "below engine.max_model_len"],
+    "promotion.min_questions=100000": ["promotion.min_questions 100000", "no version could ever be promoted"],
+    "seed=": ["seed", "integer", "None"],
+    "seed": ["'seed'", "stage.key=value"],
+    "=3": ["'=3'", "stage.key=value"],
+    "seed.a=3": ["'seed.a=3'", "not a group of keys"],
+    "look.system=[": ["look.system=[", "not valid YAML"],
+}
 
 
-@pytest.mark.parametrize(
-    ("text", "words"), [("- a list", "mapping"), ("a: [", "not valid YAML"), ("name: x", "is required")]
-)
-def test_a_broken_file_is_named(tmp_path, text, words):
-    path = tmp_path / "mine.yaml"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=words):
-        load_preset(str(path))
+@pytest.mark.parametrize("override", REFUSED)
+def test_a_wrong_override_is_refused_with_the_way_out(override):
+    with pytest.raises(ConfigError) as refusal:
+        load_preset("tiny", [override])
+    for part in REFUSED[override]:
+        assert part in str(refusal.value)
 
 
-def test_a_set_is_written_in_a_fixed_order():
-    look = Look(end_on=frozenset({TurnError.TOO_SMALL, TurnError.BAD_JSON}))
-    assert '"end_on":["bad_json","too_small"]' in look.model_dump_json()
-    assert Look.model_validate_json(look.model_dump_json()) == look
+def test_an_unknown_preset_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"'tyny' does not exist.*tiny"):
+        load_preset("tyny")
+
+
+def test_a_preset_may_be_a_file_of_ones_own(tmp_path: Path):
+    values = yaml.safe_load((PRESETS_FOLDER / "tiny.yaml").read_text())
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values | {"name": "mine"}))
+    assert load_preset(str(tmp_path / "mine.yaml")).name == "mine"
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2", "", "just words", "\x00"])
+def test_a_file_that_is_no_preset_is_refused(tmp_path: Path, text):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"mine\.yaml"):
+        load_preset(str(tmp_path / "mine.yaml"))
+
+
+def test_a_missing_key_is_named(tmp_path: Path):
+    values = yaml.safe_load((PRESETS_FOLDER / "tiny.yaml").read_text())
+    del values["look"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError, match="look: is required and missing"):
+        load_preset(str(tmp_path / "mine.yaml"))
+
+
+def test_configuration_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        Look().max_crops = 3
+
+
+def test_an_endpoint_needs_its_address():
+    with pytest.raises(ValueError, match="endpoint"):
+        EngineConfig(kind="http")
+    assert EngineConfig(kind="http", endpoint="http://h/v1", served_model="m").endpoint == "http://h/v1"
+
+
+def test_the_embedded_model_is_part_of_the_repository():
+    assert resolve_model_path("embedded") == EMBEDDED_MODEL
+    assert (EMBEDDED_MODEL / "model.safetensors").is_file()
+
+
+def test_a_path_that_is_no_model_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"holds no config\.json.*'embedded'"):
+        resolve_model_path(str(tmp_path))
+
+
+def test_reading_a_preset_imports_nothing_heavy():
+    heavy = ["torch", "transformers", "deepspeed", "vllm", "prefect", "mlflow", "great_expectations"]
+    code = (
+        "import sys; from models.presets import load_preset; load_preset('tiny'); "
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    root = Path(__file__).parents[2]
+    found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

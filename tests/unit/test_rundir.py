@@ -1,69 +1,142 @@
-"""The run directory: the boundary between orchestration and a child process."""
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from models.config import Look
 from models.errors import RunDirError
-from models.rundir import Result, RunDir
+from models.rundir import Result, RunDir, write_atomically
+from models.trajectory import TurnError
 
 
-def test_a_run_can_be_opened_by_another_process(tmp_path):
-    RunDir.create(tmp_path / "run", Look())
-    assert Look.model_validate_json(RunDir.open(tmp_path / "run").config_text()) == Look()
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return RunDir.create(tmp_path / "run", Look())
 
 
-def test_an_unfinished_run_of_the_same_configuration_goes_on(tmp_path):
-    RunDir.create(tmp_path, Look()).log(1, {"sft/loss": 2.0})
-    again = RunDir.create(tmp_path, Look())
-    assert [line["sft/loss"] for line in again.metrics()] == [2.0]
+def test_the_child_reads_the_configuration_that_the_parent_wrote(run):
+    child = RunDir.open(run.path)
+    assert Look.model_validate_json(child.config_text()) == Look()
+    assert json.loads(child.config_text())["max_crops"] == Look().max_crops
 
 
-def test_a_run_of_another_configuration_is_not_overwritten(tmp_path):
-    RunDir.create(tmp_path, Look())
-    with pytest.raises(RunDirError, match="another configuration"):
-        RunDir.create(tmp_path, Look(max_crops=1))
-
-
-def test_a_folder_without_configuration_is_not_a_run(tmp_path):
+def test_a_folder_without_configuration_is_no_run(tmp_path):
     with pytest.raises(RunDirError, match=r"no config\.json"):
         RunDir.open(tmp_path)
 
 
-def test_metric_names_have_an_area(tmp_path):
-    run = RunDir.create(tmp_path, Look())
+def test_an_unfinished_run_of_the_same_configuration_is_kept(run):
+    run.log(1, {"train/loss": 2.0})
+    again = RunDir.create(run.path, Look())
+    assert [line["train/loss"] for line in again.metrics()] == [2.0]
+
+
+def test_a_run_of_another_configuration_is_not_overwritten(run):
+    with pytest.raises(RunDirError, match="another configuration"):
+        RunDir.create(run.path, Look(max_crops=1))
+    assert Look.model_validate_json(run.config_text()) == Look()
+
+
+def test_the_same_configuration_reads_the_same_in_every_process():
+    # The order of a set of strings changes from process to process.
+    code = (
+        "from models.config import Look; from models.trajectory import TurnError; "
+        "print(Look(end_on=frozenset(TurnError)).model_dump_json())"
+    )
+    root = Path(__file__).parents[2]
+    texts = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": str(seed), "PYTHONPATH": str(root)},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in (1, 2)
+    }
+    assert len(texts) == 1
+    assert all(error.value.encode() in texts.copy().pop() for error in TurnError)
+
+
+def test_metrics_are_lines_with_step_and_time(run):
+    run.log(3, {"train/loss": 1, "eval/mean@8": 0.5})
+    run.log(4, {"train/loss": 0.5})
+    first, second = run.metrics()
+    assert (first["step"], first["train/loss"], first["eval/mean@8"]) == (3, 1.0, 0.5)
+    assert first["time"] <= second["time"]
+    assert len(run.metrics_path.read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("name", ["loss", "Train/loss", "train/", "/loss", "train/lo ss", "train//loss"])
+def test_a_metric_name_has_an_area(run, name):
     with pytest.raises(RunDirError, match="area/name"):
-        run.log(0, {"loss": 1.0})
+        run.log(1, {name: 1.0})
+    assert list(run.metrics()) == []
 
 
-def test_numbers_that_json_does_not_know_are_left_out(tmp_path):
-    run = RunDir.create(tmp_path, Look())
-    run.log(3, {"sft/loss": float("nan"), "sft/rate": 0.5})
+def test_values_that_json_cannot_hold_are_left_out(run):
+    run.log(1, {"train/loss": float("nan"), "train/grad_norm": float("inf"), "train/lr": 0.1})
     (line,) = run.metrics()
-    assert (line["step"], line["sft/rate"], "sft/loss" in line) == (3, 0.5, False)
+    assert set(line) == {"step", "time", "train/lr"}
 
 
-def test_a_checkpoint_appears_only_when_it_is_whole(tmp_path):
-    run = RunDir.create(tmp_path, Look())
-
-    def save_half() -> None:
-        with run.checkpoint(4) as folder:
-            (folder / "part").write_text("half")
-            raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        save_half()
-    assert not (tmp_path / "checkpoints" / "step-4").exists()
-    with run.checkpoint(4) as folder:
-        (folder / "weights").write_text("whole")
-    assert [path.name for path in (tmp_path / "checkpoints" / "step-4").iterdir()] == ["weights"]
+def test_a_line_that_is_still_being_written_is_left_for_later(run):
+    run.log(1, {"train/loss": 1.0})
+    with run.metrics_path.open("a") as file:
+        file.write('{"step": 2, "train/lo')
+    assert [line["step"] for line in run.metrics()] == [1]
 
 
-def test_a_missing_or_malformed_result_is_a_failure(tmp_path):
-    run = RunDir.create(tmp_path, Look())
+def test_there_are_no_metrics_before_the_first(run):
+    assert list(run.metrics()) == []
+
+
+def test_a_checkpoint_appears_only_when_it_is_complete(run):
+    with run.checkpoint(5) as folder:
+        (folder / "weights").write_text("w")
+        assert not (run.path / "checkpoints" / "step-5").exists()
+    assert (run.path / "checkpoints" / "step-5" / "weights").read_text() == "w"
+
+
+def test_a_failed_checkpoint_keeps_the_old_one(run):
+    with run.checkpoint(5) as folder:
+        (folder / "weights").write_text("old")
+
+    def fail():
+        with run.checkpoint(5) as folder:
+            (folder / "weights").write_text("new")
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        fail()
+    assert (run.path / "checkpoints" / "step-5" / "weights").read_text() == "old"
+    with run.checkpoint(5) as folder:
+        assert list(folder.iterdir()) == []  # what the failed try left is gone
+
+
+def test_the_result_survives(run):
+    result = Result(status="done", artifacts={"model": "model"}, metrics={"train/loss": 0.5}, seconds=3.5)
+    run.finish(result)
+    assert RunDir.open(run.path).result() == result
+
+
+def test_no_result_is_a_failure(run):
     with pytest.raises(RunDirError, match=r"no result\.json"):
         run.result()
-    (tmp_path / "result.json").write_text('{"status": "fine"}')
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"status": "splendid"}', '{"status": "done", "extra": 1}', '{"reason": "?"}']
+)
+def test_a_malformed_result_is_a_failure(run, text):
+    (run.path / "result.json").write_text(text)
     with pytest.raises(RunDirError, match="malformed"):
         run.result()
-    run.finish(Result(status="done", artifacts={"model": "model"}))
-    assert run.result().artifacts == {"model": "model"}
+
+
+def test_writing_leaves_no_parts_behind(tmp_path):
+    write_atomically(tmp_path / "deep" / "a.json", "1")
+    write_atomically(tmp_path / "deep" / "a.json", "2")
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.json"]
+    assert (tmp_path / "deep" / "a.json").read_text() == "2"
