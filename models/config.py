@@ -150,8 +150,8 @@ class VLIRConfig(Config):
     box_jitter: float = Field(0.1, ge=0, description="Embedded teacher: spread of box corners, in box sides.")
     box_growth: float = Field(
         0.4,
-        description="Embedded teacher: mean outward shift of each box edge, in box sides. Boxes larger than the "
-        "object lose zoom to the pixel budget, so R-GRPO has something to improve.",
+        description="Embedded teacher: mean outward shift of each box edge, in box sides. Boxes larger than "
+        "the object lose zoom to the pixel budget, so R-GRPO has something to improve.",
     )
     wrong_region_rate: float = Field(0.1, ge=0, le=1, description="Embedded teacher: looks at another card.")
     misread_rate: float = Field(0.05, ge=0, le=1, description="Embedded teacher: misreads what it sees.")
