@@ -143,7 +143,7 @@ def _ticks(low: float, high: float, count: int = 5) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    return [float(f"{index * step:.10g}") for index in range(first, last + 1)]
 
 
 def _running_mean(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:

@@ -41,6 +41,13 @@ def test_flat_single_and_tiny_values_are_drawn_inside_the_plot(points):
     assert all(58 <= float(x) <= 626 and 12 <= float(y) <= 216 for x, y in numbers)
 
 
+def test_ticks_of_tiny_values_differ():
+    # A mismatch of 1e-12 once had its ticks rounded to the same number.
+    svg = svg_of(line_chart("mismatch", [Series("k3", ((1, 0.8e-12), (2, 1.4e-12)))]))
+    ticks = [text.text for text in svg.findall("text") if "end" in (text.get("class") or "")]
+    assert ticks[:-1] == ["8e-13", "1e-12", "1.2e-12", "1.4e-12"]
+
+
 def test_a_chart_says_what_it_shows_in_words():
     figure = line_chart("R-GRPO: reward", [Series("total", ((1, 1.5), (2, 2.25), (3, 2.0)))], unit="points")
     label = svg_of(figure).get("aria-label")
