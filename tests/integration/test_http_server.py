@@ -1,0 +1,164 @@
+"""The HTTP engine against vLLM's real server: the same greedy text as in process, crops included."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from models.config import EMBEDDED_MODEL, EngineConfig
+from models.http_engine import HTTPEngine
+from models.presets import load_preset
+from models.records import Question
+from models.region import Box
+from models.rollout import rollout
+from models.tiny import world
+from models.trajectory import CropSpan, GenerationRequest, Prompt, Span, StopReason
+from models.vllm_engine import VLLMEngine
+from tests.tiny_models import picture, sampled
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+PRESET = load_preset("tiny")
+START_SECONDS = 400
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The base URL of a server with the embedded model; it ends with the test."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    budget = (
+        f'{{"size": {{"shortest_edge": {PRESET.look.min_pixels}, "longest_edge": {PRESET.look.max_pixels}}}}}'
+    )
+    arguments = {
+        "--model": str(EMBEDDED_MODEL),
+        "--served-model-name": "tiny",
+        "--host": "127.0.0.1",
+        "--port": str(port),
+        "--dtype": "float32",
+        "--max-model-len": str(PRESET.engine.max_model_len),
+        "--limit-mm-per-prompt": '{"image": 4, "video": 0}',
+        "--mm-processor-kwargs": budget,
+        "--kv-cache-memory-bytes": str(2**28),
+        "--generation-config": "vllm",
+    }
+    flat = [word for pair in arguments.items() for word in pair]
+    log = tmp_path_factory.mktemp("server") / "log"
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "tests.integration.vllm_server", *flat, "--enforce-eager"],
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            wait_until_healthy(server, f"http://127.0.0.1:{port}", log)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+            try:
+                server.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                os.killpg(server.pid, signal.SIGKILL)
+
+
+def wait_until_healthy(server: subprocess.Popen, url: str, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        assert server.poll() is None, f"The server ended:\n{log.read_text()[-2000:]}"
+        try:
+            if httpx.get(f"{url}/health", timeout=2).is_success:
+                return
+        except httpx.TransportError:
+            time.sleep(1)
+    raise AssertionError(f"The server is not up after {START_SECONDS} s:\n{log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="module")
+def local() -> Iterator[VLLMEngine]:
+    engine = VLLMEngine(EMBEDDED_MODEL, PRESET.engine, look=PRESET.look)
+    yield engine
+    engine.close()
+
+
+def at(endpoint: str, **changes) -> HTTPEngine:
+    return HTTPEngine(EngineConfig(kind="http", endpoint=endpoint, served_model="tiny", **changes))
+
+
+def finish(engine, requests):
+    for one in requests:
+        engine.submit(one)
+    pieces = {}
+    while len(pieces) < len(requests):
+        pieces.update({piece.request_id: piece for piece in engine.step()})
+    return [pieces[one.request_id] for one in requests]
+
+
+def half_written(encoder, num_crops: int) -> GenerationRequest:
+    """A turn that has looked ``num_crops`` times and goes on."""
+    spans: list[Span] = []
+    for crop in range(num_crops):
+        corners = (10 * crop, 20, 10 * crop + 40, 60)
+        spans.append(sampled(encoder, f'<think>I look closer.{{"bbox_2d": {list(corners)}}}'))
+        shown = picture(28 * (crop + 2), 56, seed=crop)
+        spans.append(CropSpan(shown, Box(*map(float, corners), space="seen")))
+    prompt = Prompt("what code is on the red card?", (picture(112, 112, seed=9),), PRESET.look.system)
+    return GenerationRequest(str(num_crops), prompt, tuple(spans), ("}", "</answer>"), 20, 0.0)
+
+
+def drawn_questions(number: int) -> list[Question]:
+    questions = []
+    for seed in range(number):
+        rng = np.random.default_rng(seed)
+        scene = world.sample_scene(rng, "train")
+        asked = world.ask(scene, "read", rng)
+        questions.append(Question.of_image(world.draw(scene), asked.text, id=str(seed)))
+    return questions
+
+
+def test_a_reply_goes_on_after_its_crops_as_in_process(endpoint, local):
+    requests = [half_written(local.encoder, num_crops) for num_crops in range(4)]
+    remote = at(endpoint)
+    pieces = finish(remote, requests)
+    remote.close()
+    expected = finish(local, requests)
+    assert [piece.finish for piece in pieces] == [piece.finish for piece in expected]
+    assert [piece.span.text for piece in pieces] == [piece.span.text for piece in expected]
+    assert [piece.span.num_tokens for piece in pieces] == [piece.span.num_tokens for piece in expected]
+
+
+def test_rollouts_are_those_of_the_engine_in_process(endpoint, local):
+    questions = drawn_questions(8)
+    remote = at(endpoint)
+    trajectories = rollout(remote, questions, look=PRESET.look)
+    remote.close()
+    expected = rollout(local, questions, look=PRESET.look)
+    assert [trajectory.text for trajectory in trajectories] == [trajectory.text for trajectory in expected]
+    assert [trajectory.stop for trajectory in trajectories] == [trajectory.stop for trajectory in expected]
+
+
+def test_the_server_takes_crops_as_user_turns(endpoint, local):
+    remote = at(endpoint, continuation="user_turn")
+    pieces = finish(remote, [half_written(local.encoder, num_crops) for num_crops in range(4)])
+    remote.close()
+    assert [piece.error for piece in pieces] == [""] * 4
+
+
+def test_a_question_that_is_too_long_ends_at_the_context_limit(endpoint):
+    question = drawn_questions(1)[0]
+    long = Question.of_image(question.image(), "what is " + "K7 " * PRESET.engine.max_model_len)
+    remote = at(endpoint)
+    (trajectory,) = rollout(remote, [long], look=PRESET.look)
+    remote.close()
+    assert trajectory.stop is StopReason.CONTEXT_LIMIT
