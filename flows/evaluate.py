@@ -6,7 +6,7 @@ from flows.build_vlir import build_vlir
 from flows.training import train_models
 from flows.validate import validate
 from models.presets import load_preset
-from tasks.evaluation import evaluate_models
+from tasks.evaluation import evaluate_models, with_champion
 from tasks.registry import CHAMPION, find_version
 from tasks.stage import StageOutput, perform
 from tasks.training import base_model
@@ -34,11 +34,13 @@ async def evaluate(
         evaluate_models,
         label="evaluate",
         parent=parent,
-        models={
-            "base": base_model(run.model),
-            **{name: made.artifacts["model"] for name, made in trained.items()},
-        },
-        champion=champion.model if champion else None,
+        models=with_champion(
+            {
+                "base": base_model(run.model),
+                **{name: made.artifacts["model"] for name, made in trained.items()},
+            },
+            champion.model if champion else None,
+        ),
         data=data.artifacts["data"],
         config=run.evaluation,
         engine=run.engine,

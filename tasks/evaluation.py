@@ -20,13 +20,12 @@ FINAL = "rgrpo"  # the row of the model that a pipeline is about
 CHAMPION = "champion"
 # What the untrained model is: asked directly, which is all it knows.
 UNTRAINED = "base_direct"
-_ROWS = "rows.json"
+_MODELS = "models.json"
 
 
 @task(**cached("evaluate", _EVALUATE))
 async def evaluate_models(
     models: dict[str, ArtifactRef],
-    champion: ArtifactRef | None,
     data: ArtifactRef,
     config: EvaluationConfig,
     engine: EngineConfig,
@@ -38,20 +37,14 @@ async def evaluate_models(
 ) -> StageOutput:
     """Results of all rows; artifact ``evaluation``.
 
-    ``models`` are named by row: base, sft, rgrpo, and where they were made more_sft and no_sft. The champion
-    gets a row of its own unless it is one of them.
+    ``models`` are named by row: base, sft, rgrpo, and where there are such more_sft, no_sft and champion.
     """
     async with stage_run("evaluate", label=label, parent=parent, params=config.model_dump()) as stage:
         paths = {name: str(stage.store.fetch(ref)) for name, ref in models.items()}
-        variants = pipeline_variants(config, **paths, with_ablations=with_ablations)
-        digests = {variant.name: _digest_of(variant, paths, models) for variant in variants}
-        if champion is not None and champion.sha256 not in digests.values():
-            path = str(stage.store.fetch(champion))
-            variants = (*variants, _champion_row(config, path))
-            digests[CHAMPION] = champion.sha256
+        variants = _variants(config, paths, with_ablations=with_ablations)
         request = EvaluationRun(
             variants=variants,
-            comparisons=_comparisons(variants, baseline_row(digests, champion)),
+            comparisons=_comparisons(variants),
             questions_path=str(stage.store.fetch(data) / QUESTIONS / "test.parquet"),
             look=look,
             engine=engine,
@@ -61,14 +54,21 @@ async def evaluate_models(
         run, result = await stage.child(
             _EVALUATE, request, inputs=(*models.values(), data), num_threads=engine.num_threads
         )
-        write_atomically(run.path / _ROWS, json.dumps(digests, indent=1, sort_keys=True))
-        kept = stage.publish(run, [*result.artifacts.values(), _ROWS], kind="evaluation")
+        digests = {name: ref.sha256 for name, ref in models.items()}
+        write_atomically(run.path / _MODELS, json.dumps(digests, indent=1, sort_keys=True))
+        kept = stage.publish(run, [*result.artifacts.values(), _MODELS], kind="evaluation")
         return stage.output(run, result, {"evaluation": kept})
 
 
+def with_champion(models: Mapping[str, ArtifactRef], champion: ArtifactRef | None) -> dict[str, ArtifactRef]:
+    """The models to measure: those of a run, and the present champion unless it is one of them."""
+    is_among = champion is not None and any(ref.sha256 == champion.sha256 for ref in models.values())
+    return dict(models) if champion is None or is_among else {**models, CHAMPION: champion}
+
+
 def read_results(folder: Path) -> tuple[Results, dict[str, str]]:
-    """The results in an artifact of kind ``evaluation``, and the digest of each row's model."""
-    return Results.load(folder / "metrics.json"), json.loads((folder / _ROWS).read_text())
+    """The results in an artifact of kind ``evaluation``, and the digest of the model of each row."""
+    return Results.load(folder / "metrics.json"), json.loads((folder / _MODELS).read_text())
 
 
 def baseline_row(digests: Mapping[str, str], champion: ArtifactRef | None) -> str | None:
@@ -78,34 +78,29 @@ def baseline_row(digests: Mapping[str, str], champion: ArtifactRef | None) -> st
     """
     if champion is None:
         return UNTRAINED
-    measured = [name for name, digest in digests.items() if digest == champion.sha256 and name in _WHOLE_ROWS]
-    return measured[0] if measured else None
+    return next((name for name, digest in digests.items() if digest == champion.sha256), None)
 
 
-# Rows that show a model as it would be used, not an ablation.
-_WHOLE_ROWS = ("base", "sft", "more_sft", FINAL, "no_sft", CHAMPION)
-
-
-def _digest_of(
-    variant: EvaluationVariant, paths: Mapping[str, str], models: Mapping[str, ArtifactRef]
-) -> str:
-    return next(models[name].sha256 for name, path in paths.items() if path == variant.model_path)
-
-
-def _champion_row(config: EvaluationConfig, path: str) -> EvaluationVariant:
-    return EvaluationVariant(
+def _variants(
+    config: EvaluationConfig, paths: Mapping[str, str], *, with_ablations: bool
+) -> tuple[EvaluationVariant, ...]:
+    usual = {name: path for name, path in paths.items() if name != CHAMPION}
+    variants = pipeline_variants(config, **usual, with_ablations=with_ablations)
+    if CHAMPION not in paths:
+        return variants
+    champion = EvaluationVariant(
         name=CHAMPION,
         label="champion",
-        model_path=path,
+        model_path=paths[CHAMPION],
         num_questions=config.num_questions,
         num_sampled_questions=min(config.num_sampled_questions, config.num_questions),
     )
+    return (*variants, champion)
 
 
-def _comparisons(
-    variants: tuple[EvaluationVariant, ...], baseline: str | None
-) -> tuple[tuple[str, str], ...]:
+def _comparisons(variants: tuple[EvaluationVariant, ...]) -> tuple[tuple[str, str], ...]:
+    """The usual differences, and that of the final model to everything it may have to beat."""
     usual = pipeline_comparisons(variants)
-    if baseline is None or baseline == FINAL or (FINAL, baseline) in usual:
-        return usual
-    return (*usual, (FINAL, baseline))
+    beaten = ("base", UNTRAINED, CHAMPION)
+    names = {variant.name for variant in variants}
+    return usual + tuple((FINAL, old) for old in beaten if old in names and (FINAL, old) not in usual)

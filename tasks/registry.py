@@ -138,11 +138,10 @@ def _audit(decision: Decision, champion: Version | None) -> dict[str, str]:
 
 def _same(client: MlflowClient, model: ArtifactRef, evidence: Mapping[str, str]) -> Version | None:
     """A version with the same weights and the same required evidence."""
+    wanted = _tags(model, evidence)
     for found in client.search_model_versions(f"name = '{MODEL_NAME}'"):
         version = _version(found)
-        if version.model.sha256 == model.sha256 and all(
-            version.evidence.get(name) == evidence.get(name) for name in REQUIRED_EVIDENCE
-        ):
+        if all(version.evidence.get(name) == wanted.get(name) for name in REQUIRED_EVIDENCE):
             return version
     return None
 

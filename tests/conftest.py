@@ -1,6 +1,8 @@
 """Fixtures that every test may use. Unit tests have no network: only sockets of this machine connect."""
 
+import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,16 @@ def no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
-def work_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty work directory of a run, named by the environment as the command line would do."""
-    for name in ("VLM_R3_ARTIFACTS", "VLM_R3_MAX_CHILDREN", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
-        monkeypatch.delenv(name, raising=False)
+def work_dir(tmp_path: Path) -> Iterator[Path]:
+    """An empty work directory of a run, named by the environment as the command line would do.
+
+    Whatever the test changes in the environment is undone.
+    """
+    before = dict(os.environ)
+    for name in [name for name in before if name.startswith(("VLM_R3_", "PREFECT_", "MLFLOW_"))]:
+        del os.environ[name]
     folder = tmp_path / "work"
-    monkeypatch.setenv("VLM_R3_WORK_DIR", str(folder))
-    return folder
+    os.environ["VLM_R3_WORK_DIR"] = str(folder)
+    yield folder
+    os.environ.clear()
+    os.environ.update(before)
