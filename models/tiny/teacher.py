@@ -197,7 +197,7 @@ def _next_text(attempt: _Attempt, turn: int) -> str:
     """The words of one turn, tags and crop command included."""
     plan = attempt.plan
     if turn == 0 and plan.junk == "endless":
-        return "<think>" + phrases.FOUND[plan.manner] * _ENDLESS_REPEATS
+        return "<think>" + _choose(RAMBLES, attempt.rng) * _ENDLESS_REPEATS
     opening = "<think>" if turn == 0 and plan.junk != "no_tags" else ""
     if turn < len(plan.looks):
         return opening + _found(attempt, turn) + _look(plan, turn)

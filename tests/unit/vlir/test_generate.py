@@ -94,13 +94,15 @@ def test_characters_glued_to_the_closing_brace_belong_after_the_crop(drawn, look
 
         def step(self) -> list[Piece]:
             return [
-                Piece(piece.request_id, piece.span, "stop") if piece.span.text.endswith(".") else piece
+                Piece(piece.request_id, SampledSpan(piece.span.text + "."), "stop")
+                if piece.span.text.endswith("}")
+                else piece
                 for piece in super().step()
             ]
 
     def script(request: GenerationRequest) -> str:
         if not request.spans:
-            return f'<think>Look. {{"bbox_2d": [{x1}, {y1}, {x2}, {y2}]}}.'
+            return f'<think>Look. {{"bbox_2d": [{x1}, {y1}, {x2}, {y2}]}}'
         return " It says so.</think><answer>K7</answer>"
 
     engine = Glued(script)
