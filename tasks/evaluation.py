@@ -52,7 +52,11 @@ async def evaluate_models(
             seed=seed,
         )
         run, result = await stage.child(
-            _EVALUATE, request, inputs=(*models.values(), data), num_threads=engine.num_threads
+            _EVALUATE,
+            request,
+            inputs=(*models.values(), data),
+            num_ranks=config.num_ranks,
+            num_threads=config.num_threads or engine.num_threads,
         )
         digests = {name: ref.sha256 for name, ref in models.items()}
         write_atomically(run.path / _MODELS, json.dumps(digests, indent=1, sort_keys=True))
