@@ -1,0 +1,160 @@
+"""Rules of the architecture that imports alone cannot express (the others are import-linter contracts)."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("flows", "tasks", "models")
+HEAVY = (
+    "torch",
+    "transformers",
+    "deepspeed",
+    "vllm",
+    "great_expectations",
+    "mlflow",
+    "prefect",
+)
+LIGHT = (
+    "models.config",
+    "models.presets",
+    "models.errors",
+    "models.records",
+    "models.protocol",
+    "models.region",
+    "models.answers",
+    "models.trajectory",
+    "models.transcripts",
+    "models.engine",
+    "models.http_engine",
+    "models.rollout",
+    "models.packing",
+    "models.rundir",
+    "models.child",
+    "models.promotion",
+    "models.tiny.world",
+    "models.tiny.phrases",
+    "models.tiny.teacher",
+    "models.vlir.build",
+    "models.vlir.validate",
+    "models.rgrpo.rewards",
+    "models.rgrpo.advantages",
+    "models.evaluation.metrics",
+    "models.evaluation.table",
+    "models.evaluation.report",
+    "models.evaluation.variants",
+    "tasks.settings",
+    "tasks.artifacts",
+    "tasks.launch",
+    "tasks.progress",
+    "tasks.preflight",
+    "tasks.services",
+    "flows.cli",
+    "flows.commands",
+)
+# Who may touch what is outside: one adapter each.
+SUBPROCESS_USERS = {"tasks/launch.py"}
+ENVIRONMENT_USERS = {
+    "tasks/settings.py",
+    # These run in a process of their own, where the launcher or vLLM speak through the environment.
+    "tasks/supervisor.py",
+    "models/child.py",
+    "models/distributed.py",
+    "models/evaluation/run.py",
+    "models/vllm_engine.py",
+}
+
+
+# Nothing but the fields of every stage, each with its sentence.
+LONG_FILES = {"models/config.py"}
+
+
+def source_files() -> list[Path]:
+    return sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def test_the_light_tier_imports_nothing_heavy() -> None:
+    program = (
+        f"import importlib, sys\nfor name in {LIGHT!r}:\n    importlib.import_module(name)\n"
+        f"    found = sorted(heavy for heavy in {HEAVY!r} if heavy in sys.modules)\n"
+        "    assert not found, f'{name} imports {found}'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "allowed"),
+    [("subprocess", SUBPROCESS_USERS), ("boto3", {"tasks/artifacts.py"})],
+)
+def test_each_outside_system_has_one_adapter(module: str, allowed: set[str]) -> None:
+    users = {name for name, tree in trees().items() if module in imported(tree)}
+    assert users <= allowed
+
+
+def test_only_settings_reads_the_environment() -> None:
+    users = {name for name, tree in trees().items() if uses_environment(tree)}
+    assert users <= ENVIRONMENT_USERS
+
+
+@pytest.mark.parametrize("module", ["mlflow"])
+def test_only_tracking_and_registry_know_mlflow(module: str) -> None:
+    users = {name for name, tree in trees().items() if module in imported(tree)}
+    assert users == {"tasks/tracking.py", "tasks/registry.py"}
+
+
+def test_nothing_catches_everything() -> None:
+    caught = [
+        f"{name}:{node.lineno}"
+        for name, tree in trees().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ExceptHandler)
+        and (node.type is None or getattr(node.type, "id", "") in ("Exception", "BaseException"))
+        and not any(isinstance(inner, ast.Raise) and inner.exc is None for inner in ast.walk(node))
+    ]
+    assert caught == []
+
+
+def test_files_and_functions_stay_readable() -> None:
+    names = {path.relative_to(ROOT).as_posix(): path for path in source_files()}
+    long_files = {name for name, path in names.items() if path.read_text().count("\n") > 400}
+    long_functions = {
+        f"{name}:{node.name}": length
+        for name, tree in trees().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (length := (node.end_lineno or 0) - node.lineno + 1) > 60
+    }
+    assert long_files <= LONG_FILES
+    assert long_functions == {}
+
+
+def trees() -> dict[str, ast.Module]:
+    return {
+        path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+        for path in source_files()
+    }
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Top-level names of everything a file imports, also inside functions."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def uses_environment(tree: ast.Module) -> bool:
+    return any(
+        isinstance(node, ast.Attribute)
+        and node.attr in ("environ", "getenv", "putenv")
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "os"
+        for node in ast.walk(tree)
+    )
