@@ -194,14 +194,14 @@ def smart_resize(size: Size, budget: PixelBudget) -> Size:
         beta = math.sqrt(size.area / budget.max_pixels)
         width = max(factor, math.floor(size.width / beta / factor) * factor)
         height = max(factor, math.floor(size.height / beta / factor) * factor)
-        # A long strip at its least width is over the budget still: it gives up length (a departure from the
-        # published rule, which would shrink such a picture again every time it is applied).
-        width = min(width, max(factor, budget.max_pixels // (height * factor) * factor))
-        height = min(height, max(factor, budget.max_pixels // (width * factor) * factor))
     elif width * height < budget.min_pixels:
         beta = math.sqrt(budget.min_pixels / size.area)
         width = math.ceil(size.width * beta / factor) * factor
         height = math.ceil(size.height * beta / factor) * factor
+    # A long strip at its least width is over the budget still: it gives up length (a departure from the
+    # published rule, which would shrink such a picture again every time it is applied).
+    width = min(width, max(factor, budget.max_pixels // (height * factor) * factor))
+    height = min(height, max(factor, budget.max_pixels // (width * factor) * factor))
     return Size(width, height)
 
 
