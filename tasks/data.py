@@ -39,6 +39,7 @@ async def build_data(config: VLIRRun, label: str = "build_vlir", parent: str = "
         out = run.path / "vlir"
         metrics = await _in_thread(stage, config, out)
         run.log(0, metrics)
+        stage.measured({"step": 0, "time": time.time(), **metrics})
         result = Result(
             status="done",
             artifacts={"data": "vlir"},

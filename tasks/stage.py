@@ -106,7 +106,6 @@ class StageRun:
         for name in RECORD_FILES:
             if (run.path / name).exists():
                 self.tracked.log_file(run.path / name)
-        self.tracked.log({name: value for name, value in result.metrics.items() if "/" in name})
         self.tracked.tag({f"artifact.{name}": f"{ref.uri}#{ref.sha256}" for name, ref in artifacts.items()})
         return StageOutput(
             artifacts={**artifacts, "record": record},

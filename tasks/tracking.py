@@ -86,13 +86,6 @@ class TrackedRun:
         if time.monotonic() - self._sent >= FLUSH_SECONDS:
             self.flush()
 
-    def log(self, metrics: Mapping[str, float]) -> None:
-        """Send single values, such as the numbers a stage ended with."""
-        self._waiting += [
-            Metric(_tracker_name(name), value, int(time.time() * 1000), 0) for name, value in metrics.items()
-        ]
-        self.flush()
-
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
         for name, value in tags.items():

@@ -33,7 +33,7 @@ def test_a_run_keeps_parameters_metrics_files_and_its_parent(settings: Settings,
     ):
         run.forward(line(1, 0.5))
         run.forward(line(2, 0.25))
-        run.log({"eval/mean@8": 0.75})
+        run.forward({"step": 0, "time": 1700000003.0, "eval/mean@8": 0.75})
         run.log_file(note, "notes")
     found = tracking.client(settings).get_run(run.id)
     assert found.data.tags["mlflow.parentRunId"] == parent.id
