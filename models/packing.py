@@ -5,7 +5,7 @@ one (kernels are chosen or compiled per shape). Samples of similar length theref
 the padded length is rounded up to a multiple.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from models.errors import TrainingError
@@ -51,6 +51,50 @@ def pack(lengths: Sequence[int], *, max_tokens: int) -> list[MicroBatch]:
         batches.append(MicroBatch(tuple(rows), length))
         start += len(rows)
     return batches
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """A sample that goes on from a prompt it shares with others of the same ``group``; lengths in tokens."""
+
+    group: Hashable
+    prompt_length: int
+    length: int
+
+
+def pack_groups(samples: Sequence[Continuation], *, max_tokens: int) -> list[tuple[int, ...]]:
+    """Every sample in exactly one micro-batch of at most ``max_tokens``, given as positions.
+
+    A micro-batch costs two rectangles: its distinct prompts and its continuations. A group that fits into a
+    micro-batch stays together. Raises TrainingError when one sample alone is over the budget.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for index in sorted(range(len(samples)), key=lambda index: (-samples[index].length, index)):
+        groups.setdefault(samples[index].group, []).append(index)
+    batches: list[list[int]] = []
+    for members in groups.values():
+        if batches and _cost(samples, [*batches[-1], *members]) <= max_tokens:
+            batches[-1] += members
+            continue
+        batches.append([])
+        for index in members:
+            if _cost(samples, [index]) > max_tokens:
+                raise TrainingError(
+                    f"A sample of {samples[index].prompt_length} + {samples[index].length} tokens exceeds "
+                    f"tokens_per_micro_batch {max_tokens}. Raise the budget or lower look.max_sampled_tokens."
+                )
+            if _cost(samples, [*batches[-1], index]) > max_tokens:
+                batches.append([])
+            batches[-1].append(index)
+    return [tuple(batch) for batch in batches]
+
+
+def _cost(samples: Sequence[Continuation], indices: Sequence[int]) -> int:
+    """Tokens of the two padded rectangles of a micro-batch."""
+    chosen = [samples[index] for index in indices]
+    num_prompts = len({sample.group for sample in chosen})
+    prompts = num_prompts * padded_length(max(sample.prompt_length for sample in chosen))
+    return prompts + len(chosen) * padded_length(max(sample.length for sample in chosen))
 
 
 def deal(lengths: Sequence[int], *, num_ranks: int) -> list[list[int]]:

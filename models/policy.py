@@ -6,11 +6,14 @@ Three choices make it fast and exact:
    features are computed once and kept by the picture's digest;
 2. only hidden states that predict a *sampled* token go through the output head;
 3. banned tokens (vision tokens, ids without text) are taken out of the softmax, exactly as the engines do.
+
+The rollouts of one question share its prompt, which is most of their tokens: :func:`collate_sharing_prompts`
+lets it be computed, and differentiated, once for all of them.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,8 @@ class Batch:
     """B sequences padded on the right to T tokens.
 
     Pictures come as ``features`` (the visual tokens of all rows in reading order) when the tower is frozen,
-    else as ``patches`` with ``grids``, so that the tower receives its gradient.
+    else as ``patches`` with ``grids``, so that the tower receives its gradient. With ``prompts`` (another
+    batch, of G sequences) row b goes on where sequence ``prompt_of[b]`` ends.
     """
 
     ids: Tensor  # (B, T) int64
@@ -49,6 +53,8 @@ class Batch:
     features: Tensor | None = None  # (visual tokens, D)
     patches: Tensor | None = None  # (patches, patch values)
     grids: Tensor | None = None  # (pictures, 3)
+    prompts: "Batch | None" = None
+    prompt_of: Tensor | None = None  # (B,) int64
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
@@ -111,6 +117,29 @@ class Policy(nn.Module):
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """The last layer's output (B, T, D), before the output head."""
+        language_model = self.model.model.language_model
+        if batch.prompts is None or batch.prompt_of is None:
+            # Padding is on the right, where causal attention never looks: no mask, so the fast kernel runs.
+            return language_model(
+                inputs_embeds=self._embed(batch), position_ids=batch.positions, use_cache=False
+            ).last_hidden_state
+        prompts = batch.prompts
+        cache = language_model(
+            inputs_embeds=self._embed(prompts), position_ids=prompts.positions, use_cache=True
+        ).past_key_values
+        cache.batch_select_indices(batch.prompt_of)
+        # A prompt's padding now lies between it and its continuation.
+        mask = torch.cat([prompts.mask[batch.prompt_of], torch.ones_like(batch.mask)], dim=1)
+        return language_model(
+            inputs_embeds=self._embed(batch),
+            position_ids=batch.positions,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+
+    def _embed(self, batch: Batch) -> Tensor:
+        """Input embeddings (B, T, D), visual features in place of the image pads."""
         embeddings = self.model.get_input_embeddings()(batch.ids)
         features = batch.features
         if batch.patches is not None and batch.grids is not None:
@@ -118,10 +147,7 @@ class Policy(nn.Module):
         if features is not None:
             is_pad = (batch.ids == self.encoder.image_token_id)[..., None]
             embeddings = embeddings.masked_scatter(is_pad, features.to(embeddings.dtype))
-        # Padding is on the right, where causal attention never looks: without a mask the fast kernel is used.
-        return self.model.model.language_model(
-            inputs_embeds=embeddings, position_ids=batch.positions, use_cache=False
-        ).last_hidden_state
+        return embeddings
 
     def logits(self, hidden: Tensor, *, temperature: float) -> Tensor:
         """Logits (N, V) in fp32, divided by the temperature; minus infinity for banned tokens."""
@@ -223,6 +249,42 @@ def collate(encoded: Sequence[Encoded], policy: Policy) -> Batch:
         engine_logprobs[row, :end] = torch.from_numpy(one.engine_logprobs)
     seen = _pictures_of(encoded, policy, num_pads=int((ids == policy.encoder.image_token_id).sum()))
     return Batch(ids, positions, mask, sampled, engine_logprobs, **seen).to(policy.device)
+
+
+def collate_sharing_prompts(encoded: Sequence[Encoded], policy: Policy) -> Batch:
+    """Like :func:`collate`, but every distinct prompt is one row of ``batch.prompts``.
+
+    A row begins with the last token of its prompt, which predicts the first sampled one, so ``forward`` gives
+    the same log-probs, aligned with this batch's shorter ``sampled`` and ``engine_logprobs``.
+    """
+    halves = [_split_after_prompt(one, policy.encoder.vision_start_id) for one in encoded]
+    keys = [(prompt.ids.tobytes(), *(picture.digest for picture in prompt.pictures)) for prompt, _ in halves]
+    distinct = {key: prompt for key, (prompt, _) in zip(keys, halves, strict=True)}
+    numbers = {key: number for number, key in enumerate(distinct)}
+    rows = collate([continuation for _, continuation in halves], policy)
+    prompt_of = torch.tensor([numbers[key] for key in keys], device=policy.device)
+    return replace(rows, prompts=collate(list(distinct.values()), policy), prompt_of=prompt_of)
+
+
+def _split_after_prompt(one: Encoded, vision_start_id: int) -> tuple[Encoded, Encoded]:
+    """What comes before the token that predicts the first sampled one, and the rest."""
+    first_sampled = int(one.sampled.argmax()) if one.sampled.any() else len(one)
+    cut = first_sampled - 1
+    num_pictures = int((one.ids[:cut] == vision_start_id).sum())
+    return _part(one, slice(None, cut), one.pictures[:num_pictures]), _part(
+        one, slice(cut, None), one.pictures[num_pictures:]
+    )
+
+
+def _part(one: Encoded, place: slice, pictures: tuple[Picture, ...]) -> Encoded:
+    return Encoded(
+        ids=one.ids[place],
+        sampled=one.sampled[place],
+        engine_logprobs=one.engine_logprobs[place],
+        versions=one.versions[place],
+        positions=one.positions[:, place],
+        pictures=pictures,
+    )
 
 
 def _pictures_of(encoded: Sequence[Encoded], policy: Policy, *, num_pads: int) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def main(model_path: Path, zero_stage: int, output: Path) -> None:
             engine = distributed.initialise(policy, settings)
             update.accumulate_gradient(
                 engine,
-                [Sample(str(i), encoded[i], ADVANTAGES[i]) for i in mine],
+                [Sample(str(i // 2), i % 2, encoded[i], ADVANTAGES[i]) for i in mine],
                 spare=encoded[0],
                 totals=Totals(1, 5, sum(one.num_sampled for one in encoded), 24),
                 config=settings,

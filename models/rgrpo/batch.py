@@ -109,5 +109,6 @@ def _totals(outcomes: Sequence[Outcome], config: RGRPOConfig, *, max_tokens: int
 
 def _sample(rollout: Rollout, encoder: Encoder) -> Sample:
     trajectory = rollout.trajectory
-    name = f"{trajectory.question_id}#{trajectory.sample_index}"
-    return Sample(name, encoder.encode(trajectory), rollout.advantage)
+    return Sample(
+        trajectory.question_id, trajectory.sample_index, encoder.encode(trajectory), rollout.advantage
+    )

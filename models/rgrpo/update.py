@@ -17,8 +17,8 @@ from models.config import RGRPOConfig
 from models.distributed import DeepSpeedEngine
 from models.encoding import Encoded
 from models.errors import TrainingError
-from models.packing import pack
-from models.policy import collate
+from models.packing import Continuation, pack_groups
+from models.policy import collate_sharing_prompts
 from models.rgrpo.objective import Totals, mismatch_k3, policy_loss, truncated_weight
 
 
@@ -26,9 +26,16 @@ from models.rgrpo.objective import Totals, mismatch_k3, policy_loss, truncated_w
 class Sample:
     """One trajectory to train on."""
 
-    id: str
+    question_id: str
+    sample_index: int
     encoded: Encoded
     advantage: float
+
+    @property
+    def continuation(self) -> Continuation:
+        """Its size for packing: the rollouts of a question share their prompt."""
+        prompt_length = int(self.encoded.sampled.argmax())
+        return Continuation(self.question_id, prompt_length, len(self.encoded) - prompt_length)
 
 
 def update_policy(
@@ -70,13 +77,13 @@ def accumulate_gradient(
     ``spare`` is any sequence: a rank with fewer micro-batches than another passes it through with a gradient
     of zero. Raises TrainingError as :func:`update_policy` does.
     """
-    budget = config.tokens_per_micro_batch
-    packed = distributed.in_lockstep(pack([len(sample.encoded) for sample in samples], max_tokens=budget))
+    sizes = [sample.continuation for sample in samples]
+    packed = distributed.in_lockstep(pack_groups(sizes, max_tokens=config.tokens_per_micro_batch))
     if not packed:
         return None
     seen = _Seen()
     for number, micro_batch in enumerate(packed, start=1):
-        chosen = [samples[index] for index in micro_batch.indices] if micro_batch is not None else []
+        chosen = [samples[index] for index in micro_batch or ()]
         loss = _micro_batch_loss(engine, chosen, spare, totals=totals, config=config, seen=seen)
         distributed.accumulate(engine, loss, is_last=number == len(packed))
     return seen.metrics(config)
@@ -92,8 +99,8 @@ def _micro_batch_loss(
     seen: "_Seen",
 ) -> Tensor:
     """This micro-batch's share of the global loss (scalar)."""
-    batch = collate([sample.encoded for sample in samples] or [spare], engine.module)
-    logprobs = engine(batch, temperature=config.temperature)  # (B, T - 1)
+    batch = collate_sharing_prompts([sample.encoded for sample in samples] or [spare], engine.module)
+    logprobs = engine(batch, temperature=config.temperature)  # (B, T - 1), of the continuations
     if not samples:
         return logprobs.sum() * 0.0
     sampled, engine_logprobs = batch.sampled[:, 1:], batch.engine_logprobs[:, 1:]
@@ -107,7 +114,8 @@ def _micro_batch_loss(
         config=config.objective,
         engine_weight=truncated_weight(logprobs, engine_logprobs, cap=cap) if cap else None,
     )
-    seen.add([sample.id for sample in samples], logprobs.detach(), engine_logprobs, sampled, result.loss)
+    ids = [f"{sample.question_id}#{sample.sample_index}" for sample in samples]
+    seen.add(ids, logprobs.detach(), engine_logprobs, sampled, result.loss)
     return result.loss
 
 

@@ -25,6 +25,7 @@ from models.config import (
 )
 from models.errors import RunDirError, TrainingError
 from models.policy import load_policy
+from models.presets import load_preset
 from models.records import write_questions, write_records
 from models.rgrpo import train as rgrpo
 from models.rgrpo import update
@@ -38,6 +39,8 @@ from tests.tiny_models import save_random_model
 from tests.training_data import LOOK, questions, records
 
 pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
 
 SFT = SFTConfig(
     num_epochs=2,
@@ -161,7 +164,10 @@ def test_rgrpo_gradient_does_not_depend_on_how_the_batch_is_cut(model_path, aggr
         policy = load_policy(model_path)
         engine = distributed.initialise(policy, RGRPO)
         encoded = encoded_records(policy)
-        samples = [Sample(str(i), one, a) for i, (one, a) in enumerate(zip(encoded, (1.0, -1.0, 0.5, -0.5)))]
+        samples = [
+            Sample(str(i), 0, one, a)
+            for i, (one, a) in enumerate(zip(encoded, (1.0, -1.0, 0.5, -0.5), strict=True))
+        ]
         metrics = update.accumulate_gradient(
             engine,
             samples,
@@ -206,7 +212,7 @@ def test_engine_and_trainer_must_agree(model_path):
     with pytest.raises(TrainingError, match="disagree"):
         update.update_policy(
             engine,
-            [Sample("a", encoded[0], 1.0), Sample("b", encoded[1], -1.0)],
+            [Sample("a", 0, encoded[0], 1.0), Sample("b", 0, encoded[1], -1.0)],
             spare=encoded[0],
             totals=Totals(1, 2, 50, 24),
             config=RGRPO,
@@ -317,9 +323,60 @@ def test_a_checkpoint_of_another_number_of_ranks_is_refused(tmp_path, model_path
         sft.train(run, config)
 
 
+def test_two_steps_of_each_stage_on_two_ranks_with_vllm(tmp_path, data):
+    preset = load_preset("tiny")
+    fine_tuning = RunDir.create(
+        tmp_path / "sft",
+        SFTRun(
+            model_path="embedded",
+            records_path=str(data / "records.parquet"),
+            look=preset.look,
+            sft=preset.sft.model_copy(update={"num_epochs": 1, "batch_size": 4, "num_ranks": 2}),
+            freeze_vision=True,
+            seed=0,
+        ),
+    )
+    launch("models.sft.train", fine_tuning, num_ranks=2)
+    assert len([line for line in fine_tuning.metrics() if "sft/loss" in line]) == 2
+    changes = {"num_steps": 2, "questions_per_step": 4, "num_ranks": 2}
+    reinforced = RunDir.create(
+        tmp_path / "rgrpo",
+        RGRPORun(
+            model_path=str(fine_tuning.path / "model"),
+            questions_path=str(data / "questions.parquet"),
+            look=preset.look,
+            rgrpo=preset.rgrpo.model_copy(update=changes),
+            engine=preset.engine,
+            freeze_vision=True,
+            seed=0,
+        ),
+    )
+    launch("models.rgrpo.train", reinforced, num_ranks=2)
+    steps = [line for line in reinforced.metrics() if "rgrpo/reward" in line]
+    assert len(steps) == 2
+    # The second step's rollouts come from the updated weights: the engine followed.
+    assert all(line["rgrpo/mismatch_kl"] < 1e-6 for line in steps)
+    assert steps[0]["rgrpo/updated"] == 1.0
+    kept = read_transcripts(reinforced.path / "rollouts")
+    assert len(kept) == 2 * 4 * preset.rgrpo.group_size
+    before, after = weights(fine_tuning.path / "model"), weights(reinforced.path / "model")
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {
+        name for name in before if not name.startswith("visual.") and "model.visual." not in name
+    }
+
+
+def launch(module, run, *, num_ranks):
+    """Run a stage as the pipeline does."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+    command = [sys.executable, *launcher, "-m", module, str(run.path)]
+    subprocess.run(command, check=True, timeout=500, cwd=ROOT)
+    assert run.result().status == "done"
+    assert (run.path / run.result().artifacts["model"] / "config.json").is_file()
+
+
 @pytest.mark.parametrize("zero_stage", [2, 3])
 def test_two_ranks_compute_the_gradient_of_one(tmp_path, model_path, zero_stage):
-    script = Path(__file__).parents[1] / "gradient_of_ranks.py"
+    script = ROOT / "tests" / "gradient_of_ranks.py"
     for num_ranks in (1, 2):
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
         arguments = [str(script), str(model_path), str(zero_stage), str(tmp_path / f"{num_ranks}.pt")]

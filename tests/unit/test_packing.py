@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import TrainingError
-from models.packing import LENGTH_MULTIPLE, deal, pack, padded_length
+from models.packing import LENGTH_MULTIPLE, Continuation, deal, pack, pack_groups, padded_length
 
 LENGTHS = st.lists(st.integers(1, 500), max_size=80)
 
@@ -51,3 +51,44 @@ def test_dealing_gives_each_sample_to_one_rank_in_nearly_equal_shares(lengths, n
     assert max(map(len, hands)) - min(map(len, hands)) <= 1
     loads = [sum(lengths[index] for index in hand) for hand in hands]
     assert max(loads) - min(loads) <= max(lengths, default=0)
+
+
+CONTINUATIONS = st.lists(
+    st.builds(Continuation, group=st.integers(0, 6), prompt_length=st.just(50), length=st.integers(1, 200)),
+    max_size=40,
+)
+
+
+def cost(samples, batch):
+    """A rectangle of distinct prompts and one of continuations, both padded."""
+    chosen = [samples[index] for index in batch]
+    prompts = len({sample.group for sample in chosen}) * padded_length(50)
+    return prompts + len(chosen) * padded_length(max(sample.length for sample in chosen))
+
+
+@given(CONTINUATIONS)
+def test_every_continuation_once_and_within_the_budget(samples):
+    packed = pack_groups(samples, max_tokens=512)
+    assert sorted(index for batch in packed for index in batch) == list(range(len(samples)))
+    assert all(cost(samples, batch) <= 512 for batch in packed)
+
+
+@given(CONTINUATIONS)
+def test_a_group_that_fits_stays_together(samples):
+    packed = pack_groups(samples, max_tokens=512)
+    for group in {sample.group for sample in samples}:
+        members = {index for index, sample in enumerate(samples) if sample.group == group}
+        if cost(samples, members) <= 512:
+            assert any(members <= set(batch) for batch in packed)
+
+
+def test_groups_by_hand():
+    # Prompts of 50 -> 64 tokens, continuations of 30 -> 32. Two members cost 64 + 2 x 32 = 128, so two groups
+    # fill 256 and the third begins a new micro-batch.
+    samples = [Continuation(group, 50, 30) for group in "abcabc"]
+    assert pack_groups(samples, max_tokens=256) == [(0, 3, 1, 4), (2, 5)]
+
+
+def test_a_continuation_over_the_budget_is_refused():
+    with pytest.raises(TrainingError, match=r"50 \+ 500 tokens"):
+        pack_groups([Continuation("a", 50, 500)], max_tokens=512)

@@ -53,9 +53,13 @@ def compare(*texts, **objective):
     return score_and_compare(made, [question("q0"), question("q1")], config, encoder=encoder, max_tokens=80)
 
 
+def names(batch):
+    return [f"{sample.question_id}#{sample.sample_index}" for sample in batch.samples]
+
+
 def test_only_groups_with_spread_are_trained_but_all_are_divided_by():
     batch = compare(RIGHT, WRONG, WRONG, RIGHT, RIGHT, RIGHT)
-    assert [sample.id for sample in batch.samples] == ["q0#0", "q0#1", "q0#2"]
+    assert names(batch) == ["q0#0", "q0#1", "q0#2"]
     # r = 2.001, 1.001, 1.001: mean 1.3343, std 0.57735, so A = 2/3 / 0.57735 = 1.1547, and -0.57735 twice.
     assert [sample.advantage for sample in batch.samples] == pytest.approx(
         [1.1545, -0.57725, -0.57725], abs=1e-4
@@ -67,7 +71,7 @@ def test_only_groups_with_spread_are_trained_but_all_are_divided_by():
 
 def test_what_we_broke_is_in_no_mean_and_in_no_divisor():
     batch = compare(RIGHT, None, WRONG, RIGHT, RIGHT, RIGHT)
-    assert [sample.id for sample in batch.samples] == ["q0#0", "q0#2"]
+    assert names(batch) == ["q0#0", "q0#2"]
     assert batch.samples[0].advantage == pytest.approx(-batch.samples[1].advantage)
     assert batch.totals.num_trajectories == 5
     assert math.isnan(batch.rollouts[1].advantage)
@@ -77,8 +81,8 @@ def test_what_we_broke_is_in_no_mean_and_in_no_divisor():
 def test_masked_truncated_trajectories_keep_their_say_in_the_mean_only():
     texts = (RIGHT, "<think>abc", WRONG, RIGHT, RIGHT, RIGHT)
     kept, masked = compare(*texts), compare(*texts, mask_truncated=True)
-    assert [sample.id for sample in kept.samples] == ["q0#0", "q0#1", "q0#2"]
-    assert [sample.id for sample in masked.samples] == ["q0#0", "q0#2"]
+    assert names(kept) == ["q0#0", "q0#1", "q0#2"]
+    assert names(masked) == ["q0#0", "q0#2"]
     assert masked.samples[0].advantage == kept.samples[0].advantage
     assert masked.totals.num_trajectories == 5
     assert masked.totals.num_tokens == kept.totals.num_tokens - len("<think>abc")
