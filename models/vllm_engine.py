@@ -44,7 +44,10 @@ ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
 # The class itself, not its name: vLLM inspects a name in a child process, where torchvision does not import.
 ModelRegistry.register_model(ARCHITECTURE, Qwen2_5_VLForConditionalGeneration)
 
-MAX_BATCHED_TOKENS = 8192  # tokens of one step; prompts beyond it are prefilled in the next steps
+MAX_BATCHED_TOKENS = 8192  # tokens of one step; what is over is prefilled in the next steps
+# On a CPU a prompt must not be prefilled in parts: vLLM then rewinds the request's random generator, which
+# torch has no word for there. So one step has room for every prompt, up to what is sensible to hold.
+MAX_CPU_BATCHED_TOKENS = 65536
 CPU_BLOCK_SIZE = 32  # tokens per cache block; vLLM's 128 would never share the prompts of a small model
 
 _R = TypeVar("_R")
@@ -200,13 +203,15 @@ def _keep_default_group() -> Iterator[None]:
 def _start(model_path: Path, config: EngineConfig, *, look: Look, seed: int) -> LLMEngine:
     """A vLLM engine; leaves torch's thread setting usable for the trainer beside it."""
     on_cpu = not torch.cuda.is_available()
+    room_for_all = min(config.max_num_seqs * config.max_model_len, MAX_CPU_BATCHED_TOKENS)
     arguments = EngineArgs(
         model=str(model_path),
         dtype=config.dtype,
         seed=seed,
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=max(MAX_BATCHED_TOKENS, config.max_model_len),
+        max_num_batched_tokens=max(room_for_all if on_cpu else MAX_BATCHED_TOKENS, config.max_model_len),
+        enable_chunked_prefill=not on_cpu,
         limit_mm_per_prompt={"image": config.max_images, "video": 0},
         mm_processor_kwargs={"size": {"shortest_edge": look.min_pixels, "longest_edge": look.max_pixels}},
         enforce_eager=config.enforce_eager,

@@ -1,5 +1,6 @@
 """A random tiny Qwen2.5-VL in Hugging Face layout (the real classes, made in a second), and turns for it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,20 @@ import torch
 from PIL import Image
 
 from models.encoding import Encoder  # before transformers: it declares torchvision's operators
+from models.engine import Engine
 from models.region import Box, Picture
 from models.tiny.tokenizer import build_tokenizer
-from models.trajectory import BoxEvent, CropSpan, Prompt, SampledSpan, Span, StopReason, Trajectory
+from models.trajectory import (
+    BoxEvent,
+    CropSpan,
+    GenerationRequest,
+    Piece,
+    Prompt,
+    SampledSpan,
+    Span,
+    StopReason,
+    Trajectory,
+)
 
 from transformers import (  # isort: skip
     Qwen2_5_VLConfig,
@@ -117,3 +129,13 @@ def trajectory_with_crops(encoder: Encoder, num_crops: int, *, view_seed: int = 
     spans = turn_with_crops(encoder, num_crops)
     events = tuple(BoxEvent(span.box) for span in spans if isinstance(span, CropSpan))
     return Trajectory(f"q{num_crops}", 0, prompt, spans, events, StopReason.ANSWERED)
+
+
+def finish(engine: Engine, requests: Sequence[GenerationRequest]) -> dict[str, Piece]:
+    """What the engine makes of all requests together, by request id in the order given."""
+    for one in requests:
+        engine.submit(one)
+    pieces: dict[str, Piece] = {}
+    while len(pieces) < len(requests):
+        pieces.update({piece.request_id: piece for piece in engine.step()})
+    return {one.request_id: pieces[one.request_id] for one in requests}

@@ -19,13 +19,13 @@ from models.policy import Policy, collate, load_policy, save_policy
 from models.trajectory import GenerationRequest, Piece, Prompt, SampledSpan
 from models.transformers_engine import TransformersEngine
 from models.vllm_engine import VLLMEngine
-from tests.tiny_models import picture, save_random_model, turn_with_crops
+from tests.tiny_models import finish, picture, save_random_model, turn_with_crops
 
 pytestmark = pytest.mark.integration
 
 LOOK = Look(min_pixels=3136, max_pixels=12544)
 CONFIG = EngineConfig(
-    dtype="float32", max_model_len=256, max_num_seqs=32, max_images=5, kv_cache_gib=0.25, enforce_eager=True
+    dtype="float32", max_model_len=256, max_num_seqs=48, max_images=5, kv_cache_gib=0.25, enforce_eager=True
 )
 MAX_MISMATCH_KL = 0.005
 TEMPERATURE = 0.8
@@ -73,15 +73,6 @@ def mixed_requests(encoder):
         for num_crops in NUMBERS_OF_CROPS
         for seed in range(4)
     ]
-
-
-def finish(engine, requests) -> dict[str, Piece]:
-    for one in requests:
-        engine.submit(one)
-    pieces: dict[str, Piece] = {}
-    while len(pieces) < len(requests):
-        pieces.update({piece.request_id: piece for piece in engine.step()})
-    return pieces
 
 
 def encode(policy, one: GenerationRequest, piece: Piece) -> Encoded:
@@ -230,9 +221,25 @@ def test_every_way_to_finish_has_its_name(pair):
 def filled_up(encoder, one: GenerationRequest, *, room: int) -> GenerationRequest:
     """The same request with so much text before it that only ``room`` tokens fit into the context."""
     length = len(encoder.expand_ids(encoder.collapse(one.prompt, one.spans)))
-    token = encoder.tokenize("7")[0]
+    (token,) = encoder.tokenize(str(one.seed))
     filler = SampledSpan("", (token,) * (CONFIG.max_model_len - length - room))
-    return replace(one, spans=(*one.spans, filler))
+    return replace(one, spans=(filler, *one.spans))
+
+
+def test_as_many_long_prompts_as_fit_are_sampled_at_once(pair):
+    # 48 different prompts of 250 tokens, each with a seed: more than one step of vLLM's usual size (8192),
+    # and on a CPU a seeded prompt must not be split over steps.
+    encoder = pair.policy.encoder
+    requests = [
+        filled_up(encoder, request(encoder, id=str(seed), num_crops=2, seed=seed), room=6)
+        for seed in range(CONFIG.max_num_seqs)
+    ]
+    pieces = finish(pair.engine, requests)
+    assert {piece.finish for piece in pieces.values()} <= {"context", "end"}
+    again = finish(pair.engine, requests)
+    assert {id: piece.span.token_ids for id, piece in again.items()} == {
+        id: piece.span.token_ids for id, piece in pieces.items()
+    }
 
 
 def test_a_request_that_vllm_refuses_fails_alone(pair):

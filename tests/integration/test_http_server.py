@@ -22,7 +22,7 @@ from models.rollout import rollout
 from models.tiny import world
 from models.trajectory import CropSpan, GenerationRequest, Prompt, Span, StopReason
 from models.vllm_engine import VLLMEngine
-from tests.tiny_models import picture, sampled
+from tests.tiny_models import finish, picture, sampled
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -96,15 +96,6 @@ def at(endpoint: str, **changes) -> HTTPEngine:
     return HTTPEngine(EngineConfig(kind="http", endpoint=endpoint, served_model="tiny", **changes))
 
 
-def finish(engine, requests):
-    for one in requests:
-        engine.submit(one)
-    pieces = {}
-    while len(pieces) < len(requests):
-        pieces.update({piece.request_id: piece for piece in engine.step()})
-    return [pieces[one.request_id] for one in requests]
-
-
 def half_written(encoder, num_crops: int) -> GenerationRequest:
     """A turn that has looked ``num_crops`` times and goes on."""
     spans: list[Span] = []
@@ -130,9 +121,9 @@ def drawn_questions(number: int) -> list[Question]:
 def test_a_reply_goes_on_after_its_crops_as_in_process(endpoint, local):
     requests = [half_written(local.encoder, num_crops) for num_crops in range(4)]
     remote = at(endpoint)
-    pieces = finish(remote, requests)
+    pieces = finish(remote, requests).values()
     remote.close()
-    expected = finish(local, requests)
+    expected = finish(local, requests).values()
     assert [piece.finish for piece in pieces] == [piece.finish for piece in expected]
     assert [piece.span.text for piece in pieces] == [piece.span.text for piece in expected]
     assert [piece.span.num_tokens for piece in pieces] == [piece.span.num_tokens for piece in expected]
@@ -152,7 +143,7 @@ def test_the_server_takes_crops_as_user_turns(endpoint, local):
     remote = at(endpoint, continuation="user_turn")
     pieces = finish(remote, [half_written(local.encoder, num_crops) for num_crops in range(4)])
     remote.close()
-    assert [piece.error for piece in pieces] == [""] * 4
+    assert [piece.error for piece in pieces.values()] == [""] * 4
 
 
 def test_a_question_that_is_too_long_ends_at_the_context_limit(endpoint):

@@ -7,7 +7,7 @@ from models.config import EngineConfig
 from models.policy import Policy, collate, load_policy
 from models.trajectory import GenerationRequest, Prompt, SampledSpan
 from models.transformers_engine import TransformersEngine
-from tests.tiny_models import load_reference, picture, turn_with_crops
+from tests.tiny_models import finish, load_reference, picture, turn_with_crops
 
 CONFIG = EngineConfig(kind="transformers", dtype="float32", max_model_len=256)
 
@@ -28,20 +28,15 @@ def request(encoder, *, id="r", num_crops=0, stops=(), max_new_tokens=12, temper
     return GenerationRequest(id, prompt, spans, stops, max_new_tokens, temperature, seed)
 
 
-def finish(engine, *requests):
-    for one in requests:
-        engine.submit(one)
-    pieces = {}
-    while len(pieces) < len(requests):
-        pieces.update({piece.request_id: piece for piece in engine.step()})
-    return [pieces[one.request_id] for one in requests]
+def answers(engine, *requests):
+    return list(finish(engine, requests).values())
 
 
 @pytest.mark.parametrize("num_crops", [0, 1, 4])
 def test_greedy_ids_equal_those_of_transformers_generate(engine, untied_model, num_crops):
     encoder = engine.encoder
     asked = request(encoder, num_crops=num_crops)
-    (piece,) = finish(engine, asked)
+    (piece,) = answers(engine, asked)
     model = load_reference(untied_model)
     encoded = encoder.expand(encoder.collapse(asked.prompt, asked.spans))
     ids = torch.from_numpy(encoded.ids)[None]
@@ -62,7 +57,7 @@ def test_greedy_ids_equal_those_of_transformers_generate(engine, untied_model, n
 
 def test_logprobs_equal_those_of_the_policy(engine, policy):
     asked = request(engine.encoder, num_crops=2, temperature=0.8, seed=5)
-    (piece,) = finish(engine, asked)
+    (piece,) = answers(engine, asked)
     spans = (*asked.spans, piece.span)
     encoded = engine.encoder.expand(engine.encoder.collapse(asked.prompt, spans))
     with torch.no_grad():
@@ -73,8 +68,8 @@ def test_logprobs_equal_those_of_the_policy(engine, policy):
 
 def test_requests_do_not_disturb_each_other(engine):
     asked = [request(engine.encoder, id=str(n), num_crops=n, temperature=1.0, seed=n) for n in range(4)]
-    together = finish(engine, *asked)
-    alone = [finish(engine, one)[0] for one in asked]
+    together = answers(engine, *asked)
+    alone = [answers(engine, one)[0] for one in asked]
     assert [piece.span.token_ids for piece in together] == [piece.span.token_ids for piece in alone]
 
 
@@ -82,7 +77,7 @@ def test_a_seed_repeats_a_sample_and_another_seed_does_not(engine):
     asked = [
         request(engine.encoder, id=str(i), temperature=1.0, seed=seed) for i, seed in enumerate((1, 1, 2))
     ]
-    first, second, third = (piece.span.token_ids for piece in finish(engine, *asked))
+    first, second, third = (piece.span.token_ids for piece in answers(engine, *asked))
     assert first == second
     assert first != third
 
@@ -91,25 +86,25 @@ def test_banned_tokens_are_never_sampled(engine):
     # Hot enough for a nearly uniform choice: of 64 * 12 draws from 1200 tokens, 7 banned ones would be hit
     # about four times.
     asked = [request(engine.encoder, id=str(seed), temperature=50.0, seed=seed) for seed in range(64)]
-    sampled = {token for piece in finish(engine, *asked) for token in piece.span.token_ids}
+    sampled = {token for piece in answers(engine, *asked) for token in piece.span.token_ids}
     assert sampled
     assert not sampled.intersection(engine.encoder.banned_ids)
 
 
 def test_generation_stops_after_a_stop_string_and_keeps_it(engine):
-    (free,) = finish(engine, request(engine.encoder))
+    (free,) = answers(engine, request(engine.encoder))
     stop = engine.encoder.decode(free.span.token_ids[4:5])
     expected = next(
         end for end in range(1, 13) if stop in engine.encoder.decode(free.span.token_ids[:end])
     )  # the stop string may come up before the token it was taken from
-    (piece,) = finish(engine, request(engine.encoder, stops=(stop,)))
+    (piece,) = answers(engine, request(engine.encoder, stops=(stop,)))
     assert piece.finish == "stop"
     assert piece.span.token_ids == free.span.token_ids[:expected]
     assert stop in piece.span.text
 
 
 def test_the_token_limit_of_a_request_is_its_length(engine):
-    (piece,) = finish(engine, request(engine.encoder, max_new_tokens=3))
+    (piece,) = answers(engine, request(engine.encoder, max_new_tokens=3))
     assert piece.finish == "length"
     assert len(piece.span.token_ids) == 3
 
@@ -120,7 +115,7 @@ def test_the_end_token_ends_the_turn(policy):
     sample = torch.full((engine.encoder.vocab_size,), -torch.inf)
     sample[end] = 0.0
     engine._next_logits = lambda batch: sample.expand(len(batch), -1)
-    (piece,) = finish(engine, request(engine.encoder))
+    (piece,) = answers(engine, request(engine.encoder))
     assert (piece.finish, piece.span.token_ids, piece.span.text) == ("end", (end,), "")
 
 
@@ -129,16 +124,16 @@ def test_a_full_context_is_named(policy):
     asked = request(encoder, max_new_tokens=50)
     length = len(encoder.expand_ids(encoder.collapse(asked.prompt, ())))
     room = TransformersEngine(policy, CONFIG.model_copy(update={"max_model_len": length + 4}))
-    (piece,) = finish(room, asked)
+    (piece,) = answers(room, asked)
     assert (piece.finish, len(piece.span.token_ids)) == ("context", 4)
     full = TransformersEngine(policy, CONFIG.model_copy(update={"max_model_len": length}))
-    (piece,) = finish(full, asked)
+    (piece,) = answers(full, asked)
     assert (piece.finish, piece.span.token_ids) == ("context", ())
 
 
 def test_a_request_that_cannot_be_encoded_fails_alone(engine):
     broken = GenerationRequest("broken", Prompt("<|image_pad|>"), (), (), 4, 0.0)
-    bad, good = finish(engine, broken, request(engine.encoder))
+    bad, good = answers(engine, broken, request(engine.encoder))
     assert bad.finish == "error"
     assert "image pads" in bad.error
     assert good.finish != "error"
@@ -153,6 +148,6 @@ def test_an_aborted_request_is_forgotten(engine):
 
 def test_spans_carry_the_policy_version(engine):
     engine.version = 7
-    (piece,) = finish(engine, request(engine.encoder))
+    (piece,) = answers(engine, request(engine.encoder))
     assert isinstance(piece.span, SampledSpan)
     assert piece.span.policy_version == 7
