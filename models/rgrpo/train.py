@@ -46,11 +46,14 @@ def train(run: RunDir, config: RGRPORun) -> Result:
     model_path = resolve_model_path(config.model_path)
     policy = load_policy(model_path, freeze_vision=config.freeze_vision).to(world.device)
     engine = distributed.initialise(policy, config.rgrpo)
+    questions = read_questions(Path(config.questions_path))
     sampler = open_sampler(policy, model_path, config.engine, look=config.look, seed=config.seed)
-    training = Training(run, config, engine, sampler, read_questions(Path(config.questions_path)))
-    training.run_to_the_end(checkpoints.resume(run, engine))
+    try:
+        training = Training(run, config, engine, sampler, questions)
+        training.run_to_the_end(checkpoints.resume(run, engine))
+    finally:
+        sampler.close()  # while the process group that it joined still exists
     checkpoints.save_model(run, engine)
-    sampler.close()
     return Result(status="done", artifacts={"model": "model"}, metrics=training.last_metrics)
 
 
