@@ -10,9 +10,9 @@ import pytest
 from flows.cli import FLOWS, main
 from models.presets import preset_names
 
-# The promise is 0.5 s and 2 s; a loaded machine gets some slack, a heavy import (seconds) does not.
+# What is promised. A loaded machine gets more tries; a heavy import (seconds) fails them all.
 HELP_SECONDS, REFUSAL_SECONDS = 0.5, 2.0
-LOADED_MACHINE = 2.0
+NUM_TRIES = 4
 
 HEAVY = ("torch", "transformers", "vllm", "deepspeed", "prefect", "mlflow", "great_expectations")
 PROBE = """
@@ -27,23 +27,22 @@ print("CODE", code, "LOADED", loaded)
 """
 
 
-def run(*arguments: str) -> tuple[str, str, float]:
-    """What a fresh process printed, on both streams, and the fastest of two tries in seconds."""
-    best = float("inf")
-    for _ in range(2):
+def run(*arguments: str, within_seconds: float) -> tuple[str, str]:
+    """What a fresh process printed, on both streams; it must once have ended in time."""
+    for _ in range(NUM_TRIES):
         began = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-c", PROBE.format(heavy=HEAVY), *arguments], capture_output=True, text=True
         )
-        best = min(best, time.monotonic() - began)
-    return done.stdout, done.stderr, best
+        if time.monotonic() - began < within_seconds:
+            return done.stdout, done.stderr
+    return pytest.fail(f"{arguments} took more than {within_seconds} s in {NUM_TRIES} tries")
 
 
 def test_help_is_quick_and_names_every_command() -> None:
-    out, _, seconds = run("--help")
+    out, _ = run("--help", within_seconds=HELP_SECONDS)
     assert "CODE 0 LOADED []" in out
     assert all(name in out for name in [*FLOWS, "ask", "doctor"])
-    assert seconds < HELP_SECONDS * LOADED_MACHINE
 
 
 @pytest.mark.parametrize(
@@ -69,12 +68,11 @@ def test_help_is_quick_and_names_every_command() -> None:
     ],
 )
 def test_bad_configuration_stops_before_anything_heavy(arguments: list[str], says: list[str]) -> None:
-    out, err, seconds = run("run", *arguments)
+    out, err = run("run", *arguments, within_seconds=REFUSAL_SECONDS)
     assert "CODE 2 LOADED []" in out, err
     for part in says:
         assert part in err
     assert "Traceback" not in err
-    assert seconds < REFUSAL_SECONDS * LOADED_MACHINE
 
 
 def test_debug_shows_where_it_happened(capsys: pytest.CaptureFixture[str]) -> None:
