@@ -1,0 +1,53 @@
+"""``prefect.yaml`` is accepted by a real server, and a deployment's form offers what its flow takes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from tasks.services import prefect_server
+from tasks.settings import Settings, prepare
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def api_url(work_dir: Path) -> Iterator[str]:
+    prepare(work_dir)
+    with prefect_server(Settings.read()) as server:
+        assert server is not None
+        server.wait()
+        yield server.api_url
+
+
+def prefect(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "VLM_R3_HOME": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_deployment_is_accepted(api_url: str) -> None:
+    declared = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    prefect("work-pool", "create", "local", "--type", "process")
+    prefect("deploy", "--all")
+    found = httpx.post(f"{api_url}/deployments/filter", json={}).json()
+    assert {one["name"] for one in found} == {one["name"] for one in declared}
+    by_entrypoint = {one["entrypoint"]: one for one in found}
+    assert set(by_entrypoint) == {one["entrypoint"] for one in declared}
+    pipeline = by_entrypoint["flows/pipeline.py:pipeline"]
+    assert pipeline["parameters"] == {"preset": "tiny"}
+    assert set(pipeline["parameter_openapi_schema"]["properties"]) == {"preset", "overrides"}
