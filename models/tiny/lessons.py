@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageFont
 from transformers import PreTrainedTokenizerFast
 
+from models.protocol import SYSTEM_PROMPT
 from models.tiny import phrases, world
 from models.tiny.gaze import LOCATE_HEADS, READ_HEADS, Gaze
 from models.tiny.pictures import token_grid, view_of, zoomed_crop
@@ -65,7 +66,7 @@ class Encoder:
 
 def _prose_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:
     """Words and clauses: no digit, colour, piece of a tag or box, and nothing of the protocol's prompt."""
-    protocol = set(tokenizer.encode(phrases.LOOK_AGAIN_SYSTEM_PROMPT, add_special_tokens=False))
+    protocol = set(tokenizer.encode(SYSTEM_PROMPT, add_special_tokens=False))
     unwanted = (*'<>[]{}"():|', *world.DIGITS, *world.COLORS)
     texts = {token: str(tokenizer.decode([token])) for token in tokenizer.get_vocab().values()}
     words = {token for token, text in texts.items() if len(text) > 2 and token not in protocol}

@@ -3,14 +3,9 @@
 The tokenizer is built from these sentences too (:func:`corpus`), so that a frequent phrase takes few tokens.
 """
 
-# The protocol's system prompt (VLM-R3, appendix). The base never sees it; the tokenizer makes it short.
-LOOK_AGAIN_SYSTEM_PROMPT = (
-    "You need to first think about the reasoning process in your mind, and then provide the answer. "
-    'When thinking, you should call the "crop" tool (format: {"bbox_2d": [x1, y1, x2, y2]}) '
-    "to focus on the key areas in the image. "
-    "The reasoning process and the answer are included in the <think> </think> and <answer> </answer> tags "
-    "respectively."
-)
+from models.protocol import SYSTEM_PROMPT, render_box
+from models.region import Box
+
 BASE_SYSTEM_PROMPT = "You are a helpful assistant."
 
 # Prompts of the base tasks.
@@ -78,8 +73,8 @@ def arithmetic_prompt(first: int, second: int) -> str:
 
 
 def box_json(box: tuple[int, int, int, int]) -> str:
-    """``{"bbox_2d": [x1, y1, x2, y2]}`` with coordinates as the model writes them (pixels of the view)."""
-    return '{"bbox_2d": [' + ", ".join(str(value) for value in box) + "]}"
+    """The box (pixels of the view) as the protocol has it; the base writes its boxes the same way."""
+    return render_box(Box(*box, space="seen"))
 
 
 def read_rationale(manner: int, color: str, code: str) -> tuple[str, str]:
@@ -111,7 +106,8 @@ def with_tags(pieces: tuple[str, ...], answer: str) -> tuple[str, ...]:
 def corpus() -> list[str]:
     """Texts the tokenizer is trained on: every template, its variable parts left to tokens of their own."""
     color, code, digit = "red", "K7", 3
-    texts = [LOOK_AGAIN_SYSTEM_PROMPT, BASE_SYSTEM_PROMPT, "system\n", "user\n", "assistant\n", "\n"]
+    # The base never sees the protocol's system prompt; the tokenizer only makes it short.
+    texts = [SYSTEM_PROMPT, BASE_SYSTEM_PROMPT, "system\n", "user\n", "assistant\n", "\n"]
     texts += [
         READ_CARD_PROMPT,
         READ_LAST_PICTURE_PROMPT,

@@ -14,41 +14,20 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from models import region
 from models.tiny import world
 from models.tiny.architecture import MAX_PIXELS, MERGE_SIZE, MIN_PIXELS, PATCH_SIZE, TOKEN_SIZE
 
 Grid = tuple[int, int]
+BUDGET = region.PixelBudget(min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS, factor=TOKEN_SIZE)
 _PATCH_BUCKET = 16  # padded lengths are multiples of this: bf16 compiles one kernel per shape on a CPU
 _BATCH_BUCKET = 8
 VIEW_PATCHES = (world.VIEW_SIZE // PATCH_SIZE) ** 2
 
 
-def smart_size(height: float, width: float) -> tuple[int, int]:
-    """Qwen2.5-VL's smart resize: (height, width) as multiples of 28 with 3136 to 12544 pixels."""
-    rows = max(TOKEN_SIZE, round(height / TOKEN_SIZE) * TOKEN_SIZE)
-    columns = max(TOKEN_SIZE, round(width / TOKEN_SIZE) * TOKEN_SIZE)
-    if rows * columns > MAX_PIXELS:
-        shrink = math.sqrt(height * width / MAX_PIXELS)
-        rows = max(TOKEN_SIZE, math.floor(height / shrink / TOKEN_SIZE) * TOKEN_SIZE)
-        columns = max(TOKEN_SIZE, math.floor(width / shrink / TOKEN_SIZE) * TOKEN_SIZE)
-    elif rows * columns < MIN_PIXELS:
-        grow = math.sqrt(MIN_PIXELS / (height * width))
-        rows = math.ceil(height * grow / TOKEN_SIZE) * TOKEN_SIZE
-        columns = math.ceil(width * grow / TOKEN_SIZE) * TOKEN_SIZE
-    return rows, columns
-
-
-def zoom_factor(box: world.Box) -> float:
-    """Eq. 4: 2 for regions below an eighth of the picture, 1 from a half on, linear in between."""
-    share = (box[2] - box[0]) * (box[3] - box[1]) / world.PICTURE_SIZE**2
-    if share < 0.125:
-        return 2.0
-    return 1.0 if share >= 0.5 else 2.0 - (share - 0.125) / 0.375
-
-
 def view_of(picture: Image.Image) -> np.ndarray:
     """The picture as the model sees it at first: (112, 112, 3)."""
-    return np.asarray(picture.resize((world.VIEW_SIZE, world.VIEW_SIZE), Image.Resampling.BICUBIC))
+    return np.asarray(region.see(picture, BUDGET).image)
 
 
 def zoomed_crop(picture: Image.Image, box: world.Box, *, in_two_steps: bool = False) -> np.ndarray:
@@ -57,13 +36,14 @@ def zoomed_crop(picture: Image.Image, box: world.Box, *, in_two_steps: bool = Fa
     ``in_two_steps`` resamples twice (zoom, then smart resize), as a processor does that is handed the zoomed
     crop.
     """
-    zoom = zoom_factor(box)
-    height, width = (box[3] - box[1]) * zoom, (box[2] - box[0]) * zoom
-    rows, columns = smart_size(height, width)
-    crop = picture.crop(box)
-    if in_two_steps:
-        crop = crop.resize((round(width), round(height)), Image.Resampling.BICUBIC)
-    return np.asarray(crop.resize((columns, rows), Image.Resampling.BICUBIC))
+    asked = region.Box(*box, space="original")
+    if not in_two_steps:
+        return np.asarray(region.look(picture, asked, BUDGET).image)
+    scale = region.zoom_scale(asked.area / (picture.width * picture.height))
+    zoomed = picture.crop(box).resize(
+        (round(asked.width * scale), round(asked.height * scale)), Image.Resampling.BICUBIC
+    )
+    return np.asarray(region.see(zoomed, BUDGET).image)
 
 
 def token_grid(picture: np.ndarray) -> Grid:

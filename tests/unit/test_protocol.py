@@ -15,7 +15,6 @@ from models.protocol import (
     render_box,
 )
 from models.region import Box
-from models.tiny.phrases import LOOK_AGAIN_SYSTEM_PROMPT
 
 
 def seen(*corners):
@@ -37,10 +36,6 @@ def test_a_command_has_the_form_of_the_paper():
     assert render_box(seen(28, 30.4, 55.6, 60)) == '{"bbox_2d": [28, 30, 56, 60]}'
     assert '{"bbox_2d": [x1, y1, x2, y2]}' in SYSTEM_PROMPT
     assert STOPS == ("}", "</answer>")
-
-
-def test_the_tiny_world_uses_the_same_system_prompt():
-    assert LOOK_AGAIN_SYSTEM_PROMPT == SYSTEM_PROMPT
 
 
 @given(before=st.text(), after=st.text(alphabet=st.characters(exclude_characters="{}")))

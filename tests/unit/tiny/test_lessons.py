@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.protocol import SYSTEM_PROMPT
 from models.tiny import phrases, world
 from models.tiny.architecture import build_model
 from models.tiny.batches import collate, forward_hidden
@@ -20,7 +21,7 @@ from models.tiny.lessons import (
     sample_crop_box,
     sample_lesson,
 )
-from models.tiny.pictures import encode_pictures, patches_of, smart_size, token_grid, zoom_factor
+from models.tiny.pictures import encode_pictures, patches_of, token_grid
 from models.tiny.tokenizer import build_tokenizer
 from models.tiny.warmup import sample_page, view_labels
 
@@ -100,7 +101,7 @@ def test_the_base_never_sees_the_protocol(encoder: Encoder, lessons: list[Lesson
         text = encoder.tokenizer.decode(lesson.ids)
         assert "think>" not in text
         assert "answer>" not in text
-        assert phrases.LOOK_AGAIN_SYSTEM_PROMPT not in text
+        assert SYSTEM_PROMPT not in text
         for turn in text.split("<|im_start|>assistant\n")[1:]:
             assert "<|vision_start|>" not in turn.split("<|im_end|>")[0]
 
@@ -131,19 +132,6 @@ def test_crop_boxes_hold_the_code_and_stay_in_the_picture(kind: str, sight: Sigh
         assert 0 <= y1 <= top
         assert right <= x2 <= world.PICTURE_SIZE
         assert bottom <= y2 <= world.PICTURE_SIZE
-
-
-def test_zoom_follows_equation_4() -> None:
-    # 448 x 448 x 0.125 = 25088; a 224 x 224 box is a quarter: 2 - 0.125 / 0.375 = 5/3.
-    assert zoom_factor((0, 0, 48, 32)) == 2.0
-    assert zoom_factor((0, 0, 224, 224)) == pytest.approx(5 / 3)
-    assert zoom_factor((0, 0, 448, 224)) == 1.0
-
-
-def test_smart_size_gives_multiples_of_28_between_the_limits() -> None:
-    assert smart_size(64, 96) == (56, 84)  # 64 / 28 = 2.3, 96 / 28 = 3.4
-    assert smart_size(28, 28) == (56, 56)  # 784 pixels are too few
-    assert smart_size(448, 448) == (112, 112)
 
 
 def test_overlap_shares_are_areas() -> None:

@@ -3,6 +3,7 @@
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from models.protocol import SYSTEM_PROMPT
 from models.tiny import phrases, world
 from models.tiny.tokenizer import LARGEST_INTEGER, SPECIAL_TOKENS, build_tokenizer, token_id
 
@@ -51,7 +52,7 @@ def test_code_letters_and_colours_never_merge_with_a_phrase(tokenizer: PreTraine
 
 def test_the_look_again_prompt_is_short(tokenizer: PreTrainedTokenizerFast) -> None:
     # 27 measured: half of it is the example box, digit by digit.
-    assert len(pieces(tokenizer, phrases.LOOK_AGAIN_SYSTEM_PROMPT)) <= 30
+    assert len(pieces(tokenizer, SYSTEM_PROMPT)) <= 30
 
 
 def test_chat_template_follows_qwen(tokenizer: PreTrainedTokenizerFast) -> None:
