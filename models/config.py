@@ -262,6 +262,9 @@ class RGRPOConfig(Config):
     )
     learning_rate: float = Field(1e-6, gt=0, description="Paper A.3.")
     warmup_steps: int = Field(5, ge=0)
+    min_lr_ratio: float = Field(
+        1.0, ge=0, le=1, description="Final over peak learning rate, cosine in between; 1 keeps it constant."
+    )
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: float = Field(1.0, gt=0)

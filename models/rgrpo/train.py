@@ -30,6 +30,7 @@ from models.rgrpo.stopwatch import Stopwatch
 from models.rgrpo.update import update_policy
 from models.rollout import derive_seed, rollout
 from models.rundir import Result, RunDir
+from models.schedule import warmup_then_cosine
 from models.shuffling import endless_shuffle
 from models.trajectory import Trajectory
 from models.transformers_engine import TransformersEngine
@@ -124,7 +125,6 @@ class Training:
             )
 
     def _update(self, batch: Batch, step: int) -> dict[str, float]:
-        warm = min(1.0, (step + 1) / self._config.warmup_steps) if self._config.warmup_steps else 1.0
         with self._watch("update"):
             return update_policy(
                 self._engine,
@@ -132,8 +132,17 @@ class Training:
                 spare=batch.spare,
                 totals=batch.totals,
                 config=self._config,
-                learning_rate=self._config.learning_rate * warm,
+                learning_rate=self._learning_rate(step),
             )
+
+    def _learning_rate(self, step: int) -> float:
+        config = self._config
+        return warmup_then_cosine(
+            (step + 1) / config.num_steps,
+            peak=config.learning_rate,
+            warmup=min(1.0, config.warmup_steps / config.num_steps),
+            min_ratio=config.min_lr_ratio,
+        )
 
     def _show_the_sampler_new_weights(self, version: int) -> None:
         with self._watch("sync"), distributed.gathered(self._engine):

@@ -24,8 +24,8 @@ from models.config import SFTRun, resolve_model_path
 from models.distributed import DeepSpeedEngine
 from models.policy import load_policy
 from models.rundir import Result, RunDir
+from models.schedule import warmup_then_cosine
 from models.sft.samples import Samples, load_samples
-from models.sft.schedule import learning_rate
 from models.sft.step import sft_step, validation_loss
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Training:
             self._engine,
             [samples.encoded[index] for index in chosen],
             [samples.ids[index] for index in chosen],
-            learning_rate=learning_rate(self._share(progress), config),
+            learning_rate=self._learning_rate(progress),
             max_tokens=config.tokens_per_micro_batch,
         )
         progress = Progress(progress.step + 1, self._seconds())
@@ -98,6 +98,15 @@ class Training:
         if self._config.max_seconds:
             return progress.seconds / self._config.max_seconds
         return (progress.step + 1) / self._num_steps
+
+    def _learning_rate(self, progress: Progress) -> float:
+        config = self._config
+        return warmup_then_cosine(
+            self._share(progress),
+            peak=config.learning_rate,
+            warmup=config.warmup_ratio,
+            min_ratio=config.min_lr_ratio,
+        )
 
     def _seconds(self) -> float:
         """Seconds of training so far, the same on every rank."""
