@@ -15,6 +15,7 @@ from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
+from models.benchmarks.published import ANSWER_WITH_A_WORD, PublishedSet
 from models.benchmarks.scorer import Row, Score, Scorer, column
 from models.errors import ScoringError
 
@@ -71,4 +72,30 @@ SCORER = Scorer(
     score=score,
     aggregate=aggregate,
     counts=counts,
+)
+
+
+PUBLISHED = PublishedSet(
+    name="docvqa",
+    source="lmms-lab/DocVQA, configuration DocVQA",
+    licence="apache-2.0 on the card; the pages come with the terms of the RRC challenge",
+    # The answers of split test are kept by the authors; they score a submission.
+    splits={"DocVQA/validation": 5349, "DocVQA/test": 5188, "DocVQA/train": 39463},
+    columns={
+        "questionId": "string",
+        "question": "string",
+        "question_types": "list<string>",
+        "image": "image",
+        "docId": "int64",
+        "ucsf_document_id": "string",
+        "ucsf_document_page_no": "string",
+        "answers": "list<string>",
+        "data_split": "string",
+    },
+    pictures=("image",),
+    id_of=lambda row, place: str(row["questionId"]),
+    kind_of=lambda row: "",
+    answers=lambda row: tuple(row["answers"] or ()),
+    direct=lambda row: f"{row['question']}\n{ANSWER_WITH_A_WORD}",
+    look_again=lambda row: str(row["question"]),
 )

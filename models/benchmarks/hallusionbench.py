@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
+from models.benchmarks.published import PublishedSet
 from models.benchmarks.scorer import Row, Score, Scorer, column, percent
 from models.benchmarks.yes_or_no import yes_or_no
 from models.errors import ScoringError
@@ -185,4 +186,39 @@ SCORER = Scorer(
     aggregate=aggregate,
     counts=counts,
     line_fields=("judge_verdict",),
+)
+
+
+def row_id(row: Row) -> str:
+    """The index that VLMEvalKit gives a row: it occurs once."""
+    parts = ("category", "subcategory", "visual_input", "set_id", "figure_id", "question_id")
+    return "_".join(str(row[name]) for name in parts)
+
+
+PUBLISHED = PublishedSet(
+    name="hallusionbench",
+    source="lmms-lab/HallusionBench",
+    licence="BSD-3-Clause",
+    splits={"image": 951, "non_image": 178},
+    columns={
+        "category": "string",
+        "subcategory": "string",
+        "visual_input": "string",
+        "set_id": "string",
+        "figure_id": "string",
+        "sample_note": "string",
+        "question_id": "string",
+        "question": "string",
+        "gt_answer_details": "string",
+        "gt_answer": "string",
+        "filename": "string",
+        "image": "image",
+    },
+    pictures=("image",),
+    id_of=lambda row, place: row_id(row),
+    kind_of=_topic,
+    answers=lambda row: (_ANSWERS[_gold(row)],),
+    # Both harnesses ask the bare question.
+    direct=lambda row: str(row["question"]),
+    look_again=lambda row: str(row["question"]),
 )

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, Literal
 
+from models.benchmarks.published import ANSWER_WITH_A_WORD, PublishedSet
 from models.benchmarks.scorer import Row, Score, Scorer, column, text_column
 from models.benchmarks.yes_or_no import yes_or_no
 from models.errors import ScoringError
@@ -141,4 +142,36 @@ SCORER = Scorer(
     score=score,
     aggregate=aggregate,
     counts=counts,
+)
+
+
+_ASKS_FOR_YES_OR_NO = " Please answer yes or no."
+
+
+def direct_prompt(row: Row) -> str:
+    """The prompt of lmms-eval: its own request for a short answer in place of the question's."""
+    question = text_column(row, "question").strip().replace(_ASKS_FOR_YES_OR_NO, "")
+    return f"{question}\n{ANSWER_WITH_A_WORD}"
+
+
+PUBLISHED = PublishedSet(
+    name="mme",
+    source="lmms-lab/MME",
+    licence="none stated",
+    splits={"test": 2374},
+    columns={
+        "question_id": "string",
+        "image": "image",
+        "question": "string",
+        "answer": "string",
+        "category": "string",
+    },
+    pictures=("image",),
+    # Both questions of a pair have the same question_id.
+    id_of=lambda row, place: f"{row['question_id']}#{place}",
+    kind_of=lambda row: str(row["category"]),
+    answers=lambda row: (row["answer"],),
+    direct=direct_prompt,
+    # The question itself says that yes and no are the answers.
+    look_again=lambda row: text_column(row, "question").strip(),
 )

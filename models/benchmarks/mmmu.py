@@ -26,6 +26,7 @@ from typing import Any
 
 from models.benchmarks.mmmu_parsing import LMMS_LOOKS, normalise, parse_open, parse_option
 from models.benchmarks.option_matching import infer_option
+from models.benchmarks.published import ANSWER_WITH_A_LETTER, ANSWER_WITH_A_WORD, PublishedSet, with_options
 from models.benchmarks.scorer import Row, Score, Scorer, column, text_column
 from models.errors import ScoringError
 
@@ -216,4 +217,51 @@ SCORER = Scorer(
     score=score,
     aggregate=aggregate,
     counts=counts,
+)
+
+
+def question_with_options(row: Row) -> str:
+    """The question and its options. Pictures are named where they belong, as in "<image 1>"."""
+    question = text_column(row, "question")
+    return with_options(question, list(options_of(row).values())) if is_multiple_choice(row) else question
+
+
+def direct_prompt(row: Row) -> str:
+    """The prompt of lmms-eval."""
+    request = ANSWER_WITH_A_LETTER if is_multiple_choice(row) else ANSWER_WITH_A_WORD
+    return f"{question_with_options(row)}\n\n{request}"
+
+
+def published_answers(row: Row) -> tuple[str, ...]:
+    """The gold answers, empty where the authors keep them."""
+    gold = text_column(row, "answer")
+    return () if gold == _HIDDEN else tuple(gold_answers(gold) or (gold,))
+
+
+_HIDDEN = "?"
+_PICTURES = tuple(f"image_{number}" for number in range(1, 8))
+
+PUBLISHED = PublishedSet(
+    name="mmmu",
+    source="lmms-lab/MMMU, or all subjects of MMMU/MMMU",
+    licence="apache-2.0",
+    splits={"validation": 900, "dev": 150, "test": 10500},
+    columns={
+        "id": "string",
+        "question": "string",
+        "options": "string",
+        "explanation": "string",
+        **dict.fromkeys(_PICTURES, "image"),
+        "img_type": "string",
+        "answer": "string",
+        "topic_difficulty": "string",
+        "question_type": "string",
+        "subfield": "string",
+    },
+    pictures=_PICTURES,
+    id_of=lambda row, place: str(row["id"]),
+    kind_of=subject_of,
+    answers=published_answers,
+    direct=direct_prompt,
+    look_again=question_with_options,
 )

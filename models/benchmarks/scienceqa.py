@@ -21,6 +21,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from models.benchmarks.option_matching import infer_option
+from models.benchmarks.published import ANSWER_WITH_A_LETTER, PublishedSet, with_options
 from models.benchmarks.scorer import Row, Score, Scorer, column, percent
 from models.errors import ScoringError
 
@@ -147,4 +148,45 @@ SCORER = Scorer(
     score=score,
     aggregate=aggregate,
     counts=counts,
+)
+
+
+def question_with_options(row: Row) -> str:
+    """The hint, if there is one, the question and its options. Lecture and solution give the answer away."""
+    context = f"Context: {row['hint']}\n" if row["hint"] else ""
+    return with_options(f"{context}{row['question']}", row["choices"])
+
+
+PUBLISHED = PublishedSet(
+    name="scienceqa",
+    source="lmms-lab/ScienceQA",
+    licence="CC BY-NC-SA 4.0",
+    splits={
+        "ScienceQA-IMG/test": 2017,
+        "ScienceQA-FULL/test": 4241,
+        "ScienceQA-IMG/validation": 2097,
+        "ScienceQA-FULL/validation": 4241,
+    },
+    columns={
+        "image": "image",
+        "question": "string",
+        "choices": "list<string>",
+        "answer": "int8",
+        "hint": "string",
+        "task": "string",
+        "grade": "string",
+        "subject": "string",
+        "topic": "string",
+        "category": "string",
+        "skill": "string",
+        "lecture": "string",
+        "solution": "string",
+    },
+    pictures=("image",),
+    # The rows have no id of their own.
+    id_of=lambda row, place: f"scienceqa-{place:05d}",
+    kind_of=lambda row: str(row["subject"]),
+    answers=lambda row: (target(row),),
+    direct=lambda row: f"{question_with_options(row)}\n{ANSWER_WITH_A_LETTER}",
+    look_again=question_with_options,
 )
