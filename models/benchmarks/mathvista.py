@@ -26,6 +26,7 @@ from typing import Any
 from rapidfuzz.distance import Levenshtein
 
 from models.benchmarks.option_matching import infer_option
+from models.benchmarks.published import PublishedSet, with_options
 from models.benchmarks.scorer import Row, Score, Scorer, column, percent, text_column
 from models.errors import ScoringError
 
@@ -250,4 +251,44 @@ SCORER = Scorer(
     aggregate=aggregate,
     counts=counts,
     line_fields=("kind",),
+)
+
+
+def question_with_choices(row: Row) -> str:
+    """The question with its unit and its choices, without the hint that asks for a form."""
+    unit = f" (Unit: {row['unit']})" if row["unit"] else ""
+    question = f"{row['question']}{unit}"
+    return with_options(question, row["choices"], form="({letter}) {text}") if row["choices"] else question
+
+
+PUBLISHED = PublishedSet(
+    name="mathvista",
+    source="AI4Math/MathVista",
+    licence="CC BY-SA 4.0",
+    # The answers of split test are kept by the authors.
+    splits={"testmini": 1000, "test": 5141},
+    columns={
+        "pid": "string",
+        "question": "string",
+        "image": "string",
+        "decoded_image": "image",
+        "choices": "list<string>",
+        "unit": "string",
+        "precision": "float64",
+        "answer": "string",
+        "question_type": "string",
+        "answer_type": "string",
+        "metadata": (
+            "struct<category: string, context: string, grade: string, img_height: int64, img_width: int64, "
+            "language: string, skills: list<string>, source: string, split: string, task: string>"
+        ),
+        "query": "string",
+    },
+    pictures=("decoded_image",),
+    id_of=lambda row, place: str(row["pid"]),
+    kind_of=lambda row: str(row["metadata"]["task"]),
+    answers=lambda row: (row["answer"],) if row["answer"] else (),
+    # The authors' prompt is part of the row.
+    direct=lambda row: str(row["query"]),
+    look_again=question_with_choices,
 )
