@@ -19,6 +19,7 @@ from typing import Any
 
 from models.benchmarks.latex_value import latex_value
 from models.benchmarks.mathvision_reading import model_answer
+from models.benchmarks.published import PublishedSet, with_options
 from models.benchmarks.scorer import Row, Score, Scorer, column
 from models.errors import ScoringError
 
@@ -152,4 +153,47 @@ SCORER = Scorer(
     score=score,
     aggregate=aggregate,
     counts=counts,
+)
+
+
+def question_with_options(row: Row) -> str:
+    """The question and its five options, unless they are only the labels A to E inside the picture."""
+    options = row["options"]
+    if not options or "".join(options) == "ABCDE":
+        return str(row["question"])
+    return with_options(row["question"], options, form="({letter}) {text}")
+
+
+def direct_prompt(row: Row) -> str:
+    """The authors' prompt (mathllm/MATH-V, models/Qwen-VL.py)."""
+    return (
+        'Please solve the problem step by step and put your answer in one "\\boxed{}". If it is a multiple '
+        'choice question, only one letter is allowed in the "\\boxed{}".\n'
+        f"{question_with_options(row)}\n"
+    )
+
+
+PUBLISHED = PublishedSet(
+    name="mathvision",
+    source="MathLLMs/MathVision",
+    licence="MIT",
+    splits={"test": 3040, "testmini": 304},
+    columns={
+        "id": "string",
+        "question": "string",
+        "options": "list<string>",
+        "image": "string",
+        "decoded_image": "image",
+        "answer": "string",
+        "solution": "string",
+        "level": "int64",
+        "subject": "string",
+    },
+    # One picture, into which the authors merged those of questions with several.
+    pictures=("decoded_image",),
+    id_of=lambda row, place: str(row["id"]),
+    kind_of=lambda row: str(row["subject"]),
+    answers=lambda row: (row["answer"],),
+    direct=direct_prompt,
+    look_again=question_with_options,
 )
