@@ -1,7 +1,7 @@
 """The rule of MathVision on cases worked out by hand."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.benchmarks.mathvision import SCORER, are_equal
@@ -61,7 +61,10 @@ def test_answer_is_read(text, answer):
         ("\\frac12", "\\frac12"),  # Repaired only beside a root.
         ("1} 2", "1"),
         ("a=b=c", "c"),
-        ("\\boxed{1}{2}", "1}{2"[:1]),
+        (
+            "\\boxed{1}{2}",
+            "1",
+        ),  # The box goes to the last brace, the answer to the first that closes nothing.
     ],
 )
 def test_math_is_normalised(text, answer):
@@ -126,6 +129,7 @@ def test_shares_by_level_and_subject():
     }
 
 
+@settings(deadline=None)  # The machine may be busy.
 @given(st.text() | st.text(alphabet="\\boxed{}frac12(),.= is^"))
 def test_any_text_is_scored_the_same_twice(text):
     for question in (row("60"), row("(1,2)"), row("A", ["1", "2"])):
