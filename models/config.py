@@ -134,7 +134,7 @@ class VLIRConfig(Config):
         2000, ge=1, description="Questions for the teacher, drawn from the training split."
     )
     kinds: dict[str, float] = Field(
-        {"read": 0.6, "add": 0.25, "count": 0.15}, description="Mix of question kinds."
+        {"read": 0.6, "add": 0.25, "where": 0.15}, description="Mix of question kinds."
     )
     num_validation_questions: int = Field(
         200,
@@ -255,7 +255,7 @@ class RGRPOConfig(Config):
     questions_per_step: int = Field(16, ge=1)
     group_size: int = Field(5, ge=2, description="Rollouts per question, M (paper A.3).")
     kinds: dict[str, float] = Field(
-        {"read": 0.6, "add": 0.25, "count": 0.15}, description="Mix of question kinds."
+        {"read": 0.6, "add": 0.25, "where": 0.15}, description="Mix of question kinds."
     )
     temperature: float = Field(
         1.0, gt=0, le=2, description="Sampling temperature; also divides the trainer's logits."
@@ -300,7 +300,7 @@ class EvaluationConfig(Config):
 
     num_questions: int = Field(600, ge=20, description="Held-out questions of the test split.")
     kinds: dict[str, float] = Field(
-        {"read": 0.84, "add": 0.08, "count": 0.08}, description="Mix of question kinds."
+        {"read": 0.84, "add": 0.08, "where": 0.08}, description="Mix of question kinds."
     )
     num_samples: int = Field(8, ge=1, description="Samples per question for mean@k at temperature 1.")
     num_sampled_questions: int = Field(100, ge=0, description="Questions that are sampled num_samples times.")

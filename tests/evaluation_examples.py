@@ -97,7 +97,7 @@ def make_scores(accuracy: float, *, num: int = 600, unscored: int = 0, looks: bo
 
 
 def make_variant(name: str, label: str, accuracy: float, **changes: object) -> VariantResult:
-    """One row: ``read`` scores 2 points above the whole, ``add`` 30 below, ``count`` 0.9."""
+    """One row: ``read`` scores 2 points above the whole, ``add`` 30 below, ``where`` 0.9."""
     unscored = int(changes.pop("unscored", 0))  # type: ignore[call-overload]
     fields = {
         "name": name,
@@ -110,7 +110,7 @@ def make_variant(name: str, label: str, accuracy: float, **changes: object) -> V
         "kinds": {
             "read": make_scores(accuracy + 0.02, num=504),
             "add": make_scores(accuracy - 0.3, num=48),
-            "count": make_scores(0.9, num=48),
+            "where": make_scores(0.9, num=48),
         },
         "sampled": SampledScores(
             num_samples=8, num_questions=100, num_unscored=0, mean=estimate(accuracy - 0.1), format_rate=0.95

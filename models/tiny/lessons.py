@@ -32,11 +32,11 @@ Turn = Literal[
     "read_crop",
     "read",
     "add",
-    "count",
+    "where",
     "arithmetic",
     "prose_locate",
     "prose_read",
-    "prose_count",
+    "prose_where",
     "prose_sum",
 ]
 
@@ -45,7 +45,6 @@ NUM_CELLS = (world.PICTURE_SIZE // world.CELL_SIZE) ** 2  # also the number of v
 _LONGEST_TURN = 56  # tokens: two boxes in prose, or two large crops
 _NEED_NO_VIEW = ("read_crop", "arithmetic", "prose_read", "prose_sum")
 _GUESS_WEIGHT = 0.2  # the answer cannot be known, so a full weight would only add noise
-_COUNT_WEIGHT = 4.0  # one token of a long lesson, and the slowest to learn
 _FIRST_CORNER_WEIGHT = 2.0  # x1 and y1 carry the binding; x2 and y2 follow from them
 
 
@@ -65,9 +64,9 @@ class Encoder:
 
 
 def _prose_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:
-    """Words and clauses: no digit, colour, piece of a tag or box, and nothing of the protocol's prompt."""
+    """Words and clauses: no digit, colour, place, piece of a tag or box, nothing of the protocol's prompt."""
     protocol = set(tokenizer.encode(SYSTEM_PROMPT, add_special_tokens=False))
-    unwanted = (*'<>[]{}"():|', *world.DIGITS, *world.COLORS)
+    unwanted = (*'<>[]{}"():|', *world.DIGITS, *world.COLORS, *world.PLACES)
     texts = {token: str(tokenizer.decode([token])) for token in tokenizer.get_vocab().values()}
     words = {token for token, text in texts.items() if len(text) > 2 and token not in protocol}
     return {token for token in words if not any(part in texts[token] for part in unwanted)}
@@ -179,10 +178,10 @@ def sample_lesson(
             _add_prose_read_turn(lesson, sight, rng)
         elif kind == "prose_sum":
             _add_prose_sum_turn(lesson, rng)
-        elif kind == "count":
-            _add_count_turn(lesson, sight.scene, first_key)
-        elif kind == "prose_count":
-            _add_count_turn(lesson, sight.scene, first_key, rng)
+        elif kind == "where":
+            _add_where_turn(lesson, sight.scene, first_key, rng)
+        elif kind == "prose_where":
+            _add_prose_where_turn(lesson, sight.scene, first_key, rng)
         else:
             question = world.ask(sight.scene, kind, rng)
             lesson.text(question.text).ask().answer(question.answer, _GUESS_WEIGHT)
@@ -261,19 +260,38 @@ def _add_prose_sum_turn(lesson: Lesson, rng: np.random.Generator) -> None:
     lesson.text(END_TOKEN)
 
 
-def _add_count_turn(
-    lesson: Lesson, scene: world.Scene, first_key: int, rng: np.random.Generator | None = None
+def _add_where_turn(lesson: Lesson, scene: world.Scene, first_key: int, rng: np.random.Generator) -> None:
+    """Ask for the quarter that a card lies in."""
+    card = scene.cards[int(rng.integers(len(scene.cards)))]
+    lesson.text(phrases.where_question(card.color)).ask()
+    _append_place(lesson, card, first_key, before="")
+    lesson.text(END_TOKEN, 1.0)
+
+
+def _add_prose_where_turn(
+    lesson: Lesson, scene: world.Scene, first_key: int, rng: np.random.Generator
 ) -> None:
-    """Ask for the number of cards in the view; with random words around it where ``rng`` is given."""
-    lesson.text(phrases.count_question())
-    if rng is None:
-        lesson.ask()
+    """Ask for a card's quarter, often in random words; the answer names the card and its quarter, often
+    twice."""
+    card = scene.cards[int(rng.integers(len(scene.cards)))]
+    if rng.random() < 0.5:
+        lesson.text(phrases.where_question(card.color)).ask()
     else:
-        lesson.prose(rng, 0, 2).ask().prose(rng, 0, 3)
-    # Attention is an average, so a number can only be felt by looking at every cell alike.
-    everywhere = np.full(NUM_CELLS, 1 / NUM_CELLS, np.float32)
-    lesson.gazes.append(Gaze(len(lesson.ids) - 1, first_key, everywhere, LOCATE_HEADS))
-    lesson.text(str(len(scene.cards)), _COUNT_WEIGHT).text(END_TOKEN, 1.0 if rng is None else 0.0)
+        lesson.prose(rng, 0, 3).text(f" {card.color}").prose(rng, 0, 3).ask()
+    lesson.prose(rng, 0, 4).text(f" {card.color}", 1.0).prose(rng, 1, 3)
+    _append_place(lesson, card, first_key, before=" ")
+    lesson.prose(rng, 0, 2)
+    if rng.random() < 0.5:
+        lesson.prose(rng, 1, 2).text(world.place_of(card), 1.0).prose(rng, 0, 1)
+    lesson.text(END_TOKEN)
+
+
+def _append_place(lesson: Lesson, card: world.Card, first_key: int, *, before: str) -> None:
+    """Append the card's quarter with its gaze; ``before`` is the space that belongs to its token."""
+    look = np.zeros(NUM_CELLS, np.float32)
+    look[world.card_cell(card)] = 1
+    lesson.gazes.append(Gaze(len(lesson.ids) - 1, first_key, look, LOCATE_HEADS))
+    lesson.text(before + world.place_of(card), 2.0)
 
 
 def _add_read_crop_turn(lesson: Lesson, sight: Sight, rng: np.random.Generator) -> None:

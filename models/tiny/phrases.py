@@ -38,11 +38,11 @@ SUM = (
     " The sum is {first} + {second} = {total}.",
     " Together {first} + {second} = {total}.",
 )
-COUNT = (
-    "The cards can be counted from here. There are {total} cards.",
-    "No closer look is needed. I count {total} cards.",
-    "I see {total} cards in the picture.",
-    "Counting the cards gives {total}.",
+WHERE = (
+    "I can see from here that the {color} card is at the {place}.",
+    "No closer look is needed. The {color} card is at the {place}.",
+    "I see the {color} card at the {place} of the picture.",
+    "I find the {color} card at once, it is at the {place}.",
 )
 NUM_MANNERS = len(LOOK)
 
@@ -57,9 +57,9 @@ def add_question(first_color: str, second_color: str) -> str:
     return f"what is the sum of the numbers on the {first_color} card and the {second_color} card?"
 
 
-def count_question() -> str:
-    """Question of kind ``count``."""
-    return "how many cards are there?"
+def where_question(color: str) -> str:
+    """Question of kind ``where``."""
+    return f"in which quarter of the picture is the {color} card?"
 
 
 def locate_prompt(color: str) -> str:
@@ -90,9 +90,9 @@ def add_rationale(manner: int, colors: tuple[str, str], codes: tuple[str, str]) 
     return LOOK[manner].format(color=colors[0]), between, FOUND[manner].format(code=codes[1]) + total
 
 
-def count_rationale(manner: int, total: int) -> tuple[str]:
-    """A ``count`` rationale: one piece, no look."""
-    return (COUNT[manner].format(total=total),)
+def where_rationale(manner: int, color: str, place: str) -> tuple[str]:
+    """A ``where`` rationale: one piece, no look."""
+    return (WHERE[manner].format(color=color, place=place),)
 
 
 def with_tags(pieces: tuple[str, ...], answer: str) -> tuple[str, ...]:
@@ -105,7 +105,7 @@ def with_tags(pieces: tuple[str, ...], answer: str) -> tuple[str, ...]:
 
 def corpus() -> list[str]:
     """Texts the tokenizer is trained on: every template, its variable parts left to tokens of their own."""
-    color, code, digit = "red", "K7", 3
+    color, code, digit, place = "red", "K7", 3, "top left"
     # The base never sees the protocol's system prompt; the tokenizer only makes it short.
     texts = [SYSTEM_PROMPT, BASE_SYSTEM_PROMPT, "system\n", "user\n", "assistant\n", "\n"]
     texts += [
@@ -114,9 +114,9 @@ def corpus() -> list[str]:
         locate_prompt(color),
         arithmetic_prompt(digit, digit),
     ]
-    texts += [read_question(color), add_question(color, color), count_question(), box_json((1, 2, 3, 4))]
+    texts += [read_question(color), add_question(color, color), where_question(color), box_json((1, 2, 3, 4))]
     for manner in range(NUM_MANNERS):
         texts += with_tags(read_rationale(manner, color, code), code)
         texts += with_tags(add_rationale(manner, (color, color), (code, code)), str(digit))
-        texts += with_tags(count_rationale(manner, digit), str(digit))
+        texts += with_tags(where_rationale(manner, color, place), place)
     return texts

@@ -54,7 +54,7 @@ class Plan:
     looks: tuple[tuple[str, Box], ...]
     needless: bool
     wrong_region: bool
-    miscounts: bool
+    misplaces: bool
     muddle: Muddle | None
     junk: Junk | None
 
@@ -144,7 +144,7 @@ def make_plan(
         looks=looks,
         needless=needless,
         wrong_region=wrong_region,
-        miscounts=bool(rng.random() < config.misread_rate),
+        misplaces=bool(rng.random() < config.misread_rate),
         muddle=_choose(muddles, rng) if rng.random() < config.muddled_rate else None,
         junk=_choose(get_args(Junk), rng) if rng.random() < config.junk_rate else None,
     )
@@ -251,25 +251,32 @@ def _conclude(attempt: _Attempt) -> tuple[str, str]:
         total = first + second
         said = total + _slip(attempt) if plan.muddle in ("wrong_sum", "contradict") else total
         return found + phrases.SUM[plan.manner].format(first=first, second=second, total=said), str(total)
-    total = len(attempt.scene.cards) + (_slip(attempt) if plan.miscounts else 0)
-    said = total + _slip(attempt) if plan.muddle == "contradict" else total
-    sentence = phrases.COUNT[plan.manner].format(total=said)
+    card = attempt.scene.cards[asked.named[0]]
+    place = world.place_of(card)
+    if plan.misplaces:
+        place = _elsewhere(attempt, place)
+    shown = _elsewhere(attempt, place) if plan.muddle == "contradict" else place
+    sentence = phrases.WHERE[plan.manner].format(color=card.color, place=shown)
     # After a needless look it follows a sentence, so it needs a space; alone it opens the turn.
     sentence = f" {sentence}" if found else sentence
     if not plan.looks and plan.muddle == "repeat":
         sentence = f"{sentence} {sentence}"
     if not plan.looks and plan.muddle == "ramble":
         sentence += _ramble(attempt)
-    return found + sentence, str(total)
+    return found + sentence, place
 
 
 def _can_muddle(muddle: Muddle, asked: WorldQuestion) -> bool:
-    """A sum can only be wrong where there is one; a count without a look has no reading to skip."""
-    return {"wrong_sum": asked.kind == "add", "skip": asked.kind != "count"}.get(muddle, True)
+    """A sum can only be wrong where there is one; a question that needs no look has no reading to skip."""
+    return {"wrong_sum": asked.kind == "add", "skip": asked.kind != "where"}.get(muddle, True)
 
 
 def _slip(attempt: _Attempt) -> int:
     return 1 if attempt.rng.random() < 0.5 else -1
+
+
+def _elsewhere(attempt: _Attempt, place: str) -> str:
+    return _choose([other for other in world.PLACES if other != place], attempt.rng)
 
 
 def _ramble(attempt: _Attempt) -> str:

@@ -3,7 +3,8 @@ tokens.
 
 On two CPU cores the number of tokens is the cost of everything, so merges cross spaces ("superwords"): a
 clause of a template is one token. Kept apart are the things a model must choose one by one: integers, code
-letters, colours, tags, and the two ends of a box. Any other text still encodes, byte by byte if need be.
+letters, colours, places, tags, and the two ends of a box. Any other text still encodes, byte by byte if need
+be.
 """
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -30,7 +31,9 @@ LARGEST_INTEGER = world.PICTURE_SIZE  # integers 0..448 are single tokens
 _ATOMS = (
     r'\{"bbox_2d": \[|\]\}|</?think>|</?answer>|[0-9]+|[A-Z](?=[0-9])| (?:'
     + "|".join(world.COLORS)
-    + r")(?![a-z])"
+    + r")(?![a-z])| ?(?:"
+    + "|".join(world.PLACES)
+    + r")"
 )
 # A clause, with its punctuation and the space after it.
 _CLAUSE = r"[^.,?\n]*[.,?\n]+ ?"
@@ -85,7 +88,8 @@ def _training_texts() -> list[str]:
     words = [word for text in texts for word in _words(text)]
     integers = [str(value) for value in range(LARGEST_INTEGER + 1)]
     colors = [f" {color}" for color in world.COLORS]
-    return texts * 2 + words * 2 + (integers + colors) * 4
+    places = [space + place for place in world.PLACES for space in ("", " ")]
+    return texts * 2 + words * 2 + (integers + colors + places) * 4
 
 
 def _words(text: str) -> list[str]:

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 Box = tuple[int, int, int, int]
 Split = Literal["train", "validation", "test"]
-Kind = Literal["read", "add", "count"]
+Kind = Literal["read", "add", "where"]
 
 PICTURE_SIZE = 448  # side of the original picture, pixels
 VIEW_SIZE = 112  # side of the picture as the model sees it (max_pixels 12544), pixels
@@ -41,7 +41,8 @@ COLORS: dict[str, tuple[int, int, int]] = {
 LETTERS = "ACEHKLPTXZ"
 DIGITS = "0123456789"
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-KINDS: tuple[Kind, ...] = ("read", "add", "count")
+KINDS: tuple[Kind, ...] = ("read", "add", "where")
+PLACES = ("top left", "top right", "bottom left", "bottom right")  # quarters of the picture, row by row
 NUM_CARDS = (4, 7)  # smallest and largest number of cards in a sampled scene
 UNSEEN_PAIRS = frozenset({("red", "K"), ("blue", "T")})  # colour and letter together: only in test scenes
 FONT_SIZE = 17  # original pixels
@@ -71,12 +72,17 @@ class Scene:
 
 @dataclass(frozen=True)
 class WorldQuestion:
-    """A question with its answer. ``targets`` index the cards to look at, in the question's order."""
+    """A question with its answer. ``named`` index the cards that it names, in its order."""
 
     kind: Kind
     text: str
     answer: str
-    targets: tuple[int, ...]
+    named: tuple[int, ...]
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """The cards to look at: where a card is shows from afar."""
+        return () if self.kind == "where" else self.named
 
 
 def split_of(scene: Scene) -> Split:
@@ -118,13 +124,13 @@ def draw(scene: Scene) -> Image.Image:
 
 
 def ask(scene: Scene, kind: Kind, rng: np.random.Generator) -> WorldQuestion:
-    """A question of the kind about the scene: ``read`` needs one look, ``add`` two looks, ``count`` none."""
+    """A question of the kind about the scene: ``read`` needs one look, ``add`` two looks, ``where`` none."""
     from models.tiny import phrases
 
     order = [int(index) for index in rng.permutation(len(scene.cards))]
-    if kind == "count":
-        return WorldQuestion("count", phrases.count_question(), str(len(scene.cards)), ())
     first = scene.cards[order[0]]
+    if kind == "where":
+        return WorldQuestion("where", phrases.where_question(first.color), place_of(first), (order[0],))
     if kind == "read":
         return WorldQuestion("read", phrases.read_question(first.color), first.code, (order[0],))
     second = scene.cards[order[1]]
@@ -142,6 +148,12 @@ def view_box(box: Box) -> Box:
 def card_cell(card: Card) -> int:
     """Index (row by row) of the card's cell, which is also the index of its visual token in the view."""
     return (card.box[1] // CELL_SIZE) * _CELLS_PER_SIDE + card.box[0] // CELL_SIZE
+
+
+def place_of(card: Card) -> str:
+    """The quarter of the picture that the card lies in; no card lies in two."""
+    x1, y1, _, _ = card.box
+    return PLACES[2 * (y1 >= PICTURE_SIZE // 2) + (x1 >= PICTURE_SIZE // 2)]
 
 
 def _sample_card(rng: np.random.Generator, color: str, cell: int) -> Card:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from models.tiny.world import COLORS, DIGITS, LETTERS
+from models.tiny.world import COLORS, DIGITS, LETTERS, PLACES
 from models.trajectory import Prompt
 from models.vlir.judges import read_coherence_prompt
 
@@ -26,9 +26,10 @@ _MIN_CARD_SHARE = 0.04
 
 _BOX = re.compile(r"\{[^{}]*\}")
 _CODE = re.compile(rf"\b[{LETTERS}][{DIGITS}]\b")
+_PLACE = re.compile("|".join(PLACES))
 _SUM = re.compile(r"(\d+) \+ (\d+) = (\d+)")
 _TOPIC = re.compile(
-    r"\b(card|cards|code|crop|picture|read|look|looks|see|count|zoom|sum|together|says|shows)\b|\d",
+    r"\b(card|cards|code|crop|picture|read|look|looks|see|zoom|sum|together|says|shows)\b|\d",
     re.IGNORECASE,
 )
 _MAX_SENTENCES_PER_STAGE = 3
@@ -92,29 +93,29 @@ def find_incoherence(question: str, answer: str, reasoning: str) -> str:
 
 def _find_bad_look(question: str, stages: Sequence[str]) -> str:
     """Every look must be announced with the next colour that is asked about, and lead to a reading."""
-    asked = _colors(question)
+    asked = [] if _asks_where(question) else _colors(question)
     announced = [_colors(stage)[-1:] for stage in stages[:-1]]
     if any(not colors for colors in announced):
         return "looks without saying for what"
     looked = [colors[0] for colors in announced]
     if looked != asked:
-        return f"looks at {', '.join(looked) or 'nothing'} when asked about {', '.join(asked) or 'no card'}"
+        return f"looks at {', '.join(looked) or 'nothing'}, should look at {', '.join(asked) or 'nothing'}"
     if any(not _CODE.search(stage) for stage in stages[1:]):
         return "does not say what a crop shows"
     return ""
 
 
 def _find_bad_conclusion(question: str, answer: str, stages: Sequence[str]) -> str:
-    """The codes read must lead to the answer: by themselves, by a right sum, or by a count."""
+    """The codes read must lead to the answer, by themselves or by a right sum; a place must be the answer."""
     codes = [codes[0] for stage in stages[1:] if (codes := _CODE.findall(stage))]
     if any(len(set(_CODE.findall(stage))) > 1 for stage in stages):
         return "reads one crop in two ways"
     asked = _colors(question)
+    if _asks_where(question):
+        said = [*_colors(stages[-1]), *_PLACE.findall(stages[-1])]
+        return "" if said == [*asked, answer] else f"says {said} but answers {answer}"
     if len(asked) == 1:
         return "" if codes == [answer] else f"reads {codes} but answers {answer}"
-    if not asked:
-        numbers = re.findall(r"\d+", stages[-1])
-        return "" if numbers == [answer] else f"counts {numbers} but answers {answer}"
     sums = _SUM.findall(stages[-1])
     if len(sums) != 1:
         return "does not add once"
@@ -124,6 +125,10 @@ def _find_bad_conclusion(question: str, answer: str, stages: Sequence[str]) -> s
     if int(first) + int(second) != int(total) or total != answer:
         return f"says {first} + {second} = {total}"
     return ""
+
+
+def _asks_where(question: str) -> bool:
+    return "quarter" in question.split()
 
 
 def _sentences(text: str) -> list[str]:

@@ -23,7 +23,7 @@ from models.vlir.validate import ValidationVerdict, validate_vlir
 pytestmark = pytest.mark.integration
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-KINDS = {"read": 0.6, "add": 0.25, "count": 0.15}
+KINDS = {"read": 0.6, "add": 0.25, "where": 0.15}
 CONFIG = ValidationConfig(min_records=20, min_acceptance=0.4)
 Row = dict
 

@@ -127,8 +127,8 @@ def test_scores_of_four_attempts(look):
 
 
 def test_a_question_that_needs_no_look_says_nothing_about_boxes():
-    count = make_question("c", kind="count", num_gold=0)
-    scores = summarise([make_prediction(RIGHT, question=count)], pixel_factor=28)
+    where = make_question("c", kind="where", num_gold=0)
+    scores = summarise([make_prediction(RIGHT, question=where)], pixel_factor=28)
     assert scores.look_rate is None
     assert scores.first_box_on_object is None
     assert scores.first_box_iou is None
@@ -173,7 +173,7 @@ def test_nothing_scored_is_an_error_not_an_accuracy():
 
 
 def test_comparison_leaves_out_pairs_that_we_broke_and_counts_them():
-    questions = [make_question(f"q{i}", kind="read" if i < 3 else "count") for i in range(5)]
+    questions = [make_question(f"q{i}", kind="read" if i < 3 else "where") for i in range(5)]
     new = [make_prediction(RIGHT, question=q) for q in questions]
     old = [make_prediction(WRONG, question=q) for q in questions[:3]]
     old.append(make_prediction(question=questions[3]))

@@ -97,7 +97,7 @@ def test_markdown_has_one_row_per_variant(results):
     assert len(rows) == 2 + 4
     assert len({row.count("|") for row in rows}) == 1
     assert rows[0].startswith(
-        "| model | greedy, % read | greedy, % all | greedy add | greedy count | sampled mean@8 | format % |"
+        "| model | greedy, % read | greedy, % all | greedy add | greedy where | sampled mean@8 | format % |"
     )
     assert "- R-GRPO - SFT, all: +15.2 [+11.0, +19.3], n = 600: better" in lines
 

@@ -12,6 +12,7 @@ from models import tiny
 from models.tiny import phrases, world
 from models.tiny.checkpoint import read_provenance, weights_digest
 from models.tiny.lessons import Encoder, Sight, add_crop_prompt, add_locate_prompt, open_chat
+from models.tiny.pretrain import training_data_digest
 from models.tiny.scoring import answers, iou
 from models.tiny.tokenizer import build_tokenizer
 
@@ -27,6 +28,8 @@ def test_weights_are_the_ones_the_provenance_describes() -> None:
     provenance = read_provenance(BASE)
     assert provenance["sha256"] == {"model.safetensors": weights_digest(BASE)}
     assert provenance["scores"]["num_scenes"] >= 500
+    seed = provenance["recipe"]["seed"]
+    assert provenance["training_pictures_sha256"] == training_data_digest(seed)
 
 
 def test_the_folder_stays_small_enough_to_commit() -> None:

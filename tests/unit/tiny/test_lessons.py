@@ -25,8 +25,8 @@ from models.tiny.pictures import encode_pictures, patches_of, token_grid
 from models.tiny.tokenizer import build_tokenizer
 from models.tiny.warmup import sample_page, view_labels
 
-PLAIN: dict[Turn, float] = {"locate": 1, "read_crop": 2, "read": 1, "add": 1, "count": 1, "arithmetic": 1}
-TURNS: dict[Turn, float] = {**PLAIN, "prose_locate": 2, "prose_read": 2, "prose_count": 1, "prose_sum": 1}
+PLAIN: dict[Turn, float] = {"locate": 1, "read_crop": 2, "read": 1, "add": 1, "where": 1, "arithmetic": 1}
+TURNS: dict[Turn, float] = {**PLAIN, "prose_locate": 2, "prose_read": 2, "prose_where": 1, "prose_sum": 1}
 
 
 @pytest.fixture(scope="module")

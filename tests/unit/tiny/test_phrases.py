@@ -25,6 +25,7 @@ def test_rationales_carry_what_was_seen_and_end_in_the_final_form(manner: int) -
     assert "T4" in last
     assert last.endswith("3 + 4 = 7.</think><answer>7</answer><|im_end|>")
 
-    (only,) = phrases.with_tags(phrases.count_rationale(manner, 5), "5")
+    (only,) = phrases.with_tags(phrases.where_rationale(manner, "red", "top left"), "top left")
     assert only.startswith("<think>")
-    assert only.endswith("</think><answer>5</answer><|im_end|>")
+    assert only.index("red card") < only.index("top left")
+    assert only.endswith("</think><answer>top left</answer><|im_end|>")

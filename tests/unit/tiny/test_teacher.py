@@ -56,7 +56,7 @@ def drawn() -> list[Known]:
     known = []
     for index in range(NUM_QUESTIONS):
         scene = world.sample_scene(rng, "train")
-        asked = world.ask(scene, ("read", "read", "read", "add", "count")[index % 5], rng)
+        asked = world.ask(scene, ("read", "read", "read", "add", "where")[index % 5], rng)
         question = replace(blank, id=f"question-{index}", text=asked.text, answers=(asked.answer,))
         known.append(Known(question, scene, asked))
     return known

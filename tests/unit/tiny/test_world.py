@@ -77,5 +77,22 @@ def test_answers_are_right_by_construction() -> None:
         assert first is not second
         assert add.answer == str(int(first.code[1]) + int(second.code[1]))
         assert add.text.index(first.color) < add.text.index(second.color)
-        count = world.ask(scene, "count", rng)
-        assert (count.answer, count.targets) == (str(len(scene.cards)), ())
+        where = world.ask(scene, "where", rng)
+        card = scene.cards[where.named[0]]
+        assert (where.answer, where.targets) == (world.place_of(card), ())
+        assert f" {card.color} card" in where.text
+
+
+@pytest.mark.parametrize(
+    ("corner", "place"),
+    [
+        ((8, 176), "top left"),
+        ((232, 176), "top right"),
+        ((168, 224), "bottom left"),
+        ((344, 400), "bottom right"),
+    ],
+)
+def test_a_card_lies_in_one_quarter(corner: tuple[int, int], place: str) -> None:
+    x, y = corner
+    card = world.Card("red", (x, y, x + 40, y + 32), "K7", (x, y, x, y))
+    assert world.place_of(card) == place

@@ -15,7 +15,7 @@ from models.vlir.filters import Candidate
 from models.vlir.generate import Teacher, to_record
 from models.vlir.sources import DrawnQuestion, draw_questions
 
-MIX = {"read": 0.5, "add": 0.3, "count": 0.2}
+MIX = {"read": 0.5, "add": 0.3, "where": 0.2}
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from models.trajectory import TurnError
 from models.vlir import build
 from models.vlir.build import VLIRSummary, build_vlir
 
-KINDS = {"read": 0.6, "add": 0.2, "count": 0.2}
+KINDS = {"read": 0.6, "add": 0.2, "where": 0.2}
 CONFIG = VLIRConfig(num_questions=30, num_validation_questions=10, kinds=KINDS, num_samples=2, junk_rate=0.1)
 REPOSITORY = Path(__file__).resolve().parents[3]
 

@@ -178,10 +178,8 @@ def test_judges_see_only_what_passed_the_filters_before_them(make_candidate, sou
 
 
 def test_a_rationale_without_a_look_needs_no_semantic_unit(make_candidate, drawn, look):
-    question = next(item.question for item in drawn if item.asked.kind == "count")
-    candidate = make_candidate(
-        question, f"<think>I count them.</think><answer>{question.answers[0]}</answer>"
-    )
+    question = next(item.question for item in drawn if item.asked.kind == "where")
+    candidate = make_candidate(question, f"<think>From afar.</think><answer>{question.answers[0]}</answer>")
     screening, judges = _screen([candidate], look, unit="no")
     assert screening.records[0].reason == ""
     assert judges.semantic_unit.prompts == []

@@ -33,7 +33,7 @@ def test_a_perfect_teacher_is_accepted_at_once(perfect, drawn, look):
 
 
 def test_only_rejected_questions_are_asked_again_and_every_rejected_try_is_kept(drawn, look):
-    counting = [item.question for item in drawn if item.asked.kind == "count"][:3]
+    easy = [item.question for item in drawn if item.asked.kind == "where"][:3]
     asked: list[str] = []
     seeds: set[int | None] = set()
 
@@ -42,16 +42,18 @@ def test_only_rejected_questions_are_asked_again_and_every_rejected_try_is_kept(
         identity = request.request_id.partition("#")[0]
         asked.append(identity)
         seeds.add(request.seed)
-        index = [question.id for question in counting].index(identity)
+        index = [question.id for question in easy].index(identity)
         is_right = index == 0 or (index == 1 and asked.count(identity) == 3)
-        answer = counting[index].answers[0] if is_right else "99"
-        return f"<think>I see {answer} cards in the picture.</think><answer>{answer}</answer>"
+        answer = easy[index].answers[0] if is_right else "in the middle"
+        scene, where = _scenes(drawn)[identity]
+        color = scene.cards[where.named[0]].color
+        return f"<think>I see the {color} card at the {answer}.</think><answer>{answer}</answer>"
 
-    found = _generate(ScriptedEngine(script), counting, look, num_samples=3)
-    assert [record.question.id for record in found.accepted] == [counting[0].id, counting[1].id]
+    found = _generate(ScriptedEngine(script), easy, look, num_samples=3)
+    assert [record.question.id for record in found.accepted] == [easy[0].id, easy[1].id]
     # The second failed twice, the third three times.
-    assert [record.question.id for record in found.rejected].count(counting[1].id) == 2
-    assert [record.question.id for record in found.rejected].count(counting[2].id) == 3
+    assert [record.question.id for record in found.rejected].count(easy[1].id) == 2
+    assert [record.question.id for record in found.rejected].count(easy[2].id) == 3
     assert {record.reason for record in found.rejected} == {"wrong_answer"}
     assert found.num_tries == 1 + 3 + 3 == len(asked)
     # Every try has a seed of its own, or a sampling teacher would repeat itself.

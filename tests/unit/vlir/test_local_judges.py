@@ -14,7 +14,7 @@ from models.vlir.judges import coherence_prompt, semantic_unit_prompt
 from models.vlir.local_judges import CoherenceJudge, SemanticUnitJudge, find_incoherence, holds_one_card
 from models.vlir.sources import draw_questions
 
-KINDS = {"read": 0.6, "add": 0.25, "count": 0.15}
+KINDS = {"read": 0.6, "add": 0.25, "where": 0.15}
 VIEW = View(Size(448, 448), Size(112, 112))
 CARD = world.Card("blue", (112, 120, 160, 152), "K7", (126, 130, 147, 141))
 NEIGHBOUR = world.Card("red", (176, 120, 224, 152), "A3", (190, 130, 211, 141))
@@ -99,7 +99,7 @@ def _is_unit(box: Box, scene: world.Scene) -> bool:
 
 READ = "what code is on the blue card?"
 ADD = "what is the sum of the numbers on the blue card and the red card?"
-COUNT = "how many cards are there?"
+WHERE = "in which quarter of the picture is the blue card?"
 BOX = '{"bbox_2d": [28, 30, 40, 38]}'
 
 
@@ -109,17 +109,17 @@ BOX = '{"bbox_2d": [28, 30, 40, 38]}'
         (READ, "K7", f"I look closer at the blue card. {BOX} It says K7.", ""),
         (ADD, "10", f"The blue card. {BOX} It says K7. Next the red card. {BOX} It says A3. 7 + 3 = 10.", ""),
         (ADD, "14", f"The blue card. {BOX} It says K7. Next the red card. {BOX} It says K7. 7 + 7 = 14.", ""),
-        (COUNT, "2", "I count 2 cards.", ""),
+        (WHERE, "top left", "I see the blue card at the top left of the picture.", ""),
         (READ, "K7", f"I look closer at the blue card. {BOX} It says K7. It says K7.", "repeats itself"),
         (READ, "K7", f"I look closer at the blue card. {BOX} It says K3.", "reads ['K3'] but answers K7"),
         (READ, "K7", f"I look closer at the blue card. {BOX}", "does not say what a crop shows"),
         (READ, "K7", f"I look closer. {BOX} It says K7.", "looks without saying for what"),
-        (READ, "K7", "It says K7.", "looks at nothing when asked about blue"),
+        (READ, "K7", "It says K7.", "looks at nothing, should look at blue"),
         (
             READ,
             "K7",
             f"I look at the red card. {BOX} It says A3. I look at the blue card. {BOX} It says K7.",
-            "looks at red, blue when asked about blue",
+            "looks at red, blue, should look at blue",
         ),
         (
             READ,
@@ -152,16 +152,27 @@ BOX = '{"bbox_2d": [28, 30, 40, 38]}'
             "does not add once",
         ),
         (
-            COUNT,
-            "2",
-            f"The blue card. {BOX} It says K7. I count 2 cards.",
-            "looks at blue when asked about no card",
+            WHERE,
+            "top left",
+            f"The blue card. {BOX} It says K7. The blue card is at the top left.",
+            "looks at blue, should look at nothing",
         ),
-        (COUNT, "2", "I count 3 cards.", "counts ['3'] but answers 2"),
         (
-            COUNT,
-            "2",
-            "I see cards. There is a card. I count. I look. So I see 2 cards.",
+            WHERE,
+            "top left",
+            "The blue card is at the top right.",
+            "says ['blue', 'top right'] but answers top left",
+        ),
+        (
+            WHERE,
+            "top left",
+            "The red card is at the top left.",
+            "says ['red', 'top left'] but answers top left",
+        ),
+        (
+            WHERE,
+            "top left",
+            "I see cards. There is a card. I look. I read. So the blue card is at the top left.",
             "too long",
         ),
     ],

@@ -7,7 +7,7 @@ from models.records import sha256
 from models.tiny.world import SPLITS, split_of
 from models.vlir.sources import check_no_leakage, draw_questions, kind_sequence
 
-MIX = QuestionMix(num_questions=30, kinds={"read": 0.5, "add": 0.3, "count": 0.2})
+MIX = QuestionMix(num_questions=30, kinds={"read": 0.5, "add": 0.3, "where": 0.2})
 
 
 def test_same_seed_gives_the_same_questions_and_another_seed_gives_others():
@@ -19,18 +19,18 @@ def test_same_seed_gives_the_same_questions_and_another_seed_gives_others():
 
 
 def test_kinds_are_mixed_exactly():
-    # 30 questions: 15 read, 9 add, 6 count.
+    # 30 questions: 15 read, 9 add, 6 where.
     kinds = [item.question.kind for item in draw_questions("train", MIX, seed=1)]
-    assert {kind: kinds.count(kind) for kind in kinds} == {"read": 15, "add": 9, "count": 6}
+    assert {kind: kinds.count(kind) for kind in kinds} == {"read": 15, "add": 9, "where": 6}
     assert kinds != sorted(kinds, reverse=True)
 
 
 def test_largest_remainders_fill_the_mix():
     # 10 questions at weights 1:1:1 are 3.33 each: three of each, and one more of the first.
     kinds = kind_sequence(
-        QuestionMix(num_questions=10, kinds={"read": 1, "add": 1, "count": 1}), np.random.default_rng(0)
+        QuestionMix(num_questions=10, kinds={"read": 1, "add": 1, "where": 1}), np.random.default_rng(0)
     )
-    assert sorted(kinds) == ["add"] * 3 + ["count"] * 3 + ["read"] * 4
+    assert sorted(kinds) == ["add"] * 3 + ["read"] * 4 + ["where"] * 3
 
 
 @pytest.mark.parametrize("kinds", [{"read": 1.0, "subtract": 1.0}, {"read": -1.0}, {"read": 0.0}, {}])
@@ -50,7 +50,7 @@ def test_questions_keep_their_contract():
         cards = [item.scene.cards[target].box for target in item.asked.targets]
         assert [box.corners() for box in question.gold_boxes] == cards
         assert all(box.space == "original" for box in question.gold_boxes)
-        assert len(question.gold_boxes) == {"read": 1, "add": 2, "count": 0}[question.kind]
+        assert len(question.gold_boxes) == {"read": 1, "add": 2, "where": 0}[question.kind]
 
 
 def test_no_picture_and_no_id_occurs_twice_even_across_sets_that_share_memory():
