@@ -446,6 +446,35 @@ class EvaluationRun(Config):
         return self
 
 
+class BenchmarkRun(Config):
+    """What the child process that runs a benchmark reads from its run directory."""
+
+    benchmark: str = Field(description="Name of the benchmark, as in models/benchmarks/.")
+    data_path: str = Field(description="Folder of the published Parquet files.")
+    split: str = Field(description="Split as the benchmark's module names it.")
+    allow_partial: bool = Field(False, description="Measure even when rows are missing; the report says so.")
+    style: Literal["look-again", "direct"] = Field(
+        "look-again",
+        description="'direct' asks the benchmark's usual prompt: no system prompt, no crops, whole text.",
+    )
+    model_path: str = Field(
+        "", description="Folder in Hugging Face layout, or 'embedded'; empty when an endpoint answers."
+    )
+    look: Look
+    engine: EngineConfig
+    max_unscored_share: float = Field(0.01, ge=0, le=1, description="Rows that we broke; more fails.")
+    seed: int
+
+    @model_validator(mode="after")
+    def _somebody_answers(self) -> "BenchmarkRun":
+        if (self.engine.kind == "http") == bool(self.model_path):
+            raise ValueError(
+                f"engine.kind {self.engine.kind!r} with model_path {self.model_path!r}: an endpoint serves a "
+                "model of its own, every other engine needs a model folder"
+            )
+        return self
+
+
 def resolve_model_path(path: str) -> Path:
     """The folder that a ``model_path`` means; ``embedded`` is the tiny base model of this repository.
 

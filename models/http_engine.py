@@ -124,8 +124,9 @@ def chat_body(request: GenerationRequest, config: EngineConfig) -> dict[str, Any
         "messages": messages,
         "max_tokens": request.max_new_tokens,
         "temperature": request.temperature,
-        "stop": list(request.stops),
     }
+    if request.stops:
+        body["stop"] = list(request.stops)
     if request.seed is not None:
         body["seed"] = request.seed
     if config.continuation == "user_turn":

@@ -122,15 +122,22 @@ def rollout(
 def stream(
     engine: Engine,
     *,
-    questions: Iterable[Question],
+    questions: Iterable["Question | Asked"],
     look: Look,
     num_samples: int,
     temperature: float,
     seed: int,
     max_in_flight: int | None = None,
+    stops: tuple[str, ...] = STOPS,
 ) -> Iterator[Trajectory]:
-    """Trajectories as they finish. ``questions`` holds each question ``num_samples`` times in a row."""
-    waiting = _episodes(questions, look=look, num_samples=num_samples, temperature=temperature, seed=seed)
+    """Trajectories as they finish. ``questions`` holds each question ``num_samples`` times in a row.
+
+    A question may be made ready by the caller, who then deals with pictures that cannot be used. Without
+    ``stops`` the model writes until it ends by itself or reaches a limit.
+    """
+    waiting = _episodes(
+        questions, look=look, num_samples=num_samples, temperature=temperature, seed=seed, stops=stops
+    )
     live: dict[str, Episode] = {}
     exhausted = False
     try:
@@ -161,14 +168,22 @@ def stream(
 
 
 def _episodes(
-    questions: Iterable[Question], *, look: Look, num_samples: int, temperature: float, seed: int
+    questions: Iterable["Question | Asked"],
+    *,
+    look: Look,
+    num_samples: int,
+    temperature: float,
+    seed: int,
+    stops: tuple[str, ...],
 ) -> Iterator["Episode"]:
     """One episode per entry; the samples of a question, which come in a row, share its decoded picture."""
     asked: Asked | None = None
     for index, question in enumerate(questions):
-        if asked is None or asked.question is not question:
+        if isinstance(question, Asked):
+            asked = question
+        elif asked is None or asked.question is not question:
             asked = Asked.of(question, look)
-        yield Episode(asked, index % num_samples, look=look, temperature=temperature, seed=seed)
+        yield Episode(asked, index % num_samples, look=look, temperature=temperature, seed=seed, stops=stops)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +208,14 @@ class Episode:
     """One trajectory while it is alive: takes pieces, answers crop commands, knows when it is over."""
 
     def __init__(
-        self, asked: Asked, sample_index: int, *, look: Look, temperature: float = 0.0, seed: int = 0
+        self,
+        asked: Asked,
+        sample_index: int,
+        *,
+        look: Look,
+        temperature: float = 0.0,
+        seed: int = 0,
+        stops: tuple[str, ...] = STOPS,
     ) -> None:
         question = asked.question
         self.id = f"{question.id}#{sample_index}"
@@ -202,6 +224,7 @@ class Episode:
         self._sample_index = sample_index
         self._look = look
         self._temperature = temperature
+        self._stops = stops
         self._seed = derive_seed(seed, question.id, sample_index)
         self._rng = np.random.default_rng(self._seed)
         self._spans: list[Span] = []
@@ -216,7 +239,7 @@ class Episode:
             request_id=self.id,
             prompt=self._asked.prompt,
             spans=tuple(self._spans),
-            stops=STOPS,
+            stops=self._stops,
             max_new_tokens=self._look.max_sampled_tokens - self._sampled,
             temperature=self._temperature,
             # A fresh stream per turn: the same seed would repeat the same random numbers after every crop.

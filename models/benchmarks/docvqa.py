@@ -72,6 +72,8 @@ SCORER = Scorer(
     score=score,
     aggregate=aggregate,
     counts=counts,
+    headline="anls",
+    is_similarity=True,
 )
 
 

@@ -185,6 +185,7 @@ SCORER = Scorer(
     score=score,
     aggregate=aggregate,
     counts=counts,
+    headline="score",
     line_fields=("judge_verdict",),
 )
 

@@ -153,6 +153,7 @@ SCORER = Scorer(
     score=score,
     aggregate=aggregate,
     counts=counts,
+    headline="correct",
 )
 
 

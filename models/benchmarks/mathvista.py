@@ -250,6 +250,7 @@ SCORER = Scorer(
     score=score,
     aggregate=aggregate,
     counts=counts,
+    headline="true_false",
     line_fields=("kind",),
 )
 

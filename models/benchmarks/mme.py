@@ -142,6 +142,7 @@ SCORER = Scorer(
     score=score,
     aggregate=aggregate,
     counts=counts,
+    headline="score",
 )
 
 

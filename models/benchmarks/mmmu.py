@@ -217,6 +217,7 @@ SCORER = Scorer(
     score=score,
     aggregate=aggregate,
     counts=counts,
+    headline="correct",
 )
 
 

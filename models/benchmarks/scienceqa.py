@@ -148,6 +148,7 @@ SCORER = Scorer(
     score=score,
     aggregate=aggregate,
     counts=counts,
+    headline="score",
 )
 
 

@@ -30,6 +30,8 @@ class Scorer:
     lacks a column. ``aggregate`` and ``counts`` take rows, texts and scores of equal length: the final
     metrics, and how often the rule could not parse a text (such a text is counted as wrong).
     ``primary`` names the reference that ``score`` follows; ``version`` changes whenever a score can change.
+    ``headline`` names the field of a score that says what the text is worth, from 0 to 1 (None: nothing); its
+    mean is the usual single number, an accuracy unless ``is_similarity``.
     ``line_fields`` are fields that stand beside the row in a file of predictions and that the rule needs.
     """
 
@@ -39,6 +41,8 @@ class Scorer:
     score: Callable[[Row, str], Score]
     aggregate: Callable[[Sequence[Row], Sequence[str], Sequence[Score]], dict[str, Any]]
     counts: Callable[[Sequence[Row], Sequence[str], Sequence[Score]], dict[str, int]]
+    headline: str
+    is_similarity: bool = False
     line_fields: tuple[str, ...] = ()
 
 

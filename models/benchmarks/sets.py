@@ -110,8 +110,19 @@ class LocalSet:
 def read_set(published: PublishedSet, folder: Path, split: str, *, allow_partial: bool = False) -> LocalSet:
     """A split of a benchmark from a folder of Parquet files; reads every row once for the digest.
 
-    Raises RecordError when there are no files, when a column is missing, unexpected or of another type, when
-    the number of rows is not the published one (unless ``allow_partial``), or when an id occurs twice.
+    Raises RecordError as :func:`find_set` does, and when an id occurs twice.
+    """
+    files, num_rows = find_set(published, folder, split, allow_partial=allow_partial)
+    return LocalSet(published, split, files, num_rows, _digest(_questions(published, split, files)))
+
+
+def find_set(
+    published: PublishedSet, folder: Path, split: str, *, allow_partial: bool = False
+) -> tuple[tuple[Path, ...], int]:
+    """The files of a split and the number of their rows, none of which is read.
+
+    Raises RecordError when there are no files, when a column is missing, unexpected or of another type, or
+    when the number of rows is not the published one (unless ``allow_partial``).
     """
     if split not in published.splits:
         raise RecordError(
@@ -127,8 +138,7 @@ def read_set(published: PublishedSet, folder: Path, split: str, *, allow_partial
             f"{folder}: {found} rows in {len(files)} files; {published.name} has {expected} in split "
             f"{split!r}. Fetch all its files, or allow a partial set, whose numbers are not the benchmark's."
         )
-    digest = _digest(_questions(published, split, files))
-    return LocalSet(published, split, files, found, digest)
+    return files, found
 
 
 def _files(folder: Path, split: str) -> tuple[Path, ...]:

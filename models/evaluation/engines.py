@@ -53,14 +53,19 @@ def engines_for(config: EvaluationRun) -> Engines:
     """Where this run's engines come from. Raises ConfigError for an engine that serves a model of its own."""
     num_threads = config.evaluation.num_threads or config.engine.num_threads
     engine = config.engine.model_copy(update={"num_threads": num_threads})
-    if engine.kind == "vllm":
-        return VLLMEngines(engine, look=config.look, seed=config.seed)
-    if engine.kind == "transformers":
-        if num_threads:
-            torch.set_num_threads(num_threads)
-        return TransformersEngines(engine)
+    return checkpoint_engines(engine, look=config.look, seed=config.seed)
+
+
+def checkpoint_engines(config: EngineConfig, *, look: Look, seed: int) -> Engines:
+    """Engines of one configuration. Raises ConfigError for one that serves a model of its own."""
+    if config.kind == "vllm":
+        return VLLMEngines(config, look=look, seed=seed)
+    if config.kind == "transformers":
+        if config.num_threads:
+            torch.set_num_threads(config.num_threads)
+        return TransformersEngines(config)
     raise ConfigError(
-        f"engine.kind {engine.kind!r} cannot evaluate checkpoints: an endpoint serves a model of its "
+        f"engine.kind {config.kind!r} cannot evaluate checkpoints: an endpoint serves a model of its "
         "own. Use 'vllm' or 'transformers'."
     )
 

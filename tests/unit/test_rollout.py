@@ -10,7 +10,7 @@ from models.engine import ScriptedEngine
 from models.errors import EngineError, RecordError
 from models.records import Question
 from models.region import Box, Picture, look, look_low_resolution
-from models.rollout import MESSAGES, derive_seed, rollout, stream
+from models.rollout import MESSAGES, Asked, derive_seed, rollout, stream
 from models.trajectory import (
     BoxEvent,
     CropSpan,
@@ -435,3 +435,18 @@ def test_the_picture_of_a_question_is_shared_by_its_samples():
 
     rollout(ScriptedEngine(script), [question()], look=LOOK, num_samples=4)
     assert all(picture is pictures[0] for picture in pictures)
+
+
+def test_without_stops_braces_and_tags_do_not_interrupt_the_model():
+    text = r"\boxed{\frac{1}{2}} <answer>1/2</answer> and so on"
+    (trajectory,) = stream(
+        turns(text),
+        questions=[Asked.of(question(), LOOK)],
+        look=LOOK,
+        num_samples=1,
+        temperature=0.0,
+        seed=0,
+        stops=(),
+    )
+    assert trajectory.text == text
+    assert trajectory.stop is StopReason.END_WITHOUT_ANSWER

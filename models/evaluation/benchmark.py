@@ -1,0 +1,214 @@
+"""Run a published benchmark as a child process, on a checkpoint or an OpenAI-compatible endpoint.
+
+    python -m models.evaluation.benchmark RUN_DIR
+
+Reads :class:`models.config.BenchmarkRun` and leaves in the run directory ``predictions.parquet`` (every row
+of the set, :mod:`models.evaluation.benchmark_rows`), ``metrics.json`` and ``table.txt``
+(:mod:`models.evaluation.benchmark_results`). Rows are kept as they are answered: a start that finds rows of
+the same model, set and prompt does not ask them again. An endpoint's key is ``VLM_R3_API_KEY``.
+"""
+
+import hashlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+
+from models.benchmarks.published import PublishedSet, get_published
+from models.benchmarks.scorer import Row, get_scorer
+from models.benchmarks.sets import BenchmarkQuestion, LocalSet, read_set
+from models.child import run_stage
+from models.config import BenchmarkRun, Look, resolve_model_path
+from models.engine import Engine
+from models.errors import ConfigError, EngineError, RecordError, RegionError, ScoringError
+from models.evaluation.benchmark_results import BenchmarkResults, ModelFacts, summarise, to_text
+from models.evaluation.benchmark_rows import AskedRow, Ledger, write_asked
+from models.evaluation.evaluate import ALONE, Progress
+from models.evaluation.switch import folder_digest
+from models.http_engine import HTTPEngine
+from models.protocol import STOPS
+from models.rollout import Asked, stream
+from models.rundir import Result, RunDir, write_atomically
+
+log = logging.getLogger(__name__)
+
+# Rows in flight, in batches of the engine.
+_QUEUE_FACTOR = 2
+
+
+def run(directory: RunDir, config: BenchmarkRun) -> Result:
+    """Ask and score every row of the set."""
+    results = measure(directory, config, get_published(config.benchmark), lambda: open_engine(config))
+    return Result(
+        status="done",
+        artifacts={name: name for name in ("metrics.json", "predictions.parquet", "table.txt")},
+        metrics=dict(results.numbers()),
+    )
+
+
+def measure(
+    directory: RunDir, config: BenchmarkRun, published: PublishedSet, open_engine: Callable[[], Engine]
+) -> BenchmarkResults:
+    """The results of a benchmark; ``open_engine`` is called only if there is a row to ask.
+
+    Raises RecordError for a set that is not the published one, ScoringError or EngineError when we broke more
+    rows than ``max_unscored_share`` allows: what was answered is kept, and the next start asks the rest.
+    """
+    local = read_set(published, Path(config.data_path), config.split, allow_partial=config.allow_partial)
+    scorer, model = get_scorer(config.benchmark), model_facts(config)
+    asking = Asking(local, config, Ledger(directory.path / "rows" / _identity(local, model)))
+    asking.ask_all(open_engine, Progress(directory, local.num_rows, ALONE))
+    asked = [(row, asking.found[id].scored(row, scorer)) for id, row in asking.rows.items()]
+    assert len(asked) == local.num_rows, "every row of the set has an outcome"
+    write_asked(directory.path / "predictions.parquet", (found for _, found in asked))
+    results = summarise(scorer, local, model, asked, style=config.style, seed=config.seed)
+    results.save(directory.path / "metrics.json")
+    write_atomically(directory.path / "table.txt", to_text(results) + "\n")
+    directory.log(local.num_rows, results.numbers())
+    _check_failures(config, [found for _, found in asked if found.outcome == "failed"], local.num_rows)
+    return results
+
+
+@dataclass
+class Asking:
+    """The rows of a set on their way: ``rows`` as published, ``found`` what became of each, by id."""
+
+    local: LocalSet
+    config: BenchmarkRun
+    ledger: Ledger
+    rows: dict[str, Row] = field(default_factory=dict)
+    found: dict[str, AskedRow] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._earlier = self.ledger.read()
+        self._look = rules(self.config)
+        self._started: dict[str, float] = {}
+
+    def ask_all(self, open_engine: Callable[[], Engine], progress: Progress) -> None:
+        """Ask every row that no earlier start has asked."""
+        ready = self._ready(progress)
+        first = next(ready, None)
+        if first is not None:
+            engine = open_engine()
+            try:
+                self._ask(engine, chain([first], ready), progress)
+            finally:
+                self.ledger.flush()
+                engine.close()
+        progress.finish()
+        log.info("%s: %d rows, %d of an earlier start", self.config.benchmark, len(self.rows), self._num_kept)
+
+    def _ask(self, engine: Engine, ready: Iterator[Asked], progress: Progress) -> None:
+        trajectories = stream(
+            engine,
+            questions=ready,
+            look=self._look,
+            num_samples=1,
+            temperature=0.0,
+            seed=self.config.seed,
+            # Enough to keep the engine's batch full, without holding every picture of the set in memory.
+            max_in_flight=_QUEUE_FACTOR * self.config.engine.max_num_seqs,
+            # A direct answer may hold braces that close no box.
+            stops=STOPS if self.config.style == "look-again" else (),
+        )
+        for trajectory in trajectories:
+            seconds = time.monotonic() - self._started.pop(trajectory.question_id)
+            row = AskedRow.of(trajectory, style=self.config.style, seconds=seconds)
+            self.found[row.id] = row
+            self.ledger.add(row)
+            progress.advance()
+            if row.outcome == "failed":
+                log.warning("%s failed: %s", row.id, row.reason)
+                failed = [each for each in self.found.values() if each.outcome == "failed"]
+                _check_failures(self.config, failed, self.local.num_rows)
+
+    def _ready(self, progress: Progress) -> Iterator[Asked]:
+        """The rows that are still to be asked, made ready as they are wanted; notes all others."""
+        for each in self.local.questions():
+            self.rows[each.id] = each.row
+            asked = self._make_ready(each)
+            if isinstance(asked, Asked):
+                self._started[each.id] = time.monotonic()
+                yield asked
+            else:
+                self.found[each.id] = asked
+                progress.advance()
+
+    def _make_ready(self, each: BenchmarkQuestion) -> Asked | AskedRow:
+        if not each.published.answers(each.row):
+            raise ConfigError(
+                f"{each.published.name}, split {each.split!r}: {each.id!r} has no gold answer, so it cannot "
+                f"be scored. The authors keep the answers of some splits; there are: "
+                f"{', '.join(each.published.splits)}."
+            )
+        text = each.text(self.config.style)
+        earlier = self._earlier.get(each.id)
+        if earlier is not None and earlier.question_text == text:
+            return earlier
+        try:
+            return Asked.of(each.question(self.config.style), self._look)
+        except (RecordError, RegionError) as error:
+            return AskedRow.unasked(each.id, text, str(error))
+
+    @property
+    def _num_kept(self) -> int:
+        return sum(self.found[id] is row for id, row in self._earlier.items() if id in self.found)
+
+
+def rules(config: BenchmarkRun) -> Look:
+    """The rules of looking again for a benchmark.
+
+    A direct answer has no system prompt and no crops. Otherwise only tokens and crops bound a rationale, not
+    turns: every closing brace pauses generation, and formulas are full of them.
+    """
+    look = config.look
+    if config.style == "direct":
+        return look.model_copy(update={"system": None, "max_crops": 0})
+    return look.model_copy(update={"max_turns": look.max_sampled_tokens})
+
+
+def model_facts(config: BenchmarkRun) -> ModelFacts:
+    """Who answers. Raises ConfigError when the model's folder is none."""
+    path = config.model_path
+    return ModelFacts(
+        path=path,
+        digest=folder_digest(resolve_model_path(path)) if path else None,
+        endpoint="" if path else config.engine.endpoint,
+        served_model="" if path else config.engine.served_model,
+        engine=config.engine.kind,
+    )
+
+
+def open_engine(config: BenchmarkRun) -> Engine:
+    """The engine that answers; torch and vLLM are imported only for a checkpoint."""
+    if config.engine.kind == "http":
+        return HTTPEngine(config.engine, api_key=os.environ.get("VLM_R3_API_KEY", ""))
+    from models.evaluation.engines import checkpoint_engines
+
+    engines = checkpoint_engines(config.engine, look=config.look, seed=config.seed)
+    return engines.open(resolve_model_path(config.model_path))
+
+
+def _identity(local: LocalSet, model: ModelFacts) -> str:
+    """What rows must have been asked of to count; everything else is fixed by the run directory."""
+    parts = (local.digest, model.digest, model.endpoint, model.served_model)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _check_failures(config: BenchmarkRun, failed: list[AskedRow], num_rows: int) -> None:
+    if len(failed) > config.max_unscored_share * num_rows:
+        first = failed[0]
+        error = ScoringError if first.reason.startswith("scorer") else EngineError
+        raise error(
+            f"{config.benchmark}: {len(failed)} of {num_rows} rows failed on our side, above "
+            f"evaluation.max_unscored_share {config.max_unscored_share}. The first is {first.id!r}: "
+            f"{first.reason}. What was answered is kept: start again to ask the rest."
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(run, BenchmarkRun, sys.argv[1:]))

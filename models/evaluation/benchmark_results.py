@@ -1,0 +1,236 @@
+"""What a run of a benchmark came to: its ``metrics.json``, its table, and how the rows are summed up.
+
+Rows that we broke and rows that could not be asked are in no metric and in every count.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from pydantic import ValidationError
+
+from models.benchmarks.scorer import Row, Scorer, summary
+from models.benchmarks.sets import LocalSet
+from models.errors import ScoringError
+from models.evaluation.benchmark_rows import AskedRow
+from models.evaluation.metrics import bootstrap_mean, wilson_interval
+from models.evaluation.predictions import Style
+from models.evaluation.results import Estimate, Frozen
+from models.protocol import is_well_formed
+from models.rundir import write_atomically
+
+BENCHMARK_VERSION = "benchmark/1"
+
+_NOT_IN_A_NAME = re.compile(r"[^a-z0-9_.@]+")
+_MAX_METRIC_LINES = 24
+
+
+class SetFacts(Frozen):
+    """The set that was measured. ``digest`` covers ids, questions, answers and pictures."""
+
+    benchmark: str
+    source: str
+    split: str
+    num_rows: int
+    num_published_rows: int
+    is_partial: bool
+    digest: str
+
+
+class ModelFacts(Frozen):
+    """Who answered. ``digest`` covers every file of a model folder; an endpoint shows us none."""
+
+    path: str
+    digest: str | None
+    endpoint: str
+    served_model: str
+    engine: str
+
+
+class BenchmarkResults(Frozen):
+    """One benchmark, one model. ``headline`` is the mean of the scorer's headline field with its interval:
+    Wilson for an accuracy, bootstrap for a similarity.
+
+    ``metrics`` and ``parse_counts`` are the scorer's own, over the ``num_scored`` rows; None, with
+    ``metrics_note``, where it needs whole groups of rows and some row of a group is missing. Rates and means
+    are over the scored rows too.
+    """
+
+    version: str = BENCHMARK_VERSION
+    data: SetFacts
+    model: ModelFacts
+    style: Style
+    seed: int
+    scorer: str
+    scorer_version: str
+    primary: str
+    num_rows: int
+    num_scored: int
+    num_failed: int
+    num_unasked: int
+    headline_field: str
+    headline: Estimate
+    metrics: dict[str, Any] | None
+    metrics_note: str
+    parse_counts: dict[str, int] | None
+    truncation_rate: float
+    protocol_error_rate: float
+    format_rate: float | None
+    crops_per_question: float
+    tokens_per_question: float | None
+    seconds_per_question: float
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        write_atomically(path, self.model_dump_json(indent=2))
+
+    @classmethod
+    def load(cls, path: Path) -> "BenchmarkResults":
+        """Read ``metrics.json``. Raises ScoringError when it is missing, malformed or of another version."""
+        try:
+            results = cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValidationError) as error:
+            raise ScoringError(f"{path} does not hold the results of a benchmark: {error}") from error
+        if results.version != BENCHMARK_VERSION:
+            raise ScoringError(
+                f"{path}: version {results.version!r}; this reader knows {BENCHMARK_VERSION!r}. Run again."
+            )
+        return results
+
+    def numbers(self) -> Mapping[str, float]:
+        """Every number under its name of docs/metrics.md, for ``metrics.jsonl`` and the tracker."""
+        area = f"benchmark/{self.data.benchmark}"
+        found: dict[str, float | None] = {
+            "headline": self.headline.value,
+            "headline_low": self.headline.low,
+            "headline_high": self.headline.high,
+            "num_rows": self.num_rows,
+            "num_scored": self.num_scored,
+            "num_failed": self.num_failed,
+            "num_unasked": self.num_unasked,
+            "truncation_rate": self.truncation_rate,
+            "protocol_error_rate": self.protocol_error_rate,
+            "format_rate": self.format_rate,
+            "crops_per_question": self.crops_per_question,
+            "tokens_per_question": self.tokens_per_question,
+            "seconds_per_question": self.seconds_per_question,
+            **{f"metrics/{name}": value for name, value in flatten(self.metrics or {})},
+        }
+        return {f"{area}/{name}": value for name, value in found.items() if value is not None}
+
+
+def summarise(
+    scorer: Scorer,
+    local: LocalSet,
+    model: ModelFacts,
+    asked: Sequence[tuple[Row, AskedRow]],
+    *,
+    style: Style,
+    seed: int,
+) -> BenchmarkResults:
+    """The results of all rows, in the order of the set. Raises ScoringError when no row was scored."""
+    scored = [(row, found) for row, found in asked if found.score is not None]
+    if not scored:
+        _, first = asked[0]
+        raise ScoringError(
+            f"{scorer.name}: none of {len(asked)} rows was scored, so there is no number. The first, "
+            f"{first.id!r}, is {first.outcome}: {first.reason}"
+        )
+    transcripts = [found.transcript for _, found in scored if found.transcript is not None]
+    tokens = [found.num_tokens for _, found in scored]
+    metrics, note = _metrics(scorer, scored)
+    return BenchmarkResults(
+        data=SetFacts(**local.describe()),
+        model=model,
+        style=style,
+        seed=seed,
+        scorer=scorer.name,
+        scorer_version=scorer.version,
+        primary=scorer.primary,
+        num_rows=len(asked),
+        num_scored=len(scored),
+        num_failed=sum(found.outcome == "failed" for _, found in asked),
+        num_unasked=sum(found.outcome == "unasked" for _, found in asked),
+        headline_field=scorer.headline,
+        headline=_headline(scorer, [found for _, found in scored], seed=seed),
+        metrics=None if metrics is None else metrics["metrics"],
+        metrics_note=note,
+        parse_counts=None if metrics is None else metrics["counts"],
+        truncation_rate=fmean(each.stop.is_truncated for each in transcripts),
+        protocol_error_rate=fmean(bool(each.errors) for each in transcripts),
+        format_rate=None
+        if style == "direct"
+        else fmean(is_well_formed(each.sampled_text) for each in transcripts),
+        crops_per_question=fmean(len(each.crops) for each in transcripts),
+        tokens_per_question=None if None in tokens else fmean(number or 0 for number in tokens),
+        seconds_per_question=fmean(found.seconds for _, found in scored),
+    )
+
+
+def to_text(results: BenchmarkResults) -> str:
+    """The results for a terminal, ASCII."""
+    data, unit = results.data, results.headline
+    model = results.model.path or f"{results.model.served_model} at {results.model.endpoint}"
+    tokens = "-" if results.tokens_per_question is None else f"{results.tokens_per_question:.1f}"
+    lines = [
+        f"{data.benchmark} ({data.source}, split {data.split}), {results.style}, {model}",
+        f"rows        {results.num_rows} of {data.num_published_rows} published: {results.num_scored} "
+        f"scored, {results.num_failed} failed, {results.num_unasked} not asked",
+        f"{results.headline_field:11} {100 * unit.value:.1f} % [{100 * unit.low:.1f}, {100 * unit.high:.1f}] "
+        f"over {results.num_scored} rows",
+        f"per row     {tokens} tokens, {results.crops_per_question:.2f} crops, "
+        f"{results.seconds_per_question:.2f} s; cut off {100 * results.truncation_rate:.1f} %, protocol "
+        f"errors {100 * results.protocol_error_rate:.1f} %",
+        f"scorer      {results.scorer} version {results.scorer_version} ({results.primary})",
+    ]
+    numbers = list(flatten(results.metrics or {}))
+    lines += [f"  {name:60} {value:g}" for name, value in numbers[:_MAX_METRIC_LINES]]
+    if len(numbers) > _MAX_METRIC_LINES:
+        lines.append(f"  and {len(numbers) - _MAX_METRIC_LINES} more in metrics.json")
+    return "\n".join([*lines, *_warnings(results)])
+
+
+def flatten(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of nested metrics as ``outer/inner``, in lower case with underscores."""
+    for key, value in metrics.items():
+        name = prefix + _NOT_IN_A_NAME.sub("_", key.lower())
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{name}/")
+        elif isinstance(value, int | float):
+            yield name, float(value)
+
+
+def _metrics(scorer: Scorer, scored: Sequence[tuple[Row, AskedRow]]) -> tuple[dict[str, Any] | None, str]:
+    """The scorer's metrics over the scored rows; None and why when it refuses them."""
+    rows = [row for row, _ in scored]
+    texts = [found.prediction or "" for _, found in scored]
+    scores = [found.score for _, found in scored if found.score is not None]
+    try:
+        return summary(scorer, rows, texts, scores), ""
+    except ScoringError as error:
+        return None, str(error)
+
+
+def _headline(scorer: Scorer, scored: Sequence[AskedRow], *, seed: int) -> Estimate:
+    values = [float((found.score or {})[scorer.headline] or 0.0) for found in scored]
+    if scorer.is_similarity:
+        return bootstrap_mean(values, seed=seed)
+    return wilson_interval(sum(value == 1.0 for value in values), len(values))
+
+
+def _warnings(results: BenchmarkResults) -> Iterator[str]:
+    if results.data.is_partial:
+        yield "WARNING: the set is not the published one in size; these are not the benchmark's numbers."
+    if results.num_unasked:
+        yield f"WARNING: {results.num_unasked} rows were not asked; predictions.parquet says why for each."
+    if results.num_failed:
+        yield f"WARNING: {results.num_failed} rows failed on our side; the next start asks them again."
+    if results.metrics is None:
+        yield f"WARNING: the benchmark's own metrics are missing. {results.metrics_note}"
+    if results.truncation_rate > 0:
+        yield (
+            f"WARNING: {100 * results.truncation_rate:.1f} % of the answers were cut off by a limit; see "
+            "look.max_sampled_tokens, look.max_crops and engine.max_model_len."
+        )
