@@ -47,6 +47,8 @@ def _report(error: Exception, options: argparse.Namespace) -> None:
 def _command(options: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
     from flows import commands
 
+    if options.command == "evaluate" and commands.names_benchmark(options):
+        return commands.run_benchmark
     if options.command in FLOWS:
         return commands.run_flow
     return {"ask": commands.ask, "doctor": commands.doctor}[options.command]
@@ -61,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--refresh", action="store_true", help="make everything again, whatever the cache holds"
         )
+        if name == "evaluate":
+            _add_benchmark(command)
         if name == "promote":
             command.add_argument("--version", default="challenger", help="number or alias (challenger)")
     ask = commands.add_parser("ask", help="ask a model one question about a picture")
@@ -84,6 +88,23 @@ def _add_common(command: argparse.ArgumentParser) -> None:
         help="change one value of the preset; may be repeated",
     )
     _add_place(command)
+
+
+def _add_benchmark(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group(
+        "a published benchmark",
+        "instead of a run's held-out questions; the key of an endpoint: VLM_R3_API_KEY",
+    )
+    group.add_argument("--benchmark", default="", metavar="NAME", help="mme, mmmu, mathvista, ...")
+    group.add_argument("--data", default="", metavar="FOLDER", help="its Parquet files as published")
+    group.add_argument("--split", default="", help="another split than the usual one")
+    group.add_argument(
+        "--style", choices=("direct", "look-again"), help="the usual prompt, or the paper's (look-again)"
+    )
+    group.add_argument("--model", default="", help="embedded, or a model folder (the preset's model.path)")
+    group.add_argument("--endpoint", default="", metavar="URL", help="OpenAI-compatible, with its /v1")
+    group.add_argument("--served-model", default="", metavar="NAME", help="model name at the endpoint")
+    group.add_argument("--allow-partial", action="store_true", help="measure although rows are missing")
 
 
 def _add_place(command: argparse.ArgumentParser) -> None:

@@ -9,17 +9,19 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from models.errors import GateError
+from models.errors import ConfigError, GateError
 from models.presets import load_preset
 from models.protocol import extract_answer
 from models.trajectory import CropSpan, Trajectory
 from tasks import progress
+from tasks.benchmark_request import model_overrides, request_of
 from tasks.preflight import check_preset, examine
 from tasks.services import prefect_server, sole_use
 from tasks.settings import Settings, is_ci, prepare
 
 if TYPE_CHECKING:
     from flows.pipeline import Outcome
+    from tasks.stage import StageOutput
 
 StageFlow = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -43,6 +45,50 @@ def run_flow(options: argparse.Namespace) -> int:
     if options.command == "run":
         return _close_pipeline(outcome, time.monotonic() - started)
     return _close_stage(options.command, outcome)
+
+
+def names_benchmark(options: argparse.Namespace) -> bool:
+    """Whether a published benchmark is asked for. Raises ConfigError when only its options are given."""
+    if options.benchmark:
+        return True
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in ("data", "split", "style", "model", "endpoint", "served_model", "allow_partial")
+        if getattr(options, name)
+    ]
+    if given:
+        raise ConfigError(f"{', '.join(given)} need a benchmark, and none is named. Add --benchmark NAME.")
+    return False
+
+
+def run_benchmark(options: argparse.Namespace) -> int:
+    """Run a published benchmark on a model or an endpoint and print its table."""
+    if not options.data:
+        raise ConfigError(
+            f"--benchmark {options.benchmark} needs --data FOLDER: where its Parquet files are."
+        )
+    chosen = model_overrides(
+        model=options.model, endpoint=options.endpoint, served_model=options.served_model
+    )
+    overrides = [*options.overrides, *chosen]
+    choice = {
+        "split": options.split,
+        "style": options.style or "look-again",
+        "allow_partial": options.allow_partial,
+    }
+    request_of(options.benchmark, options.data, load_preset(options.preset, overrides), **choice)
+    settings = prepare(options.work_dir, refresh=options.refresh)
+    board = progress.Board(_say, ("prepare", "benchmark"))
+    progress.use(board)
+    with sole_use(settings), _display(board), prefect_server(settings) as server:
+        with board.stage("prepare"):
+            from flows.benchmark import benchmark
+
+            _quiet_logs()
+            if server:
+                server.wait()
+        outcome = asyncio.run(benchmark(options.benchmark, options.data, options.preset, overrides, **choice))
+    return _close_benchmark(outcome)
 
 
 def ask(options: argparse.Namespace) -> int:
@@ -131,6 +177,15 @@ def _close_stage(command: str, outcome: Any) -> int:
         print(f"{name:12} {ref.uri}")
     for name, value in sorted(outcome.metrics.items()):
         print(f"{name:40} {value:g}")
+    return 0
+
+
+def _close_benchmark(outcome: "StageOutput") -> int:
+    from tasks.benchmark import BENCHMARK, TABLE
+    from tasks.stage import read_store
+
+    kept = outcome.artifacts[BENCHMARK]
+    print(f"\n{(read_store().fetch(kept) / TABLE).read_text(encoding='utf-8')}\n{BENCHMARK:11} {kept.uri}")
     return 0
 
 

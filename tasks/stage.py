@@ -59,10 +59,14 @@ class StageRun:
         inputs: Iterable[ArtifactRef],
         num_ranks: int = 1,
         num_threads: int = 0,
+        is_repeated: bool = False,
     ) -> tuple[RunDir, Result]:
-        """The run directory and result of ``python -m module``; an unfinished earlier run goes on."""
+        """The run directory and result of ``python -m module``; an unfinished earlier run goes on.
+
+        A finished one is not run again, unless ``is_repeated``: its child then decides what is left to do.
+        """
         run = self.directory(module, config, inputs)
-        if _is_done(run):
+        if _is_done(run) and not is_repeated:
             return run, run.result()
         log = _logger()
         result = await run_child(

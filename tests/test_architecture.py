@@ -46,6 +46,13 @@ LIGHT = (
     "models.evaluation.table",
     "models.evaluation.report",
     "models.evaluation.variants",
+    "models.evaluation.score",
+    "models.evaluation.benchmark",
+    *(
+        f"models.benchmarks.{path.stem}"
+        for path in sorted((ROOT / "models" / "benchmarks").glob("[a-z]*.py"))
+    ),
+    "tasks.benchmark_request",
     "tasks.settings",
     "tasks.artifacts",
     "tasks.launch",
@@ -63,6 +70,7 @@ ENVIRONMENT_USERS = {
     "tasks/supervisor.py",
     "models/child.py",
     "models/distributed.py",
+    "models/evaluation/benchmark.py",
     "models/evaluation/run.py",
     "models/vllm_engine.py",
 }

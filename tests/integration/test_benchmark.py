@@ -1,0 +1,45 @@
+"""A miniature of MME as it really runs: a child process, the embedded base, the reference engine."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from models.config import BenchmarkRun
+from models.evaluation.benchmark_results import BenchmarkResults
+from models.evaluation.benchmark_rows import read_asked
+from models.presets import load_preset
+from models.rundir import RunDir
+from tests.benchmark_examples import file_name, schema_of, small, write
+
+pytestmark = pytest.mark.integration
+
+
+def test_the_embedded_base_answers_mme_the_same_twice(tmp_path: Path) -> None:
+    published, split, rows = small("mme")
+    write(tmp_path / "mme" / file_name(split), rows, schema_of(published))
+    preset = load_preset("tiny", ["engine.kind=transformers"])
+    config = BenchmarkRun(
+        benchmark="mme",
+        data_path=str(tmp_path / "mme"),
+        split=split,
+        allow_partial=True,
+        style="direct",
+        model_path="embedded",
+        look=preset.look,
+        engine=preset.engine,
+        seed=0,
+    )
+    answers = []
+    for name in ("first", "second"):
+        run = RunDir.create(tmp_path / name, config)
+        command = [sys.executable, "-m", "models.evaluation.benchmark", str(run.path)]
+        child = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+        assert child.returncode == 0, child.stdout[-2000:] + child.stderr[-2000:]
+        assert all((run.path / path).is_file() for path in run.result().artifacts.values())
+        results = BenchmarkResults.load(run.path / "metrics.json")
+        assert (results.num_rows, results.num_scored, results.data.is_partial) == (2, 2, True)
+        answers.append([(row.prediction, row.score) for row in read_asked(run.path / "predictions.parquet")])
+    assert answers[0] == answers[1]
+    assert all(text for text, _ in answers[0])

@@ -1,0 +1,58 @@
+"""``vlm-r3 evaluate --benchmark``: what cannot work is refused at once, and says what to do instead."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.cli import main
+from models.presets import load_preset
+from tasks.benchmark_request import model_overrides, request_of
+from tests.benchmark_examples import file_name, schema_of, small, write
+
+PARTIAL = ["--benchmark", "mme", "--data", "DATA", "--allow-partial"]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    published, split, rows = small("mme")
+    write(tmp_path / "mme" / file_name(split), rows, schema_of(published))
+    return tmp_path / "mme"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--benchmark", "gqa", "--data", "DATA"], ["'gqa' is unknown", "mme, mmmu"]),
+        (["--benchmark", "mme"], ["needs --data FOLDER"]),
+        (["--benchmark", "mme", "--data", "DATA"], ["2 rows in 1 files; mme has 2374", "--allow-partial"]),
+        (["--benchmark", "mme", "--data", "/nowhere"], ["/nowhere: no Parquet file of split 'test'"]),
+        ([*PARTIAL, "--split", "val"], ["no split 'val', only test"]),
+        (["--style", "direct", "--split", "x"], ["--split, --style need", "Add --benchmark NAME"]),
+        ([*PARTIAL, "--model", "/nope"], ["/nope holds no config.json"]),
+        ([*PARTIAL, "--endpoint", "http://h/v1"], ["--endpoint http://h/v1 needs --served-model"]),
+        ([*PARTIAL, "--served-model", "m"], ["--served-model m needs --endpoint"]),
+        ([*PARTIAL, "--endpoint", "h", "--served-model", "m"], ["Endpoint 'h' is no URL", "http://127"]),
+        ([*PARTIAL, "--model", "embedded", "--endpoint", "http://h/v1"], ["both say who answers"]),
+    ],
+)
+def test_bad_input_is_code_2(
+    arguments: list[str], says: list[str], data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(data) if argument == "DATA" else argument for argument in arguments]
+    assert main(["evaluate", *given]) == 2
+    err = capsys.readouterr().err
+    for part in says:
+        assert part in err
+    assert "Traceback" not in err
+
+
+def test_who_answers_is_a_model_or_an_endpoint(data: Path) -> None:
+    def request(**choice: str):
+        given = {"model": "", "endpoint": "", "served_model": "", **choice}
+        preset = load_preset("tiny", model_overrides(**given))
+        return request_of("mme", str(data), preset, style="direct", allow_partial=True)
+
+    assert (request().model_path, request().split) == ("embedded", "test")
+    served = request(endpoint="http://h:8000/v1", served_model="org/it's 7")
+    assert served.model_path == ""
+    assert (served.engine.kind, served.engine.served_model) == ("http", "org/it's 7")
