@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from models.benchmarks.scorer import BENCHMARKS
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("flows", "tasks", "models")
 HEAVY = (
@@ -42,7 +44,11 @@ LIGHT = (
     "models.vlir.validate",
     "models.rgrpo.rewards",
     "models.rgrpo.advantages",
+    "models.schedule",
+    "models.benchmarks.sets",
+    *(f"models.benchmarks.{name}" for name in BENCHMARKS),
     "models.evaluation.metrics",
+    "models.evaluation.score",
     "models.evaluation.table",
     "models.evaluation.report",
     "models.evaluation.variants",

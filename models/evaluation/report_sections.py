@@ -93,7 +93,7 @@ def time(stages: Sequence[StageTime]) -> str:
         for stage in stages
     ]
     total = _duration(sum(stage.seconds for stage in stages))
-    return _table(f"{total} in all", ["stage", "time", "share", "remark"], rows)
+    return _table(f"{total} of work, some of it side by side", ["stage", "time", "share", "remark"], rows)
 
 
 def facts(found: Sequence[Fact]) -> str:

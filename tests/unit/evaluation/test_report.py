@@ -95,7 +95,7 @@ def test_every_section_is_there(inputs):
         "Validation of the rationales: 1 failed",
         "accepted rationales",
         "80.5 %",
-        "6 min 21 s in all",
+        "6 min 21 s of work",
         "from the cache",
         "c218138",
     ):
