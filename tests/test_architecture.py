@@ -52,12 +52,7 @@ LIGHT = (
     "models.evaluation.table",
     "models.evaluation.report",
     "models.evaluation.variants",
-    "models.evaluation.score",
     "models.evaluation.benchmark",
-    *(
-        f"models.benchmarks.{path.stem}"
-        for path in sorted((ROOT / "models" / "benchmarks").glob("[a-z]*.py"))
-    ),
     "tasks.benchmark_request",
     "tasks.settings",
     "tasks.artifacts",
