@@ -1,6 +1,7 @@
 """Fixtures that every test may use. Unit tests have no network: only sockets of this machine connect."""
 
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,10 @@ import pytest
 
 _UNIT = Path(__file__).parent / "unit"
 _LOCAL = ("127.", "::1", "localhost")
+
+# A shell starts background jobs with Ctrl-C ignored, and children inherit that: tests that interrupt a child
+# would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
