@@ -1,19 +1,14 @@
-"""Our MathVista scorer against vectors computed by the reference scorers."""
+"""The rules of other harnesses for MathVista, against vectors computed by them."""
 
 import pytest
 
 from models.benchmarks.mathvista import is_right_by_lmms, is_right_by_vlmevalkit
 from models.benchmarks.scorer import get_scorer, row_of
-from tests.oracle_vectors import close, read_aggregate, read_vectors, summarise_vectors
+from tests.oracle_vectors import read_vectors
 
 NAME = "mathvista"
 SCORER = get_scorer(NAME)
 VECTORS = read_vectors(NAME)
-
-
-@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["id"])
-def test_oracle_score(vector):
-    assert SCORER.score(row_of(vector, SCORER), vector["prediction"]) == close(vector["expected"])
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["id"])
@@ -24,10 +19,3 @@ def test_oracle_other_harnesses(vector):
     assert by_lmms == others["lmms_eval_precision_int"]["true_false"]
     by_vlmevalkit = is_right_by_vlmevalkit(row, found["extraction"])
     assert by_vlmevalkit == others["vlmevalkit_post_check_on_extraction"]
-
-
-def test_oracle_aggregate():
-    found = summarise_vectors(NAME)
-    assert found["n_vectors"] == len(VECTORS)
-    assert found["primary"] == SCORER.primary
-    assert found["metrics"] == close(read_aggregate(NAME))

@@ -1,20 +1,15 @@
-"""Our ScienceQA scorer against vectors computed by the reference scorers."""
+"""The rules of other harnesses for ScienceQA, against vectors computed by them."""
 
 import pytest
 
 from models.benchmarks import scienceqa
 from models.benchmarks.option_matching import infer_option
-from models.benchmarks.scorer import get_scorer, row_of
-from tests.oracle_vectors import close, read_aggregate, read_vectors, summarise_vectors
+from models.benchmarks.scorer import get_scorer
+from tests.oracle_vectors import read_vectors, summarise_vectors
 
 NAME = "scienceqa"
 SCORER = get_scorer(NAME)
 VECTORS = read_vectors(NAME)
-
-
-@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["id"])
-def test_oracle_score(vector):
-    assert SCORER.score(row_of(vector, SCORER), vector["prediction"]) == close(vector["expected"])
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["id"])
@@ -34,10 +29,3 @@ def test_oracle_random_fallback():
     # What the authors' script would guess is counted, and nothing else.
     guessed = sum(vector["alt"]["scienceqa_run_gpt3"]["random_fallback"] for vector in VECTORS)
     assert summarise_vectors(NAME)["counts"]["official_random_fallback"] == guessed
-
-
-def test_oracle_aggregate():
-    found = summarise_vectors(NAME)
-    assert found["n_vectors"] == len(VECTORS)
-    assert found["primary"] == SCORER.primary
-    assert found["metrics"] == close(read_aggregate(NAME))
