@@ -2,9 +2,10 @@
 
 from prefect import flow
 
+from models.config import Style
 from models.presets import load_preset
 from tasks.benchmark import run_benchmark
-from tasks.benchmark_request import Style, request_of
+from tasks.benchmark_request import request_of
 from tasks.stage import StageOutput, perform
 
 

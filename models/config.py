@@ -18,6 +18,8 @@ EMBEDDED_MODEL = Path(__file__).parent / "tiny" / "base"
 
 CropSourceName = Literal["original", "low_resolution", "random_region", "none"]
 Precision = Literal["float32", "bfloat16"]
+# How a model is asked: with the look-again prompt, or directly.
+Style = Literal["look-again", "direct"]
 
 
 class Config(BaseModel):
@@ -403,7 +405,7 @@ class EvaluationVariant(Config):
     name: str = Field(pattern=r"^[a-z0-9_]+$", description="Short name: file name, metric name.")
     label: str = Field("", description="Name for people; empty takes the short name.")
     model_path: str = Field(description="Folder in Hugging Face layout, or 'embedded'.")
-    style: Literal["look-again", "direct"] = Field(
+    style: Style = Field(
         "look-again",
         description="'direct' asks the bare question, no system prompt and no crops: the whole text counts.",
     )
@@ -453,7 +455,7 @@ class BenchmarkRun(Config):
     data_path: str = Field(description="Folder of the published Parquet files.")
     split: str = Field(description="Split as the benchmark's module names it.")
     allow_partial: bool = Field(False, description="Measure even when rows are missing; the report says so.")
-    style: Literal["look-again", "direct"] = Field(
+    style: Style = Field(
         "look-again",
         description="'direct' asks the benchmark's usual prompt: no system prompt, no crops, whole text.",
     )

@@ -1,17 +1,14 @@
 """What a run of a benchmark is asked to do, checked before anything is started."""
 
 from pathlib import Path
-from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
 from models.benchmarks.published import get_published
 from models.benchmarks.sets import find_set
-from models.config import BenchmarkRun, Preset, resolve_model_path
+from models.config import BenchmarkRun, Preset, Style, resolve_model_path
 from models.errors import ConfigError, RecordError
-
-Style = Literal["look-again", "direct"]
 
 
 def request_of(

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from models.config import Look
+from models.config import Look, Style
 from models.engine import ScriptedEngine
-from models.evaluation.predictions import Prediction, Style, score, write_predictions
+from models.evaluation.predictions import Prediction, score, write_predictions
 from models.evaluation.report_inputs import Check, Fact, Panel, Promotion, ReportInputs, StageTime
 from models.evaluation.results import Comparison, Estimate, Results, SampledScores, Scores, VariantResult
 from models.records import Question, write_questions

@@ -9,13 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from string import ascii_uppercase
-from typing import Literal
 
 from models.benchmarks.scorer import BENCHMARKS, Row
+from models.config import Style
 from models.errors import ConfigError
-
-# How a model is asked: as the benchmark is usually asked, or to look again before it answers.
-Style = Literal["direct", "look-again"]
 
 ANSWER_WITH_A_WORD = "Answer the question using a single word or phrase."
 ANSWER_WITH_A_LETTER = "Answer with the option's letter from the given choices directly."

@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from models.benchmarks.published import PublishedSet, Style
+from models.benchmarks.published import PublishedSet
 from models.benchmarks.scorer import Row
+from models.config import Style
 from models.errors import RecordError
 from models.records import Question, sha256
 

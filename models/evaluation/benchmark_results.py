@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from models.benchmarks.scorer import Row, Scorer, summary
 from models.benchmarks.sets import LocalSet
+from models.config import Style
 from models.errors import ScoringError
 from models.evaluation.benchmark_rows import AskedRow
 from models.evaluation.metrics import bootstrap_mean, wilson_interval
-from models.evaluation.predictions import Style
 from models.evaluation.results import Estimate, Frozen
 from models.protocol import is_well_formed
 from models.rundir import write_atomically

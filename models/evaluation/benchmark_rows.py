@@ -14,8 +14,8 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from models.benchmarks.scorer import Row, Score, Scorer
+from models.config import Style
 from models.errors import ScoringError
-from models.evaluation.predictions import Style
 from models.protocol import extract_answer
 from models.records import read_rows, write_rows
 from models.trajectory import StopReason, Trajectory

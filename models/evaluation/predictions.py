@@ -7,11 +7,12 @@ predictions are summed up, and never counts as a wrong answer.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
 from models.answers import matches
+from models.config import Style
 from models.errors import ScoringError
 from models.protocol import extract_answer, is_well_formed
 from models.records import Question, read_rows, write_rows
@@ -24,9 +25,6 @@ from models.transcripts import (
     transcript_of,
     transcript_row,
 )
-
-# How a model is asked: with the look-again prompt, or the bare question.
-Style = Literal["look-again", "direct"]
 
 PREDICTION_SCHEMA = pa.schema(
     [

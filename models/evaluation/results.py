@@ -8,9 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from models.config import CropSourceName
+from models.config import CropSourceName, Style
 from models.errors import ScoringError
-from models.evaluation.predictions import Style
 from models.rundir import write_atomically
 
 RESULTS_VERSION = "evaluation/1"
