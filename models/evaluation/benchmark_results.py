@@ -5,11 +5,8 @@ Rows that we broke and rows that could not be asked are in no metric and in ever
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
-
-from pydantic import ValidationError
 
 from models.benchmarks.scorer import Row, Scorer, summary
 from models.benchmarks.sets import LocalSet
@@ -17,9 +14,8 @@ from models.config import Style
 from models.errors import ScoringError
 from models.evaluation.benchmark_rows import AskedRow
 from models.evaluation.metrics import bootstrap_mean, wilson_interval
-from models.evaluation.results import Estimate, Frozen
+from models.evaluation.results import Estimate, Frozen, SavedResults
 from models.protocol import is_well_formed
-from models.rundir import write_atomically
 
 BENCHMARK_VERSION = "benchmark/1"
 
@@ -49,7 +45,7 @@ class ModelFacts(Frozen):
     engine: str
 
 
-class BenchmarkResults(Frozen):
+class BenchmarkResults(SavedResults):
     """One benchmark, one model. ``headline`` is the mean of the scorer's headline field with its interval:
     Wilson for an accuracy, bootstrap for a similarity.
 
@@ -58,6 +54,7 @@ class BenchmarkResults(Frozen):
     are over the scored rows too.
     """
 
+    contents = "a benchmark"
     version: str = BENCHMARK_VERSION
     data: SetFacts
     model: ModelFacts
@@ -81,23 +78,6 @@ class BenchmarkResults(Frozen):
     crops_per_question: float
     tokens_per_question: float | None
     seconds_per_question: float
-
-    def save(self, path: Path) -> None:
-        """Write as JSON."""
-        write_atomically(path, self.model_dump_json(indent=2))
-
-    @classmethod
-    def load(cls, path: Path) -> "BenchmarkResults":
-        """Read ``metrics.json``. Raises ScoringError when it is missing, malformed or of another version."""
-        try:
-            results = cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
-            raise ScoringError(f"{path} does not hold the results of a benchmark: {error}") from error
-        if results.version != BENCHMARK_VERSION:
-            raise ScoringError(
-                f"{path}: version {results.version!r}; this reader knows {BENCHMARK_VERSION!r}. Run again."
-            )
-        return results
 
     def numbers(self) -> Mapping[str, float]:
         """Every number under its name of docs/metrics.md, for ``metrics.jsonl`` and the tracker."""

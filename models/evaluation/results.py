@@ -5,6 +5,7 @@ meaning: no crop was given, no question has a gold box, a direct answer has no f
 """
 
 from pathlib import Path
+from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -19,6 +20,31 @@ class Frozen(BaseModel):
     """Base of the parts: immutable, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SavedResults(Frozen):
+    """Base of what is kept as ``metrics.json``: ``contents`` says of what, ``version`` has a default."""
+
+    contents: ClassVar[str]
+    version: str
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        write_atomically(path, self.model_dump_json(indent=2))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read ``metrics.json``. Raises ScoringError when it is missing, malformed or of another version."""
+        known = cls.model_fields["version"].default
+        try:
+            results = cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValidationError) as error:
+            raise ScoringError(f"{path} does not hold the results of {cls.contents}: {error}") from error
+        if results.version != known:
+            raise ScoringError(
+                f"{path}: version {results.version!r}; this reader knows {known!r}. Run again."
+            )
+        return results
 
 
 class Estimate(Frozen):
@@ -104,9 +130,10 @@ class Comparison(Frozen):
         return self.difference.high < 0
 
 
-class Results(Frozen):
+class Results(SavedResults):
     """A whole evaluation. ``questions_digest`` covers the questions asked: ids, pictures, texts, answers."""
 
+    contents = "an evaluation"
     version: str = RESULTS_VERSION
     seed: int
     questions_digest: str
@@ -137,20 +164,3 @@ class Results(Frozen):
             for kind, scores in variant.kinds.items():
                 counts[kind] = max(counts.get(kind, 0), scores.num_scored + scores.num_unscored)
         return tuple(sorted(counts, key=lambda kind: (-counts[kind], kind)))
-
-    def save(self, path: Path) -> None:
-        """Write as JSON."""
-        write_atomically(path, self.model_dump_json(indent=2))
-
-    @classmethod
-    def load(cls, path: Path) -> "Results":
-        """Read ``metrics.json``. Raises ScoringError when it is missing, malformed or of another version."""
-        try:
-            results = cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
-            raise ScoringError(f"{path} does not hold the results of an evaluation: {error}") from error
-        if results.version != RESULTS_VERSION:
-            raise ScoringError(
-                f"{path}: version {results.version!r}; this reader knows {RESULTS_VERSION!r}. Run again."
-            )
-        return results
