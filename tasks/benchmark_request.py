@@ -7,8 +7,9 @@ from pydantic import ValidationError
 
 from models.benchmarks.published import get_published
 from models.benchmarks.sets import find_set
-from models.config import BenchmarkRun, Preset, Style, resolve_model_path
+from models.config import Preset, Style, resolve_model_path
 from models.errors import ConfigError, RecordError
+from models.run_config import BenchmarkRun
 
 
 def request_of(
