@@ -21,7 +21,7 @@ from PIL import Image
 from models.benchmarks.published import PublishedSet
 from models.benchmarks.scorer import Row
 from models.config import Style
-from models.errors import RecordError
+from models.errors import RecordError, RowCountError
 from models.records import Question, sha256
 
 # Rows held in memory at a time; a page of DocVQA is about half a megabyte.
@@ -83,6 +83,7 @@ class LocalSet:
 
     published: PublishedSet
     split: str
+    folder: Path
     files: tuple[Path, ...]
     num_rows: int
     digest: str
@@ -116,7 +117,7 @@ def read_set(published: PublishedSet, folder: Path, split: str, *, allow_partial
     """
     names, num_rows = find_set(published, LocalFiles(folder), split, allow_partial=allow_partial)
     files = tuple(folder / name for name in names)
-    return LocalSet(published, split, files, num_rows, _digest(_questions(published, split, files)))
+    return LocalSet(published, split, folder, files, num_rows, _digest(_questions(published, split, files)))
 
 
 class SetFiles(Protocol):
@@ -154,8 +155,8 @@ def find_set(
 ) -> tuple[tuple[str, ...], int]:
     """The names of a split's files and the number of their rows; only the end of each file is read.
 
-    Raises RecordError when there are no files, when a column is missing, unexpected or of another type, or
-    when the number of rows is not the published one (unless ``allow_partial``).
+    Raises RecordError when there are no files or no rows, or when a column is missing, unexpected or of
+    another type; RowCountError when the number of rows is not the published one (unless ``allow_partial``).
     """
     if split not in published.splits:
         raise RecordError(
@@ -164,8 +165,10 @@ def find_set(
     names = _names(place, split)
     found = sum(_checked_rows(published, place, name) for name in names)
     expected = published.splits[split]
-    if found == 0 or (found != expected and not allow_partial):
-        raise RecordError(
+    if found == 0:
+        raise RecordError(f"{place}: 0 rows in {len(names)} files of split {split!r}. Fetch them again.")
+    if found != expected and not allow_partial:
+        raise RowCountError(
             f"{place}: {found} rows in {len(names)} files; {published.name} has {expected} in split "
             f"{split!r}. Fetch all its files, or allow a partial set, whose numbers are not the benchmark's."
         )

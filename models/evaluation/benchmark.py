@@ -2,8 +2,8 @@
 
     python -m models.evaluation.benchmark RUN_DIR
 
-Reads :class:`models.config.BenchmarkRun` and leaves in the run directory ``predictions.parquet`` (every row
-of the set, :mod:`models.evaluation.benchmark_rows`), ``metrics.json`` and ``table.txt``
+Reads :class:`models.run_config.BenchmarkRun` and leaves in the run directory ``predictions.parquet`` (every
+row of the set, :mod:`models.evaluation.benchmark_rows`), ``metrics.json`` and ``table.txt``
 (:mod:`models.evaluation.benchmark_results`). Rows are kept as they are answered: a start that finds rows of
 the same model, set and prompt does not ask them again. An endpoint's key is ``VLM_R3_API_KEY``.
 """
@@ -22,7 +22,7 @@ from models.benchmarks.published import PublishedSet, get_published
 from models.benchmarks.scorer import Row, get_scorer
 from models.benchmarks.sets import BenchmarkQuestion, LocalSet, read_set
 from models.child import run_stage
-from models.config import BenchmarkRun, Look, resolve_model_path
+from models.config import Look, resolve_model_path
 from models.engine import Engine
 from models.errors import ConfigError, EngineError, RecordError, RegionError, ScoringError
 from models.evaluation.benchmark_results import BenchmarkResults, ModelFacts, summarise, to_text
@@ -32,6 +32,7 @@ from models.evaluation.switch import folder_digest
 from models.http_engine import HTTPEngine
 from models.protocol import STOPS
 from models.rollout import Asked, stream
+from models.run_config import BenchmarkRun
 from models.rundir import Result, RunDir, write_atomically
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,11 @@ def measure(
     rows than ``max_unscored_share`` allows: what was answered is kept, and the next start asks the rest.
     """
     local = read_set(published, Path(config.data_path), config.split, allow_partial=config.allow_partial)
+    if config.data_digest not in ("", local.digest):
+        raise RecordError(
+            f"{config.data_path} has digest {local.digest}, and {config.data_digest} was asked for: its files "
+            "changed since. Start again."
+        )
     scorer, model = get_scorer(config.benchmark), model_facts(config)
     asking = Asking(local, config, Ledger(directory.path / "rows" / _identity(local, model)))
     asking.ask_all(open_engine, Progress(directory, local.num_rows, ALONE))
@@ -176,6 +182,7 @@ def model_facts(config: BenchmarkRun) -> ModelFacts:
     path = config.model_path
     return ModelFacts(
         path=path,
+        source=config.model_source,
         digest=folder_digest(resolve_model_path(path)) if path else None,
         endpoint="" if path else config.engine.endpoint,
         served_model="" if path else config.engine.served_model,
