@@ -151,14 +151,15 @@ class Asking:
                 f"be scored. The authors keep the answers of some splits; there are: "
                 f"{', '.join(each.published.splits)}."
             )
-        text = each.text(self.config.style)
+        prompt = each.prompt(self.config.style)
         earlier = self._earlier.get(each.id)
-        if earlier is not None and earlier.question_text == text:
+        if earlier is not None and earlier.question_text == prompt.text:
             return earlier
         try:
-            return Asked.of(each.question(self.config.style), self._look)
+            images = [each.image(number) for number in prompt.numbers]
+            return Asked.about(each.id, prompt.text, images, self._look, places=prompt.places)
         except (RecordError, RegionError) as error:
-            return AskedRow.unasked(each.id, text, str(error))
+            return AskedRow.unasked(each.id, prompt.text, str(error))
 
     @property
     def _num_kept(self) -> int:
@@ -196,7 +197,10 @@ def open_engine(config: BenchmarkRun) -> Engine:
         return HTTPEngine(config.engine, api_key=os.environ.get("VLM_R3_API_KEY", ""))
     from models.evaluation.engines import checkpoint_engines
 
-    engines = checkpoint_engines(config.engine, look=config.look, seed=config.seed)
+    num_pictures = len(get_published(config.benchmark).pictures)
+    max_images = max(config.engine.max_images, num_pictures + config.look.max_crops)
+    engine = config.engine.model_copy(update={"max_images": max_images})
+    engines = checkpoint_engines(engine, look=config.look, seed=config.seed)
     return engines.open(resolve_model_path(config.model_path))
 
 
