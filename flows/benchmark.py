@@ -30,9 +30,9 @@ async def benchmark(
 ) -> StageOutput:
     """Ask and score every row of a set; artifact ``benchmark``.
 
-    The model is ``model.path`` of the preset (a folder, ``models:/``, ``s3://``), or with ``engine.kind`` http
-    whatever the endpoint serves. ``data`` is a folder or an ``s3://`` prefix; ``lock`` is the file of pinned digests
-    (in the work directory).
+    The model is ``model.path`` of the preset (a folder, ``models:/``, ``s3://``), or with ``engine.kind``
+    http whatever the endpoint serves. ``data`` is a folder or an ``s3://`` prefix; ``lock`` is the file of
+    pinned digests (in the work directory).
     """
     settings = Settings.read()
     pinning = Pinning(

@@ -19,7 +19,7 @@ from tasks.benchmark_request import check_request, model_overrides
 from tasks.model_source import champion_or, find_model
 from tasks.preflight import check_preset, examine
 from tasks.services import prefect_server, sole_use
-from tasks.settings import Settings, is_ci, prepare
+from tasks.settings import is_ci, prepare
 
 if TYPE_CHECKING:
     from flows.pipeline import Outcome

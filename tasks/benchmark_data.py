@@ -1,4 +1,4 @@
-"""The files of a published benchmark on this machine, and that they are the ones that were measured before."""
+"""The files of a published benchmark on this machine, and the pins of what was measured before."""
 
 import datetime
 import fcntl
@@ -38,8 +38,8 @@ _PINS = TypeAdapter(dict[str, Pin])
 
 @dataclass(frozen=True, slots=True)
 class Pinning:
-    """How the digest of a set is judged: ``lock`` is the file of pins, ``demanded`` a digest that it must have,
-    ``accepted`` one that replaces the pin.
+    """How the digest of a set is judged: ``lock`` is the file of pins, ``demanded`` a digest that it must
+    have, ``accepted`` one that replaces the pin.
     """
 
     lock: Path
@@ -69,7 +69,7 @@ def check_set(published: PublishedSet, data: str, split: str, *, allow_partial: 
 def fetch_set(
     published: PublishedSet, data: str, split: str, *, allow_partial: bool, settings: Settings
 ) -> LocalSet:
-    """The set in local files; what lies in S3 is fetched after it was checked. Raises as :func:`check_set`."""
+    """The set in local files; from S3 it is fetched after it was checked. Raises as :func:`check_set`."""
     folder = local_folder(data)
     with _explained():
         if data.startswith(S3_SCHEME):
@@ -108,7 +108,8 @@ def check_digest(local: LocalSet, source: str, pinning: Pinning) -> None:
                 source,
                 pin.digest,
                 f"{pinning.lock} pins (from {pin.source}, {pin.date})",
-                f"If the change is meant: --accept-data-digest {local.digest}, or remove {name!r} from that file.",
+                f"If the change is meant: --accept-data-digest {local.digest}, or remove {name!r} from that "
+                f"file.",
             )
         if pinning.accepted not in ("", local.digest):
             raise _differs(
@@ -167,6 +168,6 @@ def _text(pins: Mapping[str, Pin]) -> str:
 
 def _differs(local: LocalSet, source: str, expected: str, who: str, way_out: str) -> ConfigError:
     return ConfigError(
-        f"{local.published.name}, split {local.split!r}, in {source} has digest {local.digest}; {who} {expected}. "
-        f"Numbers on other data cannot be compared. {way_out}"
+        f"{local.published.name}, split {local.split!r}, in {source} has digest {local.digest}; {who} "
+        f"{expected}. Numbers on other data cannot be compared. {way_out}"
     )

@@ -40,7 +40,8 @@ def request_of(
     settings: Settings,
     pinning: Pinning,
 ) -> BenchmarkRun:
-    """The configuration of the child, its data and its model being on this machine; an empty split is the usual.
+    """The configuration of the child, its data and its model being on this machine; an empty split is the
+    usual.
 
     Raises as :func:`check_request`, ConfigError also when the data are not those that are pinned.
     """

@@ -1,7 +1,7 @@
 """Where a model comes from: one way to name it, whoever asks.
 
-``embedded``, a folder, ``models:/vlm-r3@champion``, ``models:/vlm-r3/3`` (also ``champion`` and ``3`` alone), or
-an ``s3://`` prefix of a model folder or of an artifact.
+``embedded``, a folder, ``models:/vlm-r3@champion``, ``models:/vlm-r3/3`` (also ``champion`` and ``3``
+alone), or an ``s3://`` prefix of a model folder or of an artifact.
 """
 
 import re
@@ -29,8 +29,8 @@ _MODEL_FILES = (".json", ".jinja", ".txt", ".model", ".safetensors")
 
 @dataclass(frozen=True, slots=True)
 class FoundModel:
-    """A model on this machine: its folder, or ``embedded``; ``source`` says what the folder is a copy of, with the
-    number of a registered version, and is empty where it is none.
+    """A model on this machine: its folder, or ``embedded``; ``source`` says what the folder is a copy of,
+    with the number of a registered version, and is empty where it is none.
     """
 
     path: str
@@ -80,7 +80,8 @@ def _version_asked(wanted: str) -> str:
         registered = _REGISTERED.fullmatch(wanted)
         if registered is None:
             raise ConfigError(
-                f"{wanted!r} is no registered model. Write models:/{MODEL_NAME}@ALIAS or models:/{MODEL_NAME}/NUMBER."
+                f"{wanted!r} is no registered model. Write models:/{MODEL_NAME}@ALIAS or "
+                f"models:/{MODEL_NAME}/NUMBER."
             )
         return registered["version"]
     is_path = wanted == "embedded" or Path(wanted).exists()
@@ -95,13 +96,15 @@ def _registered(wanted: str, alias_or_number: str, settings: Settings) -> "Versi
         found = find_version(alias_or_number)
     if found is None:
         raise ConfigError(
-            f"Model {wanted!r}: there is no such folder, and no version of {MODEL_NAME} has the alias or number "
-            f"{alias_or_number!r}. `vlm-r3 run` registers versions; MLFLOW_TRACKING_URI or --work-dir says where."
+            f"Model {wanted!r}: there is no such folder, and no version of {MODEL_NAME} has the alias or "
+            "number "
+            f"{alias_or_number!r}. `vlm-r3 run` registers versions; MLFLOW_TRACKING_URI or --work-dir says "
+            "where."
         )
     if not found.model.sha256:
         raise ConfigError(
-            f"Version {found.number} of {MODEL_NAME} names no digest of its weights, so they cannot be checked. "
-            "Register it by a run."
+            f"Version {found.number} of {MODEL_NAME} names no digest of its weights, so they cannot be "
+            "checked. Register it by a run."
         )
     return found
 

@@ -1,8 +1,9 @@
 """S3 and whatever speaks its language: the only module that knows boto3.
 
-Endpoint, region and credentials come from where boto3 looks for them (``AWS_ENDPOINT_URL``, the environment, a
-profile, the role of the machine); none of them appears in a message. A request is tried again with jitter; a
-body that is cut goes on where it was cut; an object is always read as it was when it was found (``If-Match``).
+Endpoint, region and credentials come from where boto3 looks for them (``AWS_ENDPOINT_URL``, the environment,
+a profile, the role of the machine); none of them appears in a message. A request is tried again with jitter;
+a body that is cut goes on where it was cut; an object is always read as it was when it was found
+(``If-Match``).
 """
 
 import base64
@@ -80,7 +81,7 @@ class S3:
         return str(self.client.meta.endpoint_url)
 
     def objects(self, prefix: S3Uri) -> Iterator[RemoteObject]:
-        """Every object under a prefix, in the order of its keys. The end of the prefix is the end of a folder."""
+        """Every object under a prefix, which is a folder, in the order of the keys."""
         pages = self.client.get_paginator("list_objects_v2")
         with explained(prefix):
             for page in pages.paginate(Bucket=prefix.bucket, Prefix=f"{prefix.key}/" if prefix.key else ""):
@@ -131,7 +132,7 @@ class S3:
         return io.BufferedReader(_RemoteFile(self, found), buffer_size=1 << 16)
 
     def put(self, uri: S3Uri, data: bytes, *, if_absent: bool = False, **metadata: str) -> bool:
-        """Write a whole object; the store checks its MD5. False when ``if_absent`` and there is one already."""
+        """Write a whole object; the store checks its MD5. False when ``if_absent`` and there is one."""
         condition = {"IfNoneMatch": "*"} if if_absent else {}
         try:
             with explained(uri):
@@ -222,8 +223,8 @@ def _explained(uri: S3Uri, error: ClientError) -> Exception:
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if code in _REFUSALS or status in (401, 403):
         return StoreError(
-            f"{uri}: the store refused the credentials ({code}). What they must allow is in docs/operations.md; "
-            "they come from AWS_ACCESS_KEY_ID, AWS_PROFILE or the machine's role."
+            f"{uri}: the store refused the credentials ({code}). What they must allow is in "
+            "docs/operations.md; they come from AWS_ACCESS_KEY_ID, AWS_PROFILE or the machine's role."
         )
     if code == "NoSuchBucket":
         return StoreError(f"{uri}: there is no bucket {uri.bucket!r}. Make it, or name another.")

@@ -1,4 +1,5 @@
-"""Fetch many objects into one folder: in parallel parts, continued after an interruption, complete or not there.
+"""Fetch many objects into one folder: in parallel parts, continued after an interruption, complete or not
+there.
 
 While it grows the folder is ``NAME.partial``: ``files/`` has the bytes, ``notes/`` which parts of a file are
 whole. It takes its name when every file is complete and has the digest that was asked for.
@@ -55,7 +56,8 @@ def download(
     extra: dict[str, str] | None = None,
     part_size: int = PART_SIZE,
 ) -> Path:
-    """The folder with all wanted objects, and the small files ``extra`` (text by name); at once if it is there.
+    """The folder with all wanted objects, and the small files ``extra`` (text by name); at once if it is
+    there.
 
     Raises StoreError when there is no room or the store does not deliver, ObjectChangedError when an object
     changes meanwhile, ArtifactError when one has another digest than was asked for.
@@ -103,7 +105,7 @@ class _Download:
                 raise
 
     def finish(self, wanted: Wanted) -> None:
-        """Check a file that has all its parts. One that is wrong is removed, so that the next start fetches it."""
+        """Check a file that has all its parts; a wrong one is removed, so that the next start fetches it."""
         path = self._file(wanted)
         if not wanted.sha256:
             return
@@ -113,8 +115,8 @@ class _Download:
             path.unlink()
             self._note(wanted).unlink(missing_ok=True)
             raise ArtifactError(
-                f"{wanted.found.uri} has sha256 {found[:12]}, its manifest says {wanted.sha256[:12]}: the object "
-                "was damaged or replaced. Publish the artifact again."
+                f"{wanted.found.uri} has sha256 {found[:12]}, its manifest says {wanted.sha256[:12]}: the "
+                "object was damaged or replaced. Publish the artifact again."
             )
 
     def _missing(self, wanted: Wanted) -> Iterator[_Part]:
@@ -145,8 +147,8 @@ class _Download:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             raise StoreError(
-                f"{self.folder}: no room for {part.wanted.name} ({error.strerror}). Make room and start again: "
-                "what was fetched is kept."
+                f"{self.folder}: no room for {part.wanted.name} ({error.strerror}). Make room and start "
+                "again: what was fetched is kept."
             ) from error
 
     def _write(self, part: _Part) -> None:
@@ -175,8 +177,8 @@ class _Download:
         free = shutil.disk_usage(self.folder).free
         if missing and missing + _SPARE_BYTES > free:
             raise StoreError(
-                f"{self.folder}: {missing / 1e9:.2f} GB are to be fetched and {free / 1e9:.2f} GB are free. Make "
-                "room, or choose another disk by --work-dir; what was fetched is kept."
+                f"{self.folder}: {missing / 1e9:.2f} GB are to be fetched and {free / 1e9:.2f} GB are free. "
+                "Make room, or choose another disk by --work-dir; what was fetched is kept."
             )
 
     def _file(self, wanted: Wanted) -> Path:

@@ -42,7 +42,7 @@ class RemoteFolder:
         return cast(BinaryIO, self.s3.open(self.objects[name]))
 
     def mirror(self, names: Iterable[str], settings: Settings, on_progress: OnProgress) -> Path:
-        """A local folder with these objects, fetched now or before, and ``mirror.json``: what they are copies of."""
+        """A local folder with these objects, fetched now or before; ``mirror.json`` says what they are."""
         wanted = [Wanted(self.objects[name], name) for name in sorted(names)]
         source = {
             "endpoint": self.s3.endpoint,

@@ -49,6 +49,7 @@ def safe_name(name: str) -> str:
         or any(character in name for character in ("\\", "\0", "\n"))
     ):
         raise ArtifactError(
-            f"The name {name!r} could leave its folder. Names are relative, with forward slashes, without '..'."
+            f"The name {name!r} could leave its folder. Names are relative, with forward slashes, without "
+            "'..'."
         )
     return name

@@ -1,4 +1,5 @@
-"""Registered versions of the model, read from MLflow's registry; :mod:`tasks.registry` makes and promotes them.
+"""Registered versions of the model, read from MLflow's registry; :mod:`tasks.registry` makes and promotes
+them.
 
 One registered model, ``vlm-r3``. A version points at weights in the artifact store, where they exist once,
 and carries its evidence as tags; an alias says what it is.

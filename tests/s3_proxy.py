@@ -41,7 +41,7 @@ Rule = Callable[[Call], Fault | None]
 
 @dataclass
 class Proxy:
-    """``rule`` decides on every request; ``sent`` and ``received`` are bytes of bodies, to and from the client."""
+    """``rule`` decides on every request; ``sent`` and ``received`` are bytes of bodies at the client."""
 
     endpoint: str
     upstream: str

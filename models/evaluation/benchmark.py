@@ -62,8 +62,8 @@ def measure(
     local = read_set(published, Path(config.data_path), config.split, allow_partial=config.allow_partial)
     if config.data_digest not in ("", local.digest):
         raise RecordError(
-            f"{config.data_path} has digest {local.digest}, and {config.data_digest} was asked for: its files "
-            "changed since. Start again."
+            f"{config.data_path} has digest {local.digest}, and {config.data_digest} was asked for: its "
+            "files changed since. Start again."
         )
     scorer, model = get_scorer(config.benchmark), model_facts(config)
     asking = Asking(local, config, Ledger(directory.path / "rows" / _identity(local, model)))
@@ -148,7 +148,7 @@ class Asking:
         if not each.published.answers(each.row):
             raise ConfigError(
                 f"{each.published.name}, split {each.split!r}: {each.id!r} has no gold answer, so it cannot "
-                f"be scored. The authors keep the answers of some splits; there are: "
+                "be scored. The authors keep the answers of some splits; there are: "
                 f"{', '.join(each.published.splits)}."
             )
         prompt = each.prompt(self.config.style)

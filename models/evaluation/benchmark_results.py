@@ -36,8 +36,8 @@ class SetFacts(Frozen):
 
 
 class ModelFacts(Frozen):
-    """Who answered. ``digest`` covers every file of a model folder; an endpoint shows us none. ``source`` is the
-    registered version (models:/vlm-r3/NUMBER) or s3:// prefix that the folder is a copy of, if it is one.
+    """Who answered. ``digest`` covers every file of a model folder; an endpoint shows us none. ``source`` is
+    the registered version (models:/vlm-r3/NUMBER) or s3:// prefix that the folder is a copy of, if it is one.
     """
 
     path: str
