@@ -57,9 +57,10 @@ class RemoteObject:
 class S3:
     """A connection; safe to share between threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_tries: int = _MAX_TRIES) -> None:
+        self._max_tries = max_tries
         config = Config(
-            retries={"mode": "standard", "max_attempts": _MAX_TRIES},
+            retries={"mode": "standard", "max_attempts": max_tries},
             max_pool_connections=2 * NUM_CONNECTIONS,
             connect_timeout=10,
             read_timeout=60,
@@ -110,13 +111,15 @@ class S3:
         """
         place, tries = start, 0
         while place < stop:
+            began = place
             try:
                 for block in self._body(found, place, stop).iter_chunks(_BLOCK):
-                    place, tries = place + len(block), 0
+                    place += len(block)
                     yield block
             except _CUT as error:
-                tries += 1
-                if tries >= _MAX_TRIES:
+                # A trickle is no progress: a store that cuts after every few bytes would be asked for ever.
+                tries = 1 if place - began >= _BLOCK else tries + 1
+                if tries >= self._max_tries:
                     raise StoreError(
                         f"{found.uri}: the connection was cut {tries} times at byte {place} of {found.size}. "
                         "Start again when the store is well; what was fetched is kept."
@@ -234,4 +237,4 @@ def _explained(uri: S3Uri, error: ClientError) -> Exception:
         return ObjectChangedError(
             f"{uri} changed while it was read. Start again: what did not change is not fetched again."
         )
-    return StoreError(f"{uri}: the store answered {status} {code}, also after {_MAX_TRIES} tries.")
+    return StoreError(f"{uri}: the store answered {status} {code}, also when asked again.")
