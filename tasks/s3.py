@@ -11,7 +11,7 @@ import hashlib
 import io
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -134,7 +134,7 @@ class S3:
         """The object as a file of which only what is read is fetched."""
         return io.BufferedReader(_RemoteFile(self, found), buffer_size=1 << 16)
 
-    def put(self, uri: S3Uri, data: bytes, *, if_absent: bool = False, **metadata: str) -> bool:
+    def put(self, uri: S3Uri, data: bytes, *, metadata: Mapping[str, str], if_absent: bool = False) -> bool:
         """Write a whole object; the store checks its MD5. False when ``if_absent`` and there is one."""
         condition = {"IfNoneMatch": "*"} if if_absent else {}
         try:
@@ -144,7 +144,7 @@ class S3:
                     Key=uri.key,
                     Body=data,
                     ContentMD5=base64.b64encode(md5(data)).decode(),
-                    Metadata=metadata,
+                    Metadata=dict(metadata),
                     **condition,
                 )
         except ObjectChangedError:
