@@ -52,7 +52,7 @@ def _command(options: argparse.Namespace) -> Callable[[argparse.Namespace], int]
         return commands.run_benchmark
     if options.command in FLOWS:
         return commands.run_flow
-    return {"ask": commands.ask, "doctor": commands.doctor}[options.command]
+    return {"ask": commands.ask, "fetch": commands.fetch, "doctor": commands.doctor}[options.command]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,6 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("image", type=Path)
     ask.add_argument("question")
     ask.add_argument("--model", default="", help=f"{_MODELS} (the champion, if there is one)")
+    fetch = commands.add_parser("fetch", help="bring a registered model or any artifact into a folder")
+    fetch.add_argument("artifact", help="models:/vlm-r3@ALIAS, models:/vlm-r3/NUMBER, s3://..., file://...")
+    fetch.add_argument("folder", type=Path, metavar="DIR", help="a folder that is new or empty")
+    _add_place(fetch)
     doctor = commands.add_parser("doctor", help="say what this machine has and lacks")
     _add_place(doctor)
     return parser

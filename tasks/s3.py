@@ -93,15 +93,22 @@ class S3:
                         uri = S3Uri(prefix.bucket, found["Key"])
                         yield RemoteObject(uri, found["Size"], found["ETag"], found["LastModified"])
 
-    def find(self, uri: S3Uri) -> tuple[RemoteObject, dict[str, str]] | None:
-        """One object and its own metadata; None when there is none."""
+    def find(self, uri: S3Uri) -> RemoteObject | None:
+        """One object; None when there is none. A list says so also to who may only list under a prefix."""
+        with explained(uri):
+            page = self.client.list_objects_v2(Bucket=uri.bucket, Prefix=uri.key, MaxKeys=1)
+        for found in page.get("Contents", ()):  # the key itself comes before all keys that only begin with it
+            if found["Key"] == uri.key:
+                return RemoteObject(uri, found["Size"], found["ETag"], found["LastModified"])
+        return None
+
+    def metadata(self, found: RemoteObject) -> dict[str, str]:
+        """What its writer noted on an object; nothing when it has gone."""
         try:
-            with explained(uri):
-                head = self.client.head_object(Bucket=uri.bucket, Key=uri.key)
+            with explained(found.uri):
+                return dict(self.client.head_object(Bucket=found.uri.bucket, Key=found.uri.key)["Metadata"])
         except FileNotFoundError:
-            return None
-        found = RemoteObject(uri, head["ContentLength"], head["ETag"], head["LastModified"])
-        return found, head["Metadata"]
+            return {}
 
     def blocks(self, found: RemoteObject, start: int, stop: int) -> Iterator[bytes]:
         """The bytes from ``start`` up to ``stop``, as they arrive.
