@@ -19,7 +19,7 @@ from models.errors import ConfigError, ScoringError
 from models.evaluation.metrics import check_unscored, compare, summarise, summarise_samples
 from models.evaluation.predictions import Prediction, score, write_predictions
 from models.evaluation.results import Comparison, Results, VariantResult
-from models.evaluation.shards import Shards, Share
+from models.evaluation.shards import ALONE, Shards, Share
 from models.evaluation.switch import Engines, EngineSwitch, folder_digest
 from models.records import Question
 from models.rollout import derive_seed, stream
@@ -29,7 +29,6 @@ from models.rundir import RunDir
 log = logging.getLogger(__name__)
 
 SAMPLING_TEMPERATURE = 1.0
-ALONE = Share()
 # Attempts in flight, in batches of the engine.
 _QUEUE_FACTOR = 2
 # Progress lines come about this often.

@@ -35,9 +35,16 @@ class Share:
         """True in the one process that merges and writes results."""
         return self.rank == 0
 
+    def has(self, place: int) -> bool:
+        """True for the place, from 0, of a question of this share."""
+        return place % self.num_ranks == self.rank
+
     def of(self, questions: Sequence[Question]) -> Sequence[Question]:
         """The questions of this share."""
         return questions[self.rank :: self.num_ranks]
+
+
+ALONE = Share()
 
 
 class Marker(Frozen):
