@@ -27,10 +27,10 @@ from models.child import run_stage
 from models.config import Look, resolve_model_path
 from models.engine import Engine
 from models.errors import ConfigError, EngineError, RecordError, RegionError, ScoringError
-from models.evaluation.benchmark_ledger import Deliveries, Ledger
 from models.evaluation.benchmark_results import BenchmarkResults, ModelFacts, summarise, to_text
-from models.evaluation.benchmark_rows import AskedRow, write_asked
+from models.evaluation.benchmark_rows import ASKED, AskedRow, write_asked
 from models.evaluation.evaluate import Progress
+from models.evaluation.ledger import Deliveries, Ledger
 from models.evaluation.ranks import take_device, this_launch, this_share
 from models.evaluation.shards import ALONE, Share
 from models.evaluation.switch import folder_digest
@@ -83,14 +83,15 @@ def measure(
     """
     local = read_set(published, Path(config.data_path), config.split, allow_partial=config.allow_partial)
     scorer, model = get_scorer(config.benchmark), model_facts(config)
-    asking = Asking(local, config, Ledger(directory.path / "rows" / _identity(local, model), share), share)
+    ledger = Ledger(directory.path / "rows" / _identity(local, model), share, ASKED)
+    asking = Asking(local, config, ledger, share)
     progress = Progress(directory, local.num_rows, share)
     asking.ask_all(open_engine, progress)
-    deliveries = Deliveries(directory.path / "ranks", launch, share)
+    deliveries = Deliveries(directory.path / "ranks", launch, share, ASKED)
     if not share.is_first:
         deliveries.hand_in(asking.found.values())
         return None
-    found = asking.found | deliveries.collect()
+    found = asking.found | {row.id: row for row in deliveries.collect()}
     progress.finish()
     asked = [(row, found[id].scored(row, scorer)) for id, row in asking.rows.items()]
     assert len(asked) == local.num_rows, "every row of the set has an outcome"
@@ -111,13 +112,13 @@ class Asking:
 
     local: LocalSet
     config: BenchmarkRun
-    ledger: Ledger
+    ledger: Ledger[AskedRow]
     share: Share
     rows: dict[str, Row] = field(default_factory=dict)
     found: dict[str, AskedRow] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._earlier = self.ledger.read()
+        self._earlier = {row.id: row for row in self.ledger.read()}
         self._look = rules(self.config)
         self._started: dict[str, float] = {}
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 from models.benchmarks.scorer import Row, Score, Scorer
 from models.config import Style
 from models.errors import ScoringError
+from models.evaluation.ledger import RowFiles
 from models.protocol import extract_answer
 from models.records import read_rows, write_rows
 from models.trajectory import StopReason, Trajectory
@@ -106,6 +107,9 @@ def write_asked(path: Path, rows: Iterable[AskedRow]) -> int:
 def read_asked(path: Path) -> list[AskedRow]:
     """All rows of a Parquet file, or of a folder of them."""
     return [_asked(row) for row in read_rows(path, ROW_SCHEMA, version=TRANSCRIPT_VERSION)]
+
+
+ASKED = RowFiles(read=read_asked, write=write_asked, is_broken=lambda row: row.outcome == "failed")
 
 
 def _outcome(trajectory: Trajectory) -> tuple[Outcome, str]:
