@@ -31,8 +31,7 @@ from models.evaluation.benchmark_results import BenchmarkResults, ModelFacts, su
 from models.evaluation.benchmark_rows import ASKED, AskedRow, write_asked
 from models.evaluation.evaluate import Progress
 from models.evaluation.ledger import Deliveries, Ledger
-from models.evaluation.ranks import take_device, this_launch, this_share
-from models.evaluation.shards import ALONE, Share
+from models.evaluation.ranks import ALONE, Share, take_device, this_launch, this_share
 from models.evaluation.switch import folder_digest
 from models.http_engine import HTTPEngine
 from models.protocol import STOPS

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from models.evaluation.shards import Share
+from models.evaluation.ranks import Share
 
 # A file is closed after so many rows, or so many seconds: what a killed process loses at most.
 _ROWS_PER_FILE = 64

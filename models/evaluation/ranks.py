@@ -6,12 +6,38 @@ Without a launcher a process is alone. It reads and writes the environment: call
 """
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from models.errors import ConfigError
-from models.evaluation.shards import Share
+from models.records import Question
 
 _LAUNCH = "TORCHELASTIC_RUN_ID"
 _DEVICES = "CUDA_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which part of the work is this process's: every ``num_ranks``-th question, from ``rank`` on."""
+
+    rank: int = 0
+    num_ranks: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """True in the one process that merges and writes results."""
+        return self.rank == 0
+
+    def has(self, place: int) -> bool:
+        """True for the place, from 0, of a question of this share."""
+        return place % self.num_ranks == self.rank
+
+    def of(self, questions: Sequence[Question]) -> Sequence[Question]:
+        """The questions of this share."""
+        return questions[self.rank :: self.num_ranks]
+
+
+ALONE = Share()
 
 
 def this_share() -> Share:
