@@ -1,6 +1,5 @@
 """Every benchmark in miniature, from its Parquet files to its metrics, answered by the embedded base."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +22,8 @@ PRESET = load_preset("tiny", ["engine.kind=transformers"])
 
 
 @pytest.fixture(scope="module")
-def policy() -> Iterator[Policy]:
-    yield load_policy(EMBEDDED_MODEL, dtype="float32")
+def policy() -> Policy:
+    return load_policy(EMBEDDED_MODEL, dtype="float32")
 
 
 @pytest.mark.parametrize("style", ["direct", "look-again"])
