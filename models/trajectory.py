@@ -201,6 +201,10 @@ class Trajectory:
         return replace(self, reward=reward)
 
 
+# A token limit that is none: only the context bounds the turn.
+AS_MANY_AS_FIT = 2**31 - 1
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One turn to generate: the prompt, the assistant's turn so far, and when to stop.

@@ -34,6 +34,7 @@ from models.protocol import STOPS
 from models.rollout import Asked, stream
 from models.run_config import BenchmarkRun
 from models.rundir import Result, RunDir, write_atomically
+from models.trajectory import AS_MANY_AS_FIT
 
 log = logging.getLogger(__name__)
 
@@ -164,13 +165,14 @@ class Asking:
 def rules(config: BenchmarkRun) -> Look:
     """The rules of looking again for a benchmark.
 
-    A direct answer has no system prompt and no crops. Otherwise only tokens and crops bound a rationale, not
-    turns: every closing brace pauses generation, and formulas are full of them.
+    A direct answer has no system prompt and no crops. Only the context and the number of crops bound a
+    rationale: a cap on tokens would cut it off before its answer, and so would one on turns, because every
+    closing brace pauses generation and formulas are full of them.
     """
-    look = config.look
+    unbounded = {"max_sampled_tokens": AS_MANY_AS_FIT, "max_turns": AS_MANY_AS_FIT}
     if config.style == "direct":
-        return look.model_copy(update={"system": None, "max_crops": 0})
-    return look.model_copy(update={"max_turns": look.max_sampled_tokens})
+        return config.look.model_copy(update={**unbounded, "system": None, "max_crops": 0})
+    return config.look.model_copy(update=unbounded)
 
 
 def model_facts(config: BenchmarkRun) -> ModelFacts:
