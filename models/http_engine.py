@@ -122,9 +122,11 @@ def chat_body(request: GenerationRequest, config: EngineConfig) -> dict[str, Any
     body: dict[str, Any] = {
         "model": config.served_model,
         "messages": messages,
-        "max_tokens": request.max_new_tokens,
         "temperature": request.temperature,
     }
+    # A limit beyond the context is none, and servers refuse it. Theirs may be shorter than we were told.
+    if request.max_new_tokens < config.max_model_len:
+        body["max_tokens"] = request.max_new_tokens
     if request.stops:
         body["stop"] = list(request.stops)
     if request.seed is not None:
@@ -141,7 +143,7 @@ def chat_body(request: GenerationRequest, config: EngineConfig) -> dict[str, Any
 
 def _question_messages(request: GenerationRequest) -> list[dict[str, Any]]:
     prompt = request.prompt
-    content = [*map(_image_part, prompt.pictures), _text_part(prompt.text)]
+    content = [_text_part(part) if isinstance(part, str) else _image_part(part) for part in prompt.parts()]
     user = {"role": "user", "content": content}
     return [user] if prompt.system is None else [{"role": "system", "content": prompt.system}, user]
 

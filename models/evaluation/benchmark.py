@@ -38,6 +38,7 @@ from models.protocol import STOPS
 from models.rollout import Asked, stream
 from models.run_config import BenchmarkRun
 from models.rundir import Result, RunDir, write_atomically
+from models.trajectory import AS_MANY_AS_FIT
 
 log = logging.getLogger(__name__)
 
@@ -181,14 +182,15 @@ class Asking:
                 f"be scored. The authors keep the answers of some splits; there are: "
                 f"{', '.join(each.published.splits)}."
             )
-        text = each.text(self.config.style)
+        prompt = each.prompt(self.config.style)
         earlier = self._earlier.get(each.id)
-        if earlier is not None and earlier.question_text == text:
+        if earlier is not None and earlier.question_text == prompt.text:
             return earlier
         try:
-            return Asked.of(each.question(self.config.style), self._look)
+            images = [each.image(number) for number in prompt.numbers]
+            return Asked.about(each.id, prompt.text, images, self._look, places=prompt.places)
         except (RecordError, RegionError) as error:
-            return AskedRow.unasked(each.id, text, str(error))
+            return AskedRow.unasked(each.id, prompt.text, str(error))
 
     @property
     def _num_kept(self) -> int:
@@ -198,13 +200,14 @@ class Asking:
 def rules(config: BenchmarkRun) -> Look:
     """The rules of looking again for a benchmark.
 
-    A direct answer has no system prompt and no crops. Otherwise only tokens and crops bound a rationale, not
-    turns: every closing brace pauses generation, and formulas are full of them.
+    A direct answer has no system prompt and no crops. Only the context and the number of crops bound a
+    rationale: a cap on tokens would cut it off before its answer, and so would one on turns, because every
+    closing brace pauses generation and formulas are full of them.
     """
-    look = config.look
+    unbounded = {"max_sampled_tokens": AS_MANY_AS_FIT, "max_turns": AS_MANY_AS_FIT}
     if config.style == "direct":
-        return look.model_copy(update={"system": None, "max_crops": 0})
-    return look.model_copy(update={"max_turns": look.max_sampled_tokens})
+        return config.look.model_copy(update={**unbounded, "system": None, "max_crops": 0})
+    return config.look.model_copy(update=unbounded)
 
 
 def model_facts(config: BenchmarkRun) -> ModelFacts:
@@ -226,7 +229,10 @@ def open_engine(config: BenchmarkRun) -> Engine:
     take_device()
     from models.evaluation.engines import checkpoint_engines
 
-    engines = checkpoint_engines(config.engine, look=config.look, seed=config.seed)
+    num_pictures = len(get_published(config.benchmark).pictures)
+    max_images = max(config.engine.max_images, num_pictures + config.look.max_crops)
+    engine = config.engine.model_copy(update={"max_images": max_images})
+    engines = checkpoint_engines(engine, look=config.look, seed=config.seed)
     return engines.open(resolve_model_path(config.model_path))
 
 

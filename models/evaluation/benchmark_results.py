@@ -212,5 +212,5 @@ def _warnings(results: BenchmarkResults) -> Iterator[str]:
     if results.truncation_rate > 0:
         yield (
             f"WARNING: {100 * results.truncation_rate:.1f} % of the answers were cut off by a limit; see "
-            "look.max_sampled_tokens, look.max_crops and engine.max_model_len."
+            "look.max_crops and engine.max_model_len."
         )
