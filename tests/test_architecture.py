@@ -73,7 +73,7 @@ ENVIRONMENT_USERS = {
     "models/child.py",
     "models/distributed.py",
     "models/evaluation/benchmark.py",
-    "models/evaluation/run.py",
+    "models/evaluation/ranks.py",
     "models/vllm_engine.py",
 }
 

@@ -1,11 +1,13 @@
 """Run a published benchmark as a child process, on a checkpoint or an OpenAI-compatible endpoint.
 
     python -m models.evaluation.benchmark RUN_DIR
+    torchrun --standalone --nproc-per-node N -m models.evaluation.benchmark RUN_DIR
 
 Reads :class:`models.run_config.BenchmarkRun` and leaves in the run directory ``predictions.parquet`` (every
 row of the set, :mod:`models.evaluation.benchmark_rows`), ``metrics.json`` and ``table.txt``
 (:mod:`models.evaluation.benchmark_results`). Rows are kept as they are answered: a start that finds rows of
-the same model, set and prompt does not ask them again. An endpoint's key is ``VLM_R3_API_KEY``.
+the same model, set and prompt does not ask them again, however many ranks asked them. Of ``num_ranks`` ranks
+each asks every ``num_ranks``-th row; the first sums up. An endpoint's key is ``VLM_R3_API_KEY``.
 """
 
 import hashlib
@@ -26,8 +28,10 @@ from models.config import Look, resolve_model_path
 from models.engine import Engine
 from models.errors import ConfigError, EngineError, RecordError, RegionError, ScoringError
 from models.evaluation.benchmark_results import BenchmarkResults, ModelFacts, summarise, to_text
-from models.evaluation.benchmark_rows import AskedRow, Ledger, write_asked
-from models.evaluation.evaluate import ALONE, Progress
+from models.evaluation.benchmark_rows import ASKED, AskedRow, write_asked
+from models.evaluation.evaluate import Progress
+from models.evaluation.ledger import Deliveries, Ledger
+from models.evaluation.ranks import ALONE, Share, take_device, this_launch, this_share
 from models.evaluation.switch import folder_digest
 from models.http_engine import HTTPEngine
 from models.protocol import STOPS
@@ -43,8 +47,17 @@ _QUEUE_FACTOR = 2
 
 
 def run(directory: RunDir, config: BenchmarkRun) -> Result:
-    """Ask and score every row of the set."""
-    results = measure(directory, config, get_published(config.benchmark), lambda: open_engine(config))
+    """Ask and score every row of the set, or ask this rank's share of them."""
+    results = measure(
+        directory,
+        config,
+        get_published(config.benchmark),
+        lambda: open_engine(config),
+        share=this_share(),
+        launch=this_launch(),
+    )
+    if results is None:
+        return Result(status="done", reason="asked its share of the rows")
     return Result(
         status="done",
         artifacts={name: name for name in ("metrics.json", "predictions.parquet", "table.txt")},
@@ -53,18 +66,34 @@ def run(directory: RunDir, config: BenchmarkRun) -> Result:
 
 
 def measure(
-    directory: RunDir, config: BenchmarkRun, published: PublishedSet, open_engine: Callable[[], Engine]
-) -> BenchmarkResults:
+    directory: RunDir,
+    config: BenchmarkRun,
+    published: PublishedSet,
+    open_engine: Callable[[], Engine],
+    *,
+    share: Share = ALONE,
+    launch: str = "",
+) -> BenchmarkResults | None:
     """The results of a benchmark; ``open_engine`` is called only if there is a row to ask.
+
+    The ranks of one start have the same ``launch``; all but the first return None.
 
     Raises RecordError for a set that is not the published one, ScoringError or EngineError when we broke more
     rows than ``max_unscored_share`` allows: what was answered is kept, and the next start asks the rest.
     """
     local = read_set(published, Path(config.data_path), config.split, allow_partial=config.allow_partial)
     scorer, model = get_scorer(config.benchmark), model_facts(config)
-    asking = Asking(local, config, Ledger(directory.path / "rows" / _identity(local, model)))
-    asking.ask_all(open_engine, Progress(directory, local.num_rows, ALONE))
-    asked = [(row, asking.found[id].scored(row, scorer)) for id, row in asking.rows.items()]
+    ledger = Ledger(directory.path / "rows" / _identity(local, model), share, ASKED)
+    asking = Asking(local, config, ledger, share)
+    progress = Progress(directory, local.num_rows, share)
+    asking.ask_all(open_engine, progress)
+    deliveries = Deliveries(directory.path / "ranks", launch, share, ASKED)
+    if not share.is_first:
+        deliveries.hand_in(asking.found.values())
+        return None
+    found = asking.found | {row.id: row for row in deliveries.collect()}
+    progress.finish()
+    asked = [(row, found[id].scored(row, scorer)) for id, row in asking.rows.items()]
     assert len(asked) == local.num_rows, "every row of the set has an outcome"
     write_asked(directory.path / "predictions.parquet", (found for _, found in asked))
     results = summarise(scorer, local, model, asked, style=config.style, seed=config.seed)
@@ -77,21 +106,24 @@ def measure(
 
 @dataclass
 class Asking:
-    """The rows of a set on their way: ``rows`` as published, ``found`` what became of each, by id."""
+    """The rows of a set on their way, by id: ``rows`` are all as published, ``found`` is what became of those
+    of this rank's share.
+    """
 
     local: LocalSet
     config: BenchmarkRun
-    ledger: Ledger
+    ledger: Ledger[AskedRow]
+    share: Share
     rows: dict[str, Row] = field(default_factory=dict)
     found: dict[str, AskedRow] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._earlier = self.ledger.read()
+        self._earlier = {row.id: row for row in self.ledger.read()}
         self._look = rules(self.config)
         self._started: dict[str, float] = {}
 
     def ask_all(self, open_engine: Callable[[], Engine], progress: Progress) -> None:
-        """Ask every row that no earlier start has asked."""
+        """Ask every row of the share that no earlier start has asked."""
         ready = self._ready(progress)
         first = next(ready, None)
         if first is not None:
@@ -101,8 +133,9 @@ class Asking:
             finally:
                 self.ledger.flush()
                 engine.close()
-        progress.finish()
-        log.info("%s: %d rows, %d of an earlier start", self.config.benchmark, len(self.rows), self._num_kept)
+        log.info(
+            "%s: %d rows, %d of an earlier start", self.config.benchmark, len(self.found), self._num_kept
+        )
 
     def _ask(self, engine: Engine, ready: Iterator[Asked], progress: Progress) -> None:
         trajectories = stream(
@@ -129,9 +162,11 @@ class Asking:
                 _check_failures(self.config, failed, self.local.num_rows)
 
     def _ready(self, progress: Progress) -> Iterator[Asked]:
-        """The rows that are still to be asked, made ready as they are wanted; notes all others."""
-        for each in self.local.questions():
+        """The rows of the share that are still to be asked, made ready as they are wanted; notes the rest."""
+        for place, each in enumerate(self.local.questions()):
             self.rows[each.id] = each.row
+            if not self.share.has(place):
+                continue
             asked = self._make_ready(each)
             if isinstance(asked, Asked):
                 self._started[each.id] = time.monotonic()
@@ -191,6 +226,7 @@ def open_engine(config: BenchmarkRun) -> Engine:
     """The engine that answers; torch and vLLM are imported only for a checkpoint."""
     if config.engine.kind == "http":
         return HTTPEngine(config.engine, api_key=os.environ.get("VLM_R3_API_KEY", ""))
+    take_device()
     from models.evaluation.engines import checkpoint_engines
 
     num_pictures = len(get_published(config.benchmark).pictures)

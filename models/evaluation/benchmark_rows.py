@@ -5,9 +5,8 @@ because a picture of the row cannot be used or the row does not fit the context.
 """
 
 import json
-import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ import pyarrow as pa
 from models.benchmarks.scorer import Row, Score, Scorer
 from models.config import Style
 from models.errors import ScoringError
+from models.evaluation.ledger import RowFiles
 from models.protocol import extract_answer
 from models.records import read_rows, write_rows
 from models.trajectory import StopReason, Trajectory
@@ -40,10 +40,6 @@ ROW_SCHEMA = pa.schema(
         ("num_tokens", pa.int64()),
     ]
 )
-
-# A file is closed after so many rows, or so many seconds: what a killed process loses at most.
-_ROWS_PER_FILE = 64
-_SECONDS_PER_FILE = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,38 +109,7 @@ def read_asked(path: Path) -> list[AskedRow]:
     return [_asked(row) for row in read_rows(path, ROW_SCHEMA, version=TRANSCRIPT_VERSION)]
 
 
-@dataclass(slots=True)
-class Ledger:
-    """The rows that were asked so far, in a folder of small files that outlive an interruption.
-
-    Rows that we broke are not kept: the next start asks them again.
-    """
-
-    folder: Path
-    _waiting: list[AskedRow] = field(default_factory=list)
-    _written: float = field(default_factory=time.monotonic)
-
-    def read(self) -> dict[str, AskedRow]:
-        """The rows of earlier starts by id."""
-        if not any(self.folder.glob("*.parquet")):
-            return {}
-        return {row.id: row for row in read_asked(self.folder)}
-
-    def add(self, row: AskedRow) -> None:
-        """Take a row; it is on disk after some more rows or seconds, or after :meth:`flush`."""
-        if row.outcome != "failed":
-            self._waiting.append(row)
-        is_due = time.monotonic() - self._written >= _SECONDS_PER_FILE
-        if is_due or len(self._waiting) >= _ROWS_PER_FILE:
-            self.flush()
-
-    def flush(self) -> None:
-        """Put on disk what waits."""
-        if self._waiting:
-            number = 1 + max((int(path.stem) for path in self.folder.glob("*.parquet")), default=0)
-            write_asked(self.folder / f"{number:06d}.parquet", self._waiting)
-            self._waiting = []
-        self._written = time.monotonic()
+ASKED = RowFiles(read=read_asked, write=write_asked, is_broken=lambda row: row.outcome == "failed")
 
 
 def _outcome(trajectory: Trajectory) -> tuple[Outcome, str]:

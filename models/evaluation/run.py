@@ -8,7 +8,6 @@ Reads :class:`models.run_config.EvaluationRun` and leaves in the run directory `
 ``table.md`` and ``table.csv``, and ``result.json``.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from models.child import run_stage
 from models.evaluation import table
 from models.evaluation.engines import engines_for
 from models.evaluation.evaluate import evaluate, variant_metrics
-from models.evaluation.shards import Share
+from models.evaluation.ranks import take_device, this_share
 from models.records import read_questions
 from models.run_config import EvaluationRun
 from models.rundir import Result, RunDir, write_atomically
@@ -24,7 +23,8 @@ from models.rundir import Result, RunDir, write_atomically
 
 def run(directory: RunDir, config: EvaluationRun) -> Result:
     """Measure everything that ``config`` names, or this rank's share of it."""
-    share = Share(rank=int(os.environ.get("RANK", "0")), num_ranks=int(os.environ.get("WORLD_SIZE", "1")))
+    share = this_share()
+    take_device()
     questions = read_questions(Path(config.questions_path))
     results = evaluate(directory, config, questions, engines_for(config), share=share)
     if results is None:

@@ -47,10 +47,13 @@ def row(name: str) -> VariantResult:
         first_box_on_object=None,
         first_box_iou=None,
         first_box_coverage=None,
+        gold_recall=None,
+        crops_with_answer=None,
         crop_width=None,
         crop_height=None,
         crop_tokens=None,
         tokens_per_question=30.0,
+        seconds_per_question=0.5,
     )
     return VariantResult(
         name=name,
