@@ -107,7 +107,8 @@ class Encoder:
 
     def collapse(self, prompt: Prompt, spans: Sequence[Span]) -> Collapsed:
         """The prompt and the assistant's turn so far. Raises EncodingError for a sampled span without ids."""
-        prompt_ids = self._prompt_ids(prompt.system, prompt.text, len(prompt.pictures))
+        texts = tuple(part if isinstance(part, str) else None for part in prompt.parts())
+        prompt_ids = self._prompt_ids(prompt.system, texts)
         parts = [_given(prompt_ids), *(self._span(span) for span in spans)]
         pictures = (*prompt.pictures, *(span.picture for span in spans if isinstance(span, CropSpan)))
         return self._joined(parts, pictures)
@@ -212,8 +213,9 @@ class Encoder:
             raise EncodingError(f"The tokenizer has no {token}. A Qwen2.5-VL tokenizer is needed.")
         return found
 
-    def _tokenize_prompt(self, system: str | None, text: str, num_pictures: int) -> tuple[int, ...]:
-        content = [{"type": "image"}] * num_pictures + [{"type": "text", "text": text}]
+    def _tokenize_prompt(self, system: str | None, parts: tuple[str | None, ...]) -> tuple[int, ...]:
+        """Ids of a prompt whose pictures are the parts that are None."""
+        content = [{"type": "image"} if text is None else {"type": "text", "text": text} for text in parts]
         messages = [{"role": "user", "content": content}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})

@@ -105,7 +105,7 @@ def chat_body(request: GenerationRequest, config: EngineConfig) -> dict[str, Any
 
 def _question_messages(request: GenerationRequest) -> list[dict[str, Any]]:
     prompt = request.prompt
-    content = [*map(_image_part, prompt.pictures), _text_part(prompt.text)]
+    content = [_text_part(part) if isinstance(part, str) else _image_part(part) for part in prompt.parts()]
     user = {"role": "user", "content": content}
     return [user] if prompt.system is None else [{"role": "system", "content": prompt.system}, user]
 

@@ -20,6 +20,7 @@ Beside it, over the same predictions, for comparison only:
 """
 
 import ast
+import re
 from collections.abc import Mapping, Sequence
 from random import Random
 from string import ascii_uppercase
@@ -286,4 +287,5 @@ PUBLISHED = PublishedSet(
     answers=published_answers,
     direct=direct_prompt,
     look_again=question_with_options,
+    picture_mark=re.compile(r"<image (\d+)>"),
 )

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from models.benchmarks.interleave import Interleaved, interleave
 from models.benchmarks.published import PublishedSet
 from models.benchmarks.scorer import Row
 from models.config import Style
-from models.errors import RecordError
-from models.records import Question, sha256
+from models.errors import RecordError, RowCountError
 
 # Rows held in memory at a time; a page of DocVQA is about half a megabyte.
 _BATCH_SIZE = 64
@@ -32,48 +32,30 @@ class BenchmarkQuestion:
     """One row of a benchmark, ready to be asked and scored.
 
     ``row`` is what a scorer needs: the published columns but for the pictures, and ``_has_image``.
-    ``pictures`` are encoded pictures in the order in which they are shown; there may be none or several.
+    ``pictures`` are encoded pictures by their number, the place of their column from 1; there may be none or
+    several.
     """
 
     published: PublishedSet
     split: str
     id: str
     row: Row
-    pictures: tuple[bytes, ...]
+    pictures: Mapping[int, bytes]
 
-    def text(self, style: Style) -> str:
-        """What the model is asked."""
-        return self.published.prompt(self.row, style)
+    def prompt(self, style: Style) -> Interleaved:
+        """What the model is asked, and where its pictures stand."""
+        text = self.published.prompt(self.row, style)
+        return interleave(text, tuple(self.pictures), self.published.picture_mark, style)
 
-    def question(self, style: Style) -> Question:
-        """The same as a record that a model can be asked. Raises RecordError unless there is one picture."""
-        if len(self.pictures) != 1:
-            raise RecordError(
-                f"{self.published.name} {self.id!r} has {len(self.pictures)} pictures; a question is asked "
-                "about exactly one. Leave it out and say so, or ask it in another way."
-            )
-        data = self.pictures[0]
+    def image(self, number: int) -> Image.Image:
+        """A decoded picture. Raises RecordError when it does not open."""
         try:
-            with Image.open(io.BytesIO(data)) as image:
-                width, height = image.size
-        except (OSError, SyntaxError, ValueError) as error:
+            return Image.open(io.BytesIO(self.pictures[number])).convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise RecordError(
-                f"{self.published.name} {self.id!r}: its picture does not open ({error}). Fetch the set "
-                "again."
+                f"{self.published.name} {self.id!r}: its picture {number} does not open ({error}). Fetch the "
+                "set again."
             ) from error
-        return Question(
-            id=self.id,
-            source=self.published.name,
-            split=self.split,
-            image_bytes=data,
-            image_sha256=sha256(data),
-            width=width,
-            height=height,
-            text=self.text(style),
-            answers=self.published.answers(self.row),
-            licence=self.published.licence,
-            kind=self.published.kind_of(self.row),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +104,8 @@ def find_set(
 ) -> tuple[tuple[Path, ...], int]:
     """The files of a split and the number of their rows, none of which is read.
 
-    Raises RecordError when there are no files, when a column is missing, unexpected or of another type, or
-    when the number of rows is not the published one (unless ``allow_partial``).
+    Raises RecordError when there are no files or no rows, or when a column is missing, unexpected or of
+    another type; RowCountError when the number of rows is not the published one (unless ``allow_partial``).
     """
     if split not in published.splits:
         raise RecordError(
@@ -134,8 +116,10 @@ def find_set(
     for file, parquet in zip(files, parquets, strict=True):
         _check_columns(published, file, parquet.schema_arrow)
     found, expected = sum(parquet.metadata.num_rows for parquet in parquets), published.splits[split]
-    if found == 0 or (found != expected and not allow_partial):
-        raise RecordError(
+    if found == 0:
+        raise RecordError(f"{folder}: 0 rows in {len(files)} files of split {split!r}. Fetch them again.")
+    if found != expected and not allow_partial:
+        raise RowCountError(
             f"{folder}: {found} rows in {len(files)} files; {published.name} has {expected} in split "
             f"{split!r}. Fetch all its files, or allow a partial set, whose numbers are not the benchmark's."
         )
@@ -212,8 +196,11 @@ def _questions(published: PublishedSet, split: str, files: tuple[Path, ...]) -> 
 
 def _question(published: PublishedSet, split: str, row: dict[str, Any], place: int) -> BenchmarkQuestion:
     id = published.id_of(row, place)
-    shown = [row[name] for name in published.pictures if row[name] is not None]
-    pictures = tuple(_picture_bytes(published, id, picture) for picture in shown)
+    pictures = {
+        number: _picture_bytes(published, id, row[name])
+        for number, name in enumerate(published.pictures, start=1)
+        if row[name] is not None
+    }
     plain = {name: value for name, value in row.items() if published.columns[name] != "image"}
     return BenchmarkQuestion(published, split, id, {**plain, "_has_image": bool(pictures)}, pictures)
 
@@ -238,8 +225,9 @@ def _digest(questions: Iterator[BenchmarkQuestion]) -> str:
                 f"{each.published.name}: id {each.id!r} occurs more than once. A file may be there twice."
             )
         seen.add(each.id)
-        parts = [each.id, each.row["question"], each.published.answers(each.row), [*map(len, each.pictures)]]
+        pictures = each.pictures.values()
+        parts = [each.id, each.row["question"], each.published.answers(each.row), [*map(len, pictures)]]
         digest.update(json.dumps(parts).encode())
-        for data in each.pictures:
+        for data in pictures:
             digest.update(data)
     return digest.hexdigest()

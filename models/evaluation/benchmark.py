@@ -2,8 +2,8 @@
 
     python -m models.evaluation.benchmark RUN_DIR
 
-Reads :class:`models.config.BenchmarkRun` and leaves in the run directory ``predictions.parquet`` (every row
-of the set, :mod:`models.evaluation.benchmark_rows`), ``metrics.json`` and ``table.txt``
+Reads :class:`models.run_config.BenchmarkRun` and leaves in the run directory ``predictions.parquet`` (every
+row of the set, :mod:`models.evaluation.benchmark_rows`), ``metrics.json`` and ``table.txt``
 (:mod:`models.evaluation.benchmark_results`). Rows are kept as they are answered: a start that finds rows of
 the same model, set and prompt does not ask them again. An endpoint's key is ``VLM_R3_API_KEY``.
 """
@@ -22,7 +22,7 @@ from models.benchmarks.published import PublishedSet, get_published
 from models.benchmarks.scorer import Row, get_scorer
 from models.benchmarks.sets import BenchmarkQuestion, LocalSet, read_set
 from models.child import run_stage
-from models.config import BenchmarkRun, Look, resolve_model_path
+from models.config import Look, resolve_model_path
 from models.engine import Engine
 from models.errors import ConfigError, EngineError, RecordError, RegionError, ScoringError
 from models.evaluation.benchmark_results import BenchmarkResults, ModelFacts, summarise, to_text
@@ -32,6 +32,7 @@ from models.evaluation.switch import folder_digest
 from models.http_engine import HTTPEngine
 from models.protocol import STOPS
 from models.rollout import Asked, stream
+from models.run_config import BenchmarkRun
 from models.rundir import Result, RunDir, write_atomically
 
 log = logging.getLogger(__name__)
@@ -145,14 +146,15 @@ class Asking:
                 f"be scored. The authors keep the answers of some splits; there are: "
                 f"{', '.join(each.published.splits)}."
             )
-        text = each.text(self.config.style)
+        prompt = each.prompt(self.config.style)
         earlier = self._earlier.get(each.id)
-        if earlier is not None and earlier.question_text == text:
+        if earlier is not None and earlier.question_text == prompt.text:
             return earlier
         try:
-            return Asked.of(each.question(self.config.style), self._look)
+            images = [each.image(number) for number in prompt.numbers]
+            return Asked.about(each.id, prompt.text, images, self._look, places=prompt.places)
         except (RecordError, RegionError) as error:
-            return AskedRow.unasked(each.id, text, str(error))
+            return AskedRow.unasked(each.id, prompt.text, str(error))
 
     @property
     def _num_kept(self) -> int:
@@ -189,7 +191,10 @@ def open_engine(config: BenchmarkRun) -> Engine:
         return HTTPEngine(config.engine, api_key=os.environ.get("VLM_R3_API_KEY", ""))
     from models.evaluation.engines import checkpoint_engines
 
-    engines = checkpoint_engines(config.engine, look=config.look, seed=config.seed)
+    num_pictures = len(get_published(config.benchmark).pictures)
+    max_images = max(config.engine.max_images, num_pictures + config.look.max_crops)
+    engine = config.engine.model_copy(update={"max_images": max_images})
+    engines = checkpoint_engines(engine, look=config.look, seed=config.seed)
     return engines.open(resolve_model_path(config.model_path))
 
 

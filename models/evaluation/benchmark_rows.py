@@ -1,7 +1,7 @@
 """The rows of a benchmark after they were asked: Parquet with the full transcript, one row per benchmark row.
 
 Three outcomes are kept apart: *scored*; *failed*, because we broke (the engine, the scorer); and *unasked*,
-because the row has not exactly one usable picture or does not fit the context. Only the first has a score.
+because a picture of the row cannot be used or the row does not fit the context. Only the first has a score.
 """
 
 import json

@@ -58,8 +58,7 @@ def make_candidate(look: Look) -> Callable[..., Candidate]:
         spans: list[SampledSpan | CropSpan] = []
         events = []
         for piece in pieces[:-1]:
-            box = box_request(piece)
-            picture, box = crop_from_original(question.image(), box, look.budget, None)
+            picture, box = crop_from_original(question.image(), box_request(piece).box, look.budget, None)
             spans += [SampledSpan(piece), CropSpan(picture, box)]
             events.append(BoxEvent(box))
         spans.append(SampledSpan(pieces[-1]))
