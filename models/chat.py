@@ -1,7 +1,7 @@
-"""One client for OpenAI-compatible chat endpoints: the HTTP engine and the judges of benchmarks speak through it.
+"""One client for OpenAI-compatible chat endpoints, for the HTTP engine and the judges of benchmarks.
 
-What may pass is tried again with growing waits: 408, 409, 429, 5xx, time-outs, refused connections. What still
-fails is an error, never a reply. The key goes into the request's header and into nothing else: where an
+What may pass is tried again with growing waits: 408, 409, 429, 5xx, time-outs, refused connections. What
+still fails is an error, never a reply. The key goes into the request's header and into nothing else: where an
 endpoint repeats it in a message, it is struck out.
 """
 
