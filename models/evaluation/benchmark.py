@@ -83,6 +83,11 @@ def measure(
     rows than ``max_unscored_share`` allows: what was answered is kept, and the next start asks the rest.
     """
     local = read_set(published, Path(config.data_path), config.split, allow_partial=config.allow_partial)
+    if config.data_digest not in ("", local.digest):
+        raise RecordError(
+            f"{config.data_path} has digest {local.digest}, and {config.data_digest} was asked for: its "
+            "files changed since. Start again."
+        )
     scorer, model = get_scorer(config.benchmark), model_facts(config)
     ledger = Ledger(directory.path / "rows" / _identity(local, model), share, ASKED)
     asking = Asking(local, config, ledger, share)
@@ -179,7 +184,7 @@ class Asking:
         if not each.published.answers(each.row):
             raise ConfigError(
                 f"{each.published.name}, split {each.split!r}: {each.id!r} has no gold answer, so it cannot "
-                f"be scored. The authors keep the answers of some splits; there are: "
+                "be scored. The authors keep the answers of some splits; there are: "
                 f"{', '.join(each.published.splits)}."
             )
         prompt = each.prompt(self.config.style)
@@ -215,6 +220,7 @@ def model_facts(config: BenchmarkRun) -> ModelFacts:
     path = config.model_path
     return ModelFacts(
         path=path,
+        source=config.model_source,
         digest=folder_digest(resolve_model_path(path)) if path else None,
         endpoint="" if path else config.engine.endpoint,
         served_model="" if path else config.engine.served_model,

@@ -36,9 +36,12 @@ class SetFacts(Frozen):
 
 
 class ModelFacts(Frozen):
-    """Who answered. ``digest`` covers every file of a model folder; an endpoint shows us none."""
+    """Who answered. ``digest`` covers every file of a model folder; an endpoint shows us none. ``source`` is
+    the registered version (models:/vlm-r3/NUMBER) or s3:// prefix that the folder is a copy of, if it is one.
+    """
 
     path: str
+    source: str = ""
     digest: str | None
     endpoint: str
     served_model: str
@@ -202,7 +205,8 @@ def worth(found: AskedRow, headline_field: str) -> float | None:
 def to_text(results: BenchmarkResults) -> str:
     """The results for a terminal, ASCII."""
     data, unit = results.data, results.headline
-    model = results.model.path or f"{results.model.served_model} at {results.model.endpoint}"
+    facts = results.model
+    model = facts.source or facts.path or f"{facts.served_model} at {facts.endpoint}"
     tokens = "-" if results.tokens_per_question is None else f"{results.tokens_per_question:.1f}"
     lines = [
         f"{data.benchmark} ({data.source}, split {data.split}), {results.style}, {model}",

@@ -12,9 +12,10 @@ from models.errors import TrackingError
 from models.evaluation.results import Comparison, Estimate, Results, Scores, VariantResult
 from models.promotion import REQUIRED_EVIDENCE
 from tasks.artifacts import ArtifactRef
-from tasks.registry import Verdict, Version, find_version, promote_version, register
+from tasks.registry import Verdict, promote_version, register
 from tasks.settings import prepare
 from tasks.stage import read_store
+from tasks.versions import Version, find_version
 
 pytestmark = pytest.mark.integration
 
