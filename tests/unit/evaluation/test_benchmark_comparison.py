@@ -28,7 +28,7 @@ def finished(
     """The folder of a finished run on 100 pairs, whose golds are Yes and No in turn."""
     folder.mkdir()
     published = set_of("mme", folder, mme_rows(NUM_PAIRS) if rows is None else rows)
-    config = config_of("mme", folder, style=style)
+    config = config_of("mme", folder)
     run = run_of(folder, config)
     measure(run, config, published, Counted(script, broken=broken))
     return run.path

@@ -62,7 +62,7 @@ def test_ranks_side_by_side_come_to_the_results_of_one(tmp_path: Path, alone: Be
 
 
 def test_a_rank_that_was_killed_costs_only_its_last_rows(tmp_path: Path, alone: BenchmarkResults) -> None:
-    """Rank 1 of 2 is gone without a word after 90 of its 100 rows, of which 64 are on disk; then one goes on."""
+    """Rank 1 of 2 is gone without a word after 90 of its 100 rows, 64 of them on disk; then one goes on."""
     config, published = config_of("mme", tmp_path), set_of("mme", tmp_path, mme_rows(NUM_PAIRS))
     run = run_of(tmp_path, config)
     numbers = iter(range(1000))
