@@ -107,6 +107,13 @@ def _add_benchmark(command: argparse.ArgumentParser) -> None:
     group.add_argument("--model", default="", help=f"{_MODELS} (the preset's model.path)")
     group.add_argument("--endpoint", default="", metavar="URL", help="OpenAI-compatible, with its /v1")
     group.add_argument("--served-model", default="", metavar="NAME", help="model name at the endpoint")
+    group.add_argument("--title", default="", metavar="NAME", help="what the tracked run is called")
+    group.add_argument(
+        "--against",
+        default="",
+        metavar="RUN",
+        help="an earlier run to compare with: folder or URI of its artifact, id or name of its tracked run",
+    )
     group.add_argument("--allow-partial", action="store_true", help="measure although rows are missing")
     group.add_argument("--data-digest", default="", metavar="SHA256", help="what the data must be")
     group.add_argument(

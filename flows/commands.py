@@ -16,6 +16,7 @@ from models.trajectory import CropSpan, Trajectory
 from tasks import progress
 from tasks.benchmark_data import Pinning
 from tasks.benchmark_request import check_request, model_overrides
+from tasks.earlier_runs import check_named
 from tasks.model_source import champion_or, find_model
 from tasks.preflight import check_preset, examine
 from tasks.services import prefect_server, sole_use
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 # Options that mean something only beside --benchmark.
 _BENCHMARK_OPTIONS = (
     *("data", "split", "style", "model", "endpoint", "served_model", "allow_partial"),
-    *("data_digest", "accept_data_digest", "lock"),
+    *("data_digest", "accept_data_digest", "lock", "title", "against"),
 )
 
 StageFlow = Callable[..., Coroutine[Any, Any, Any]]
@@ -86,11 +87,15 @@ def run_benchmark(options: argparse.Namespace) -> int:
         settings=settings,
         **choice,
     )
+    if options.against:
+        check_named(options.against)
     choice |= {
         "style": options.style or "look-again",
         "data_digest": options.data_digest,
         "accept_data_digest": options.accept_data_digest,
         "lock": str(lock),
+        "title": options.title,
+        "against": options.against,
     }
     board = progress.Board(_say, ("prepare", progress.FETCH, "benchmark"))
     progress.use(board)
@@ -195,7 +200,8 @@ def _close_stage(command: str, outcome: Any) -> int:
 
 
 def _close_benchmark(outcome: "StageOutput") -> int:
-    from tasks.benchmark import BENCHMARK, TABLE
+    from models.evaluation.benchmark_files import TABLE
+    from tasks.benchmark import BENCHMARK
     from tasks.stage import read_store
 
     kept = outcome.artifacts[BENCHMARK]

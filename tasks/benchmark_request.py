@@ -63,7 +63,8 @@ def request_of(
             model_path=model.path,
             model_source=model.source,
             look=preset.look,
-            engine=preset.engine,
+            # Threads, as processes, are the launcher's: they do not change what was asked already.
+            engine=preset.engine.model_copy(update={"num_threads": 0}),
             max_unscored_share=preset.evaluation.max_unscored_share,
             seed=preset.seed,
         )

@@ -56,6 +56,7 @@ LIGHT = (
     "models.evaluation.benchmark",
     "tasks.benchmark_data",
     "tasks.benchmark_request",
+    "tasks.earlier_runs",
     "tasks.model_source",
     "tasks.settings",
     "tasks.artifacts",
