@@ -4,8 +4,8 @@
     torchrun --standalone --nproc-per-node N -m models.evaluation.benchmark RUN_DIR
 
 Reads :class:`models.run_config.BenchmarkRun` and leaves in the run directory ``predictions.parquet`` (every
-row of the set, :mod:`models.evaluation.benchmark_rows`), ``metrics.json`` and ``table.txt``
-(:mod:`models.evaluation.benchmark_results`). Rows are kept as they are answered: a start that finds rows of
+row of the set, :mod:`models.evaluation.benchmark_rows`), ``metrics.json``, ``table.txt`` and ``chart.html``
+(:mod:`models.evaluation.benchmark_files`). Rows are kept as they are answered: a start that finds rows of
 the same model, set and prompt does not ask them again, however many ranks asked them. Of ``num_ranks`` ranks
 each asks every ``num_ranks``-th row; the first sums up. An endpoint's key is ``VLM_R3_API_KEY``.
 """
@@ -27,7 +27,8 @@ from models.child import run_stage
 from models.config import Look, resolve_model_path
 from models.engine import Engine
 from models.errors import ConfigError, EngineError, RecordError, RegionError, ScoringError
-from models.evaluation.benchmark_results import BenchmarkResults, ModelFacts, summarise, to_text
+from models.evaluation.benchmark_files import CHART, RESULTS, ROWS, TABLE, save
+from models.evaluation.benchmark_results import BenchmarkResults, ModelFacts, summarise
 from models.evaluation.benchmark_rows import ASKED, AskedRow, write_asked
 from models.evaluation.evaluate import Progress
 from models.evaluation.ledger import Deliveries, Ledger
@@ -37,7 +38,7 @@ from models.http_engine import HTTPEngine
 from models.protocol import STOPS
 from models.rollout import Asked, stream
 from models.run_config import BenchmarkRun
-from models.rundir import Result, RunDir, write_atomically
+from models.rundir import Result, RunDir
 from models.trajectory import AS_MANY_AS_FIT
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def run(directory: RunDir, config: BenchmarkRun) -> Result:
         return Result(status="done", reason="asked its share of the rows")
     return Result(
         status="done",
-        artifacts={name: name for name in ("metrics.json", "predictions.parquet", "table.txt")},
+        artifacts={name: name for name in (RESULTS, ROWS, TABLE, CHART)},
         metrics=dict(results.numbers()),
     )
 
@@ -98,12 +99,11 @@ def measure(
         return None
     found = asking.found | {row.id: row for row in deliveries.collect()}
     progress.finish()
-    asked = [(row, found[id].scored(row, scorer)) for id, row in asking.rows.items()]
+    asked = [(row, found[id].about(row, published).scored(row, scorer)) for id, row in asking.rows.items()]
     assert len(asked) == local.num_rows, "every row of the set has an outcome"
-    write_asked(directory.path / "predictions.parquet", (found for _, found in asked))
+    write_asked(directory.path / ROWS, (found for _, found in asked))
     results = summarise(scorer, local, model, asked, style=config.style, seed=config.seed)
-    results.save(directory.path / "metrics.json")
-    write_atomically(directory.path / "table.txt", to_text(results) + "\n")
+    save(directory.path, results)
     directory.log(local.num_rows, results.numbers())
     _check_failures(config, [found for _, found in asked if found.outcome == "failed"], local.num_rows)
     return results

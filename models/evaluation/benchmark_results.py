@@ -17,7 +17,7 @@ from models.evaluation.metrics import bootstrap_mean, wilson_interval
 from models.evaluation.results import Estimate, Frozen, SavedResults
 from models.protocol import is_well_formed
 
-BENCHMARK_VERSION = "benchmark/1"
+BENCHMARK_VERSION = "benchmark/2"
 
 _NOT_IN_A_NAME = re.compile(r"[^a-z0-9_.@]+")
 _MAX_METRIC_LINES = 24
@@ -48,9 +48,38 @@ class ModelFacts(Frozen):
     engine: str
 
 
+class CategoryScore(Frozen):
+    """The headline over the scored rows of one category."""
+
+    num_rows: int
+    num_scored: int
+    headline: Estimate | None
+
+
+class OtherRun(Frozen):
+    """The run that another one is compared with: what it was called, and what it measured."""
+
+    name: str
+    model: ModelFacts
+    style: Style
+    headline: Estimate
+
+
+class BenchmarkComparison(Frozen):
+    """The headline minus that of another run on the same rows, paired by row (bootstrap).
+
+    ``num_rows`` rows are compared; ``num_left_out`` have no score in one of the two runs, or in both.
+    """
+
+    against: OtherRun
+    difference: Estimate
+    num_rows: int
+    num_left_out: int
+
+
 class BenchmarkResults(SavedResults):
     """One benchmark, one model. ``headline`` is the mean of the scorer's headline field with its interval:
-    Wilson for an accuracy, bootstrap for a similarity.
+    Wilson for an accuracy, bootstrap for a similarity. ``categories`` are those of the benchmark's authors.
 
     ``metrics`` and ``parse_counts`` are the scorer's own, over the ``num_scored`` rows; None, with
     ``metrics_note``, where it needs whole groups of rows and some row of a group is missing. Rates and means
@@ -72,6 +101,7 @@ class BenchmarkResults(SavedResults):
     num_unasked: int
     headline_field: str
     headline: Estimate
+    categories: dict[str, CategoryScore]
     metrics: dict[str, Any] | None
     metrics_note: str
     parse_counts: dict[str, int] | None
@@ -81,6 +111,7 @@ class BenchmarkResults(SavedResults):
     crops_per_question: float
     tokens_per_question: float | None
     seconds_per_question: float
+    comparison: BenchmarkComparison | None = None
 
     def numbers(self) -> Mapping[str, float]:
         """Every number under its name of docs/metrics.md, for ``metrics.jsonl`` and the tracker."""
@@ -100,8 +131,21 @@ class BenchmarkResults(SavedResults):
             "tokens_per_question": self.tokens_per_question,
             "seconds_per_question": self.seconds_per_question,
             **{f"metrics/{name}": value for name, value in flatten(self.metrics or {})},
+            **self._difference(),
         }
         return {f"{area}/{name}": value for name, value in found.items() if value is not None}
+
+    def _difference(self) -> Mapping[str, float]:
+        if self.comparison is None:
+            return {}
+        found = self.comparison
+        return {
+            "difference": found.difference.value,
+            "difference_low": found.difference.low,
+            "difference_high": found.difference.high,
+            "difference_num_rows": found.num_rows,
+            "difference_num_left_out": found.num_left_out,
+        }
 
 
 def summarise(
@@ -138,6 +182,7 @@ def summarise(
         num_unasked=sum(found.outcome == "unasked" for _, found in asked),
         headline_field=scorer.headline,
         headline=_headline(scorer, [found for _, found in scored], seed=seed),
+        categories=_categories(scorer, [found for _, found in asked], seed=seed),
         metrics=None if metrics is None else metrics["metrics"],
         metrics_note=note,
         parse_counts=None if metrics is None else metrics["counts"],
@@ -150,6 +195,11 @@ def summarise(
         tokens_per_question=None if None in tokens else fmean(number or 0 for number in tokens),
         seconds_per_question=fmean(found.seconds for _, found in scored),
     )
+
+
+def worth(found: AskedRow, headline_field: str) -> float | None:
+    """What a row's answer is worth, from 0 to 1; None for a row that has no score."""
+    return None if found.score is None else float(found.score[headline_field] or 0.0)
 
 
 def to_text(results: BenchmarkResults) -> str:
@@ -167,7 +217,9 @@ def to_text(results: BenchmarkResults) -> str:
         f"per row     {tokens} tokens, {results.crops_per_question:.2f} crops, "
         f"{results.seconds_per_question:.2f} s; cut off {100 * results.truncation_rate:.1f} %, protocol "
         f"errors {100 * results.protocol_error_rate:.1f} %",
-        f"scorer      {results.scorer} version {results.scorer_version} ({results.primary})",
+        f"scorer      {results.scorer} version {results.scorer_version} ({results.primary}), seed "
+        f"{results.seed}, data {data.digest[:12]}, model {(results.model.digest or 'unknown')[:12]}",
+        *_difference_lines(results),
     ]
     numbers = list(flatten(results.metrics or {}))
     lines += [f"  {name:60} {value:g}" for name, value in numbers[:_MAX_METRIC_LINES]]
@@ -198,10 +250,35 @@ def _metrics(scorer: Scorer, scored: Sequence[tuple[Row, AskedRow]]) -> tuple[di
 
 
 def _headline(scorer: Scorer, scored: Sequence[AskedRow], *, seed: int) -> Estimate:
-    values = [float((found.score or {})[scorer.headline] or 0.0) for found in scored]
+    values = [value for found in scored if (value := worth(found, scorer.headline)) is not None]
     if scorer.is_similarity:
         return bootstrap_mean(values, seed=seed)
     return wilson_interval(sum(value == 1.0 for value in values), len(values))
+
+
+def _categories(scorer: Scorer, asked: Sequence[AskedRow], *, seed: int) -> dict[str, CategoryScore]:
+    """The headline per category, in the order of their names; None where no row has a score."""
+    by_name: dict[str, list[AskedRow]] = {}
+    for found in asked:
+        by_name.setdefault(found.category, []).append(found)
+    return {name: _category(scorer, rows, seed=seed) for name, rows in sorted(by_name.items())}
+
+
+def _category(scorer: Scorer, rows: Sequence[AskedRow], *, seed: int) -> CategoryScore:
+    scored = [row for row in rows if row.score is not None]
+    headline = _headline(scorer, scored, seed=seed) if scored else None
+    return CategoryScore(num_rows=len(rows), num_scored=len(scored), headline=headline)
+
+
+def _difference_lines(results: BenchmarkResults) -> Iterator[str]:
+    if results.comparison is not None:
+        compared = results.comparison
+        found, other = compared.difference, compared.against
+        yield (
+            f"difference  {100 * found.value:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}] "
+            f"to {other.name!r} ({100 * other.headline.value:.1f} %) over {compared.num_rows} rows; "
+            f"{compared.num_left_out} left out, without a score in one of the two"
+        )
 
 
 def _warnings(results: BenchmarkResults) -> Iterator[str]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from models.benchmarks.published import PublishedSet
 from models.benchmarks.scorer import Row, Score, Scorer
 from models.config import Style
 from models.errors import ScoringError
@@ -32,6 +33,8 @@ Outcome = Literal["scored", "failed", "unasked"]
 ROW_SCHEMA = pa.schema(
     [
         *TRANSCRIPT_FIELDS,
+        ("category", pa.string()),
+        ("gold", pa.list_(pa.string())),
         ("outcome", pa.string()),
         ("reason", pa.string()),
         ("prediction", pa.string()),
@@ -50,6 +53,7 @@ class AskedRow:
     gets: the whole text of a direct answer, otherwise the body of ``<answer>``, None when there is none.
     ``score`` is None before scoring and for a row that has no score; ``reason`` then says why.
     ``seconds`` run from handing the row to the engine to its last token, the wait in a queue included.
+    ``category`` and the ``gold`` answers are those of the published row.
     """
 
     id: str
@@ -60,6 +64,8 @@ class AskedRow:
     prediction: str | None = None
     score: Score | None = None
     seconds: float = 0.0
+    category: str = ""
+    gold: tuple[str, ...] = ()
 
     @classmethod
     def unasked(cls, id: str, question_text: str, reason: str) -> "AskedRow":
@@ -88,6 +94,10 @@ class AskedRow:
         if self.transcript is None:
             return None
         return self.transcript.num_sampled_tokens or (None if self.transcript.sampled_text else 0)
+
+    def about(self, row: Row, published: PublishedSet) -> "AskedRow":
+        """The same with what its published row says."""
+        return replace(self, category=published.kind_of(row), gold=published.answers(row))
 
     def scored(self, row: Row, scorer: Scorer) -> "AskedRow":
         """The same with its score. No answer is scored as an empty text: that is the model's doing."""
@@ -126,6 +136,8 @@ def _row(asked: AskedRow) -> dict[str, object]:
         **transcript,
         "question_id": asked.id,
         "question_text": asked.question_text,
+        "category": asked.category,
+        "gold": asked.gold,
         "outcome": asked.outcome,
         "reason": asked.reason,
         "prediction": asked.prediction,
@@ -145,4 +157,6 @@ def _asked(row: dict[str, Any]) -> AskedRow:
         prediction=row["prediction"],
         score=None if row["score"] is None else json.loads(row["score"]),
         seconds=row["seconds"],
+        category=row["category"],
+        gold=tuple(row["gold"]),
     )

@@ -5,7 +5,7 @@
 
 Reads :class:`models.run_config.EvaluationRun` and leaves in the run directory ``metrics.json`` (content
 :mod:`models.evaluation.results`), ``predictions/<variant>.parquet``, the table as ``table.txt``,
-``table.md`` and ``table.csv``, and ``result.json``.
+``table.md`` and ``table.csv``, ``chart.html``, and ``result.json``.
 """
 
 import sys
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from models.child import run_stage
 from models.evaluation import table
+from models.evaluation.charts_page import evaluation_page
 from models.evaluation.engines import engines_for
 from models.evaluation.evaluate import evaluate, variant_metrics
 from models.evaluation.ranks import take_device, this_share
@@ -33,6 +34,7 @@ def run(directory: RunDir, config: EvaluationRun) -> Result:
         "table.txt": table.to_text(results),
         "table.md": table.to_markdown(results),
         "table.csv": table.to_csv(results),
+        "chart.html": evaluation_page(results),
     }
     for name, text in tables.items():
         write_atomically(directory.path / name, text)
