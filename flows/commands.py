@@ -18,7 +18,7 @@ from tasks import progress
 from tasks.benchmark_data import Pinning
 from tasks.benchmark_request import check_request, model_overrides
 from tasks.model_source import champion_or, find_model
-from tasks.preflight import check_preset, examine
+from tasks.preflight import check_preset
 from tasks.services import prefect_server, sole_use
 from tasks.settings import is_ci, prepare
 
@@ -132,12 +132,15 @@ def ask(options: argparse.Namespace) -> int:
 
 def doctor(options: argparse.Namespace) -> int:
     """Print what was found; 1 when something is missing."""
-    prepare(options.work_dir)
-    findings = list(examine())
-    for finding in findings:
-        remedy = "" if finding.is_well else f"   <- {finding.remedy}"
-        print(f"{'ok ' if finding.is_well else 'BAD'}  {finding.name:18} {finding.found}{remedy}")
-    return 0 if all(finding.is_well for finding in findings) else 1
+    from tasks.doctor import examine
+
+    settings = prepare(options.work_dir)
+    is_well = True
+    for finding in examine(settings, endpoint=options.endpoint):
+        is_well &= finding.is_well
+        remedy = "" if finding.is_well else f"\n     {'':18} -> {finding.remedy}"
+        print(f"{'ok ' if finding.is_well else 'BAD'}  {finding.name:18} {finding.found}{remedy}", flush=True)
+    return 0 if is_well else 1
 
 
 def _flow(command: str) -> StageFlow:
