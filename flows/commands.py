@@ -14,7 +14,7 @@ from models.presets import load_preset
 from models.protocol import extract_answer
 from models.trajectory import CropSpan, Trajectory
 from tasks import progress
-from tasks.benchmark_request import model_overrides, request_of
+from tasks.benchmark_request import judge_overrides, model_overrides, request_of
 from tasks.preflight import check_preset, examine
 from tasks.services import prefect_server, sole_use
 from tasks.settings import Settings, is_ci, prepare
@@ -53,7 +53,10 @@ def names_benchmark(options: argparse.Namespace) -> bool:
         return True
     given = [
         f"--{name.replace('_', '-')}"
-        for name in ("data", "split", "style", "model", "endpoint", "served_model", "allow_partial")
+        for name in (
+            *("data", "split", "style", "model", "endpoint", "served_model", "allow_partial"),
+            *("judge_endpoint", "judge_model"),
+        )
         if getattr(options, name)
     ]
     if given:
@@ -70,7 +73,8 @@ def run_benchmark(options: argparse.Namespace) -> int:
     chosen = model_overrides(
         model=options.model, endpoint=options.endpoint, served_model=options.served_model
     )
-    overrides = [*options.overrides, *chosen]
+    judge = judge_overrides(endpoint=options.judge_endpoint, model=options.judge_model)
+    overrides = [*options.overrides, *chosen, *judge]
     choice = {
         "split": options.split,
         "style": options.style or "look-again",

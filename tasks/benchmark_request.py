@@ -1,13 +1,14 @@
 """What a run of a benchmark is asked to do, checked before anything is started."""
 
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
+from models.benchmarks.judging import get_judging
 from models.benchmarks.published import get_published
 from models.benchmarks.sets import find_set
 from models.config import Preset, Style, resolve_model_path
+from models.endpoints import check_judge, check_url
 from models.errors import ConfigError, RecordError, RowCountError
 from models.run_config import BenchmarkRun
 
@@ -18,7 +19,7 @@ def request_of(
     """The configuration of the child; an empty split is the benchmark's usual one.
 
     Raises ConfigError for an unknown benchmark or split, a folder that does not hold the published set, a
-    model folder that is none, or an endpoint that is no URL.
+    model folder that is none, an endpoint that is no URL, or a judge where none is used.
     """
     published = get_published(name)
     split = split or next(iter(published.splits))
@@ -28,9 +29,12 @@ def request_of(
     except RecordError as error:
         way_out = " (--allow-partial)" if isinstance(error, RowCountError) else ""
         raise ConfigError(f"{error}{way_out}") from error
+    if preset.judge.is_used:
+        get_judging(name)
+        check_url(preset.judge.endpoint)
     is_endpoint = preset.engine.kind == "http"
     if is_endpoint:
-        _check_url(preset.engine.endpoint)
+        check_url(preset.engine.endpoint)
     else:
         resolve_model_path(preset.model.path)
     try:
@@ -44,6 +48,7 @@ def request_of(
             look=preset.look,
             engine=preset.engine,
             max_unscored_share=preset.evaluation.max_unscored_share,
+            judge=preset.judge,
             seed=preset.seed,
         )
     except ValidationError as error:
@@ -66,20 +71,21 @@ def model_overrides(*, model: str, endpoint: str, served_model: str) -> list[str
             "a model that it serves."
         )
     if endpoint:
-        _check_url(endpoint)
+        check_url(endpoint)
         chosen = {"engine.kind": "http", "engine.endpoint": endpoint, "engine.served_model": served_model}
     else:
         chosen = {"model.path": model} if model else {}
     return [f"{key}={_quoted(value)}" for key, value in chosen.items()]
 
 
-def _check_url(endpoint: str) -> None:
-    parts = urlsplit(endpoint)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ConfigError(
-            f"Endpoint {endpoint!r} is no URL. Give the base URL with its version, for example "
-            "http://127.0.0.1:8000/v1."
-        )
+def judge_overrides(*, endpoint: str, model: str) -> list[str]:
+    """The command line's choice of a judge as overrides of the preset; none keeps the preset's judge.
+
+    Raises ConfigError for half of a choice.
+    """
+    check_judge(endpoint=endpoint, model=model)
+    chosen = {"judge.endpoint": endpoint, "judge.served_model": model} if endpoint else {}
+    return [f"{key}={_quoted(value)}" for key, value in chosen.items()]
 
 
 def _absolute(path: str) -> str:

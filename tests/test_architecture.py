@@ -74,6 +74,7 @@ ENVIRONMENT_USERS = {
     "models/distributed.py",
     "models/evaluation/benchmark.py",
     "models/evaluation/run.py",
+    "models/evaluation/score.py",
     "models/vllm_engine.py",
 }
 
