@@ -14,14 +14,23 @@ from models.presets import load_preset
 from models.protocol import extract_answer
 from models.trajectory import CropSpan, Trajectory
 from tasks import progress
-from tasks.benchmark_request import judge_overrides, model_overrides, request_of
+from tasks.benchmark_data import Pinning
+from tasks.benchmark_request import check_request, judge_overrides, model_overrides
+from tasks.model_source import champion_or, find_model
 from tasks.preflight import check_preset, examine
 from tasks.services import prefect_server, sole_use
-from tasks.settings import Settings, is_ci, prepare
+from tasks.settings import is_ci, prepare
 
 if TYPE_CHECKING:
     from flows.pipeline import Outcome
     from tasks.stage import StageOutput
+
+# Options that mean something only beside --benchmark.
+_BENCHMARK_OPTIONS = (
+    *("data", "split", "style", "model", "endpoint", "served_model", "allow_partial"),
+    *("data_digest", "accept_data_digest", "lock"),
+    *("judge_endpoint", "judge_model"),
+)
 
 StageFlow = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -51,14 +60,7 @@ def names_benchmark(options: argparse.Namespace) -> bool:
     """Whether a published benchmark is asked for. Raises ConfigError when only its options are given."""
     if options.benchmark:
         return True
-    given = [
-        f"--{name.replace('_', '-')}"
-        for name in (
-            *("data", "split", "style", "model", "endpoint", "served_model", "allow_partial"),
-            *("judge_endpoint", "judge_model"),
-        )
-        if getattr(options, name)
-    ]
+    given = [f"--{name.replace('_', '-')}" for name in _BENCHMARK_OPTIONS if getattr(options, name)]
     if given:
         raise ConfigError(f"{', '.join(given)} need a benchmark, and none is named. Add --benchmark NAME.")
     return False
@@ -68,21 +70,31 @@ def run_benchmark(options: argparse.Namespace) -> int:
     """Run a published benchmark on a model or an endpoint and print its table."""
     if not options.data:
         raise ConfigError(
-            f"--benchmark {options.benchmark} needs --data FOLDER: where its Parquet files are."
+            f"--benchmark {options.benchmark} needs --data FOLDER (or s3://...): where its Parquet files are."
         )
     chosen = model_overrides(
         model=options.model, endpoint=options.endpoint, served_model=options.served_model
     )
     judge = judge_overrides(endpoint=options.judge_endpoint, model=options.judge_model)
     overrides = [*options.overrides, *chosen, *judge]
-    choice = {
-        "split": options.split,
-        "style": options.style or "look-again",
-        "allow_partial": options.allow_partial,
-    }
-    request_of(options.benchmark, options.data, load_preset(options.preset, overrides), **choice)
     settings = prepare(options.work_dir, refresh=options.refresh)
-    board = progress.Board(_say, ("prepare", "benchmark"))
+    lock = options.lock.absolute() if options.lock else settings.benchmark_lock
+    Pinning(lock, demanded=options.data_digest, accepted=options.accept_data_digest)
+    choice = {"split": options.split, "allow_partial": options.allow_partial}
+    check_request(
+        options.benchmark,
+        options.data,
+        load_preset(options.preset, overrides),
+        settings=settings,
+        **choice,
+    )
+    choice |= {
+        "style": options.style or "look-again",
+        "data_digest": options.data_digest,
+        "accept_data_digest": options.accept_data_digest,
+        "lock": str(lock),
+    }
+    board = progress.Board(_say, ("prepare", progress.FETCH, "benchmark"))
     progress.use(board)
     with sole_use(settings), _display(board), prefect_server(settings) as server:
         with board.stage("prepare"):
@@ -103,8 +115,8 @@ def ask(options: argparse.Namespace) -> int:
     preset = load_preset(options.preset, options.overrides)
     question = read_question(options.image, options.question)
     settings = prepare(options.work_dir)
-    model_path = _model_path(options.model, settings, default=preset.model.path)
-    _print_trajectory(ask_model(question, model_path=model_path, preset=preset))
+    model = find_model(options.model or champion_or(preset.model.path, settings), settings)
+    _print_trajectory(ask_model(question, model_path=model.path, preset=preset))
     return 0
 
 
@@ -195,21 +207,6 @@ def _close_benchmark(outcome: "StageOutput") -> int:
 
 def _refusal(version: str, reasons: tuple[str, ...]) -> str:
     return f"Version {version} was not promoted.\n" + "\n".join(f"  {reason}" for reason in reasons)
-
-
-def _model_path(wanted: str, settings: Settings, *, default: str) -> str:
-    """A folder as it is; an alias or number by the registry; nothing: the champion, else the base model."""
-    from pathlib import Path
-
-    if wanted and (wanted == "embedded" or Path(wanted).is_dir()):
-        return wanted
-    if not (settings.work_dir / "mlflow.db").exists() and not wanted:
-        return default
-    from tasks.registry import find_version
-    from tasks.stage import read_store
-
-    found = find_version(wanted or "champion")
-    return str(read_store().fetch(found.model)) if found else wanted or default
 
 
 def _print_trajectory(trajectory: Trajectory) -> None:

@@ -86,9 +86,11 @@ def chat_body(request: GenerationRequest, config: EngineConfig) -> dict[str, Any
     body: dict[str, Any] = {
         "model": config.served_model,
         "messages": messages,
-        "max_tokens": request.max_new_tokens,
         "temperature": request.temperature,
     }
+    # A limit beyond the context is none, and servers refuse it. Theirs may be shorter than we were told.
+    if request.max_new_tokens < config.max_model_len:
+        body["max_tokens"] = request.max_new_tokens
     if request.stops:
         body["stop"] = list(request.stops)
     if request.seed is not None:

@@ -5,17 +5,18 @@ because a picture of the row cannot be used or the row does not fit the context.
 """
 
 import json
-import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 
+from models.benchmarks.published import PublishedSet
 from models.benchmarks.scorer import Row, Score, Scorer
 from models.config import Style
 from models.errors import ScoringError
+from models.evaluation.ledger import RowFiles
 from models.protocol import extract_answer
 from models.records import read_rows, write_rows
 from models.trajectory import StopReason, Trajectory
@@ -32,6 +33,8 @@ Outcome = Literal["scored", "failed", "unasked"]
 ROW_SCHEMA = pa.schema(
     [
         *TRANSCRIPT_FIELDS,
+        ("category", pa.string()),
+        ("gold", pa.list_(pa.string())),
         ("outcome", pa.string()),
         ("reason", pa.string()),
         ("prediction", pa.string()),
@@ -41,10 +44,6 @@ ROW_SCHEMA = pa.schema(
         ("num_tokens", pa.int64()),
     ]
 )
-
-# A file is closed after so many rows, or so many seconds: what a killed process loses at most.
-_ROWS_PER_FILE = 64
-_SECONDS_PER_FILE = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +55,7 @@ class AskedRow:
     ``score`` is None before scoring and for a row that has no score; ``reason`` then says why. ``judged`` is
     the score with a judge, None without one.
     ``seconds`` run from handing the row to the engine to its last token, the wait in a queue included.
+    ``category`` and the ``gold`` answers are those of the published row.
     """
 
     id: str
@@ -67,6 +67,8 @@ class AskedRow:
     score: Score | None = None
     judged: Score | None = None
     seconds: float = 0.0
+    category: str = ""
+    gold: tuple[str, ...] = ()
 
     @classmethod
     def unasked(cls, id: str, question_text: str, reason: str) -> "AskedRow":
@@ -96,6 +98,10 @@ class AskedRow:
             return None
         return self.transcript.num_sampled_tokens or (None if self.transcript.sampled_text else 0)
 
+    def about(self, row: Row, published: PublishedSet) -> "AskedRow":
+        """The same with what its published row says."""
+        return replace(self, category=published.kind_of(row), gold=published.answers(row))
+
     def scored(self, row: Row, scorer: Scorer) -> "AskedRow":
         """The same with its score. No answer is scored as an empty text: that is the model's doing."""
         if self.outcome != "scored":
@@ -116,38 +122,7 @@ def read_asked(path: Path) -> list[AskedRow]:
     return [_asked(row) for row in read_rows(path, ROW_SCHEMA, version=TRANSCRIPT_VERSION)]
 
 
-@dataclass(slots=True)
-class Ledger:
-    """The rows that were asked so far, in a folder of small files that outlive an interruption.
-
-    Rows that we broke are not kept: the next start asks them again.
-    """
-
-    folder: Path
-    _waiting: list[AskedRow] = field(default_factory=list)
-    _written: float = field(default_factory=time.monotonic)
-
-    def read(self) -> dict[str, AskedRow]:
-        """The rows of earlier starts by id."""
-        if not any(self.folder.glob("*.parquet")):
-            return {}
-        return {row.id: row for row in read_asked(self.folder)}
-
-    def add(self, row: AskedRow) -> None:
-        """Take a row; it is on disk after some more rows or seconds, or after :meth:`flush`."""
-        if row.outcome != "failed":
-            self._waiting.append(row)
-        is_due = time.monotonic() - self._written >= _SECONDS_PER_FILE
-        if is_due or len(self._waiting) >= _ROWS_PER_FILE:
-            self.flush()
-
-    def flush(self) -> None:
-        """Put on disk what waits."""
-        if self._waiting:
-            number = 1 + max((int(path.stem) for path in self.folder.glob("*.parquet")), default=0)
-            write_asked(self.folder / f"{number:06d}.parquet", self._waiting)
-            self._waiting = []
-        self._written = time.monotonic()
+ASKED = RowFiles(read=read_asked, write=write_asked, is_broken=lambda row: row.outcome == "failed")
 
 
 def _outcome(trajectory: Trajectory) -> tuple[Outcome, str]:
@@ -164,6 +139,8 @@ def _row(asked: AskedRow) -> dict[str, object]:
         **transcript,
         "question_id": asked.id,
         "question_text": asked.question_text,
+        "category": asked.category,
+        "gold": asked.gold,
         "outcome": asked.outcome,
         "reason": asked.reason,
         "prediction": asked.prediction,
@@ -189,4 +166,6 @@ def _asked(row: dict[str, Any]) -> AskedRow:
         score=None if row["score"] is None else json.loads(row["score"]),
         judged=None if row["judged"] is None else json.loads(row["judged"]),
         seconds=row["seconds"],
+        category=row["category"],
+        gold=tuple(row["gold"]),
     )

@@ -30,7 +30,7 @@ from tests.unit.evaluation.test_benchmark import Counted, config_of, run_of, set
 pytestmark = pytest.mark.integration
 
 NUM_PAIRS = 5
-# What the model says to the two questions of a pair: the rule finds the first right and cannot read the second.
+# What the model says to the questions of a pair: the rule finds the first right and cannot read the second.
 CLEAR, UNCLEAR = "Yes", "It is {} all over, I think."
 KEY = "sk-very-secret-7"
 
