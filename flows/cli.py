@@ -99,7 +99,8 @@ def _add_common(command: argparse.ArgumentParser) -> None:
 def _add_benchmark(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group(
         "a published benchmark",
-        "instead of a run's held-out questions; the key of an endpoint: VLM_R3_API_KEY",
+        "instead of a run's held-out questions; the key of an endpoint: VLM_R3_API_KEY, of a judge: "
+        "VLM_R3_JUDGE_API_KEY",
     )
     group.add_argument("--benchmark", default="", metavar="NAME", help="mme, mmmu, mathvista, ...")
     group.add_argument(
@@ -112,6 +113,10 @@ def _add_benchmark(command: argparse.ArgumentParser) -> None:
     group.add_argument("--model", default="", help=f"{_MODELS} (the preset's model.path)")
     group.add_argument("--endpoint", default="", metavar="URL", help="OpenAI-compatible, with its /v1")
     group.add_argument("--served-model", default="", metavar="NAME", help="model name at the endpoint")
+    group.add_argument(
+        "--judge-endpoint", default="", metavar="URL", help="a judge, OpenAI-compatible (none)"
+    )
+    group.add_argument("--judge-model", default="", metavar="NAME", help="the judge's name at its endpoint")
     group.add_argument("--allow-partial", action="store_true", help="measure although rows are missing")
     group.add_argument("--data-digest", default="", metavar="SHA256", help="what the data must be")
     group.add_argument(

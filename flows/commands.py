@@ -16,7 +16,7 @@ from models.errors import ConfigError, GateError
 from models.presets import load_preset
 from tasks import progress
 from tasks.benchmark_data import Pinning
-from tasks.benchmark_request import check_request, model_overrides
+from tasks.benchmark_request import check_request, judge_overrides, model_overrides
 from tasks.model_source import champion_or, find_model
 from tasks.preflight import check_preset
 from tasks.services import prefect_server, sole_use
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _BENCHMARK_OPTIONS = (
     *("data", "split", "style", "model", "endpoint", "served_model", "allow_partial"),
     *("data_digest", "accept_data_digest", "lock"),
+    *("judge_endpoint", "judge_model"),
 )
 
 StageFlow = Callable[..., Coroutine[Any, Any, Any]]
@@ -76,7 +77,8 @@ def run_benchmark(options: argparse.Namespace) -> int:
     chosen = model_overrides(
         model=options.model, endpoint=options.endpoint, served_model=options.served_model
     )
-    overrides = [*options.overrides, *chosen]
+    judge = judge_overrides(endpoint=options.judge_endpoint, model=options.judge_model)
+    overrides = [*options.overrides, *chosen, *judge]
     settings = prepare(options.work_dir, refresh=options.refresh)
     lock = options.lock.absolute() if options.lock else settings.benchmark_lock
     Pinning(lock, demanded=options.data_digest, accepted=options.accept_data_digest)

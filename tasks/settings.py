@@ -55,6 +55,11 @@ class Settings:
         return self.work_dir / "runs"
 
     @property
+    def verdicts(self) -> Path:
+        """What judges of benchmarks said, for all runs."""
+        return self.work_dir / "verdicts"
+
+    @property
     def results(self) -> Path:
         """Where Prefect keeps task results: what makes a second run skip what has not changed."""
         return self.work_dir / "results"

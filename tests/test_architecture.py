@@ -78,6 +78,7 @@ ENVIRONMENT_USERS = {
     "models/distributed.py",
     "models/evaluation/benchmark.py",
     "models/evaluation/ranks.py",
+    "models/evaluation/score.py",
     "models/vllm_engine.py",
 }
 
