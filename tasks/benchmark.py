@@ -47,11 +47,13 @@ async def run_benchmark(
             check_comparable(request, other, against)
         run, result = await stage.child(
             _BENCHMARK,
-            request,
+            request.model_copy(update={"verdicts_path": str(stage.settings.verdicts)}),
             inputs=(),
             num_ranks=num_ranks,
             num_threads=num_threads,
             is_repeated=True,
+            # Another judge reads the same answers: the model is not asked again.
+            named_by=request.without_judge,
         )
         results = BenchmarkResults.load(run.path / RESULTS)
         if other is not None:
@@ -94,12 +96,13 @@ def _track(stage: StageRun, request: BenchmarkRun, results: BenchmarkResults, fo
     )
     stage.tracked.log_table(rows_table(results, read_asked(folder / ROWS)), "rows.json")
     name, digest = _answerer(request)
-    tags = {"model_path": request.model_path, "endpoint": request.engine.endpoint, "model_source": name}
     measured = tracking.Measured(
-        model_id=tracking.logged_model(stage.settings, name=name, digest=digest, tags=tags),
+        model=name,
+        model_digest=digest,
+        model_tags={"model_path": request.model_path, "endpoint": request.engine.endpoint},
         data=f"{results.data.benchmark}/{results.data.split}",
-        digest=results.data.digest,
-        source=request.data_path,
+        data_digest=results.data.digest,
+        data_source=request.data_path,
     )
     stage.tracked.log_measured(results.numbers(), measured)
 

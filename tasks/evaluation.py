@@ -116,12 +116,13 @@ def _track(stage: StageRun, folder: Path, *, paths: Mapping[str, ArtifactRef], d
     stage.tracked.log_table(rows_table(predictions), "rows.json")
     for row in results.variants:
         ref = paths[row.model_path]
-        tags = {"model_uri": ref.uri, "model_kind": ref.kind}
         measured = tracking.Measured(
-            model_id=tracking.logged_model(stage.settings, name=row.name, digest=ref.sha256, tags=tags),
+            model=row.name,
+            model_digest=ref.sha256,
+            model_tags={"model_uri": ref.uri},
             data="questions/test",
-            digest=results.questions_digest,
-            source=data.uri,
+            data_digest=results.questions_digest,
+            data_source=data.uri,
         )
         stage.tracked.log_measured(variant_metrics(row), measured)
 

@@ -76,38 +76,49 @@ def experiment_id(settings: Settings) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """On what numbers were measured: ``model_id`` names a logged model, empty for none; ``digest`` and
-    ``source`` are those of the data.
-    """
+    """On what numbers were measured: the model, by name and digest (:func:`logged_model`), and the data."""
 
-    model_id: str
+    model: str
+    model_digest: str
+    model_tags: Mapping[str, str]
     data: str
-    digest: str
-    source: str
+    data_digest: str
+    data_source: str
 
     def dataset(self) -> Dataset:
         """The data as MLflow keeps them."""
-        source = json.dumps({"uri": self.source})
-        return Dataset(self.data, self.digest[:_DATA_DIGEST_LENGTH], "local", source)
+        source = json.dumps({"uri": self.data_source})
+        return Dataset(self.data, self.data_digest[:_DATA_DIGEST_LENGTH], "local", source)
 
 
-def logged_model(settings: Settings, *, name: str, digest: str, tags: Mapping[str, str]) -> str:
-    """The id of MLflow's record of a model, made at first use; metrics are linked to it.
+def logged_model(
+    settings: Settings, *, name: str, digest: str, tags: Mapping[str, str], run_id: str = ""
+) -> str:
+    """The id of MLflow's record of a model, made at first use, of the run that made the model if it is known.
 
-    ``digest`` is what makes it this model, hexadecimal.
-    Empty when the tracker does not answer: the numbers are then kept without the link.
+    ``digest``, hexadecimal, is what makes it this model: all numbers of the same weights are linked to one
+    record. Raises TrackingError when the tracker does not answer.
     """
-    mlflow = client(settings)
-    with _tolerated(f"logged model {name}"):
-        experiment = experiment_id(settings)
-        found = mlflow.search_logged_models([experiment], f"tags.model_digest = '{digest}'", max_results=1)
+    mlflow, experiment = client(settings), experiment_id(settings)
+    try:
+        found = mlflow.search_logged_models(
+            [experiment],
+            f"tags.model_digest = '{digest}'",
+            max_results=1,
+            order_by=[{"field_name": "creation_timestamp", "ascending": False}],
+        )
         if found:
             return str(found[0].model_id)
         made = mlflow.create_logged_model(
-            experiment, _NOT_IN_A_MODEL.sub("-", name), tags={**tags, "model_digest": digest}
+            experiment,
+            _NOT_IN_A_MODEL.sub("-", name),
+            source_run_id=run_id or None,
+            tags={**tags, "model_digest": digest},
+            model_type="look-again",
         )
         return str(mlflow.finalize_logged_model(made.model_id, LoggedModelStatus.READY).model_id)
-    return ""
+    except _UNAVAILABLE as error:
+        raise TrackingError(f"The tracker took no record of the model {name!r}: {error}") from error
 
 
 def find_artifact(settings: Settings, run: str, name: str) -> tuple[str, str] | None:
@@ -142,7 +153,7 @@ def _tolerated(what: str) -> Iterator[None]:
     """A tracker that fails in the middle of a run is a warning: the work goes on and its results are kept."""
     try:
         yield
-    except _UNAVAILABLE as error:
+    except (*_UNAVAILABLE, TrackingError) as error:
         logger.warning("The tracker did not take %s; the artifact holds it. %s", what, error)
 
 
@@ -151,6 +162,7 @@ class TrackedRun:
 
     def __init__(self, settings: Settings, run_id: str) -> None:
         self.id = run_id
+        self._settings = settings
         self._client = client(settings)
         self._waiting: list[Metric] = []
         self._sent = time.monotonic()
@@ -190,17 +202,18 @@ class TrackedRun:
     def log_measured(self, metrics: Mapping[str, float], on: Measured) -> None:
         """Numbers, linked to the model and the data that they were measured on."""
         when, data = int(time.time() * 1000), on.dataset()
-        linked = {"model_id": on.model_id or None, "dataset_name": data.name, "dataset_digest": data.digest}
-        points = [
-            Metric(_tracker_name(name), float(value), when, 0, run_id=self.id, **linked)
-            for name, value in metrics.items()
-        ]
         with _tolerated("metrics linked to their model"):
+            model = logged_model(self._settings, name=on.model, digest=on.model_digest, tags=on.model_tags)
             self._client.log_inputs(
                 self.id,
                 datasets=[DatasetInput(data, [InputTag("mlflow.data.context", "evaluation")])],
-                models=[LoggedModelInput(on.model_id)] if on.model_id else None,
+                models=[LoggedModelInput(model)],
             )
+            linked = {"model_id": model, "dataset_name": data.name, "dataset_digest": data.digest}
+            points = [
+                Metric(_tracker_name(name), float(value), when, 0, run_id=self.id, **linked)
+                for name, value in metrics.items()
+            ]
             for start in range(0, len(points), _METRICS_PER_BATCH):
                 self._client.log_batch(self.id, metrics=points[start : start + _METRICS_PER_BATCH])
 
