@@ -73,7 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("image", type=Path)
     ask.add_argument("question")
     ask.add_argument("--model", default="", help=f"{_MODELS} (the champion, if there is one)")
-    doctor = commands.add_parser("doctor", help="say what this machine has and lacks")
+    ask.add_argument(
+        "--picture", type=Path, metavar="FILE", help="where to draw what it looked at (./NAME-looked.png)"
+    )
+    ask.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    doctor = commands.add_parser("doctor", help="say what this machine has, and what to do where it lacks")
+    doctor.add_argument("--endpoint", default="", metavar="URL", help="also ask this chat endpoint")
     _add_place(doctor)
     return parser
 

@@ -119,6 +119,11 @@ def compiler_name() -> str:
     return os.environ.get("CXX", "g++")
 
 
+def endpoint_key() -> str:
+    """The key of the chat endpoint, empty when it needs none."""
+    return os.environ.get("VLM_R3_API_KEY", "")
+
+
 def is_ci() -> bool:
     """True where a machine reads the output: no live display."""
     return bool(os.environ.get("CI"))
