@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from models.config import CropSourceName, Look
+from models.corruption import box_to_cut
 from models.engine import Engine
 from models.errors import EngineError, RecordError, RegionError
 from models.protocol import ANSWER_STOP, STOPS, BadJSON, box_request
@@ -308,7 +309,8 @@ class Episode:
             self._refuse(box, TurnError(fault.value), f"box {list(box.corners())}")
             return
         try:
-            given = CROP_SOURCES[self._look.crop_source](self._asked.image, box, self._look.budget, self._rng)
+            cut = box_to_cut(box, self._asked.view, self._look.corruption, self._rng)
+            given = CROP_SOURCES[self._look.crop_source](self._asked.image, cut, self._look.budget, self._rng)
         except RegionError as unusable:
             # Not too long as seen, but too long in the original, whose sides are scaled differently.
             self._refuse(box, TurnError.ASPECT_RATIO, str(unusable))
