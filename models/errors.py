@@ -23,6 +23,10 @@ class RecordError(VLMR3Error):
     """A question or a rationale record breaks its contract, or a file has an unknown schema version."""
 
 
+class RowCountError(RecordError):
+    """A published set has another number of rows than its authors published; a caller may allow that."""
+
+
 class RegionError(VLMR3Error):
     """A box or a picture size that geometry cannot work with."""
 

@@ -2,7 +2,7 @@
 
 from prefect import task
 
-from models.config import BenchmarkRun
+from models.run_config import BenchmarkRun
 from tasks.stage import StageOutput, stage_run
 
 _BENCHMARK = "models.evaluation.benchmark"

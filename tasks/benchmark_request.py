@@ -7,8 +7,9 @@ from pydantic import ValidationError
 
 from models.benchmarks.published import get_published
 from models.benchmarks.sets import find_set
-from models.config import BenchmarkRun, Preset, Style, resolve_model_path
-from models.errors import ConfigError, RecordError
+from models.config import Preset, Style, resolve_model_path
+from models.errors import ConfigError, RecordError, RowCountError
+from models.run_config import BenchmarkRun
 
 
 def request_of(
@@ -25,7 +26,7 @@ def request_of(
     try:
         find_set(published, folder, split, allow_partial=allow_partial)
     except RecordError as error:
-        way_out = "" if allow_partial or "Fetch all" not in str(error) else " (--allow-partial)"
+        way_out = " (--allow-partial)" if isinstance(error, RowCountError) else ""
         raise ConfigError(f"{error}{way_out}") from error
     is_endpoint = preset.engine.kind == "http"
     if is_endpoint:

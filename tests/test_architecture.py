@@ -22,6 +22,7 @@ HEAVY = (
 )
 LIGHT = (
     "models.config",
+    "models.run_config",
     "models.presets",
     "models.errors",
     "models.records",

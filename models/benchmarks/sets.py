@@ -20,7 +20,7 @@ from PIL import Image
 from models.benchmarks.published import PublishedSet
 from models.benchmarks.scorer import Row
 from models.config import Style
-from models.errors import RecordError
+from models.errors import RecordError, RowCountError
 from models.records import Question, sha256
 
 # Rows held in memory at a time; a page of DocVQA is about half a megabyte.
@@ -122,8 +122,8 @@ def find_set(
 ) -> tuple[tuple[Path, ...], int]:
     """The files of a split and the number of their rows, none of which is read.
 
-    Raises RecordError when there are no files, when a column is missing, unexpected or of another type, or
-    when the number of rows is not the published one (unless ``allow_partial``).
+    Raises RecordError when there are no files or no rows, or when a column is missing, unexpected or of
+    another type; RowCountError when the number of rows is not the published one (unless ``allow_partial``).
     """
     if split not in published.splits:
         raise RecordError(
@@ -134,8 +134,10 @@ def find_set(
     for file, parquet in zip(files, parquets, strict=True):
         _check_columns(published, file, parquet.schema_arrow)
     found, expected = sum(parquet.metadata.num_rows for parquet in parquets), published.splits[split]
-    if found == 0 or (found != expected and not allow_partial):
-        raise RecordError(
+    if found == 0:
+        raise RecordError(f"{folder}: 0 rows in {len(files)} files of split {split!r}. Fetch them again.")
+    if found != expected and not allow_partial:
+        raise RowCountError(
             f"{folder}: {found} rows in {len(files)} files; {published.name} has {expected} in split "
             f"{split!r}. Fetch all its files, or allow a partial set, whose numbers are not the benchmark's."
         )

@@ -2,8 +2,8 @@
 
     python -m models.evaluation.benchmark RUN_DIR
 
-Reads :class:`models.config.BenchmarkRun` and leaves in the run directory ``predictions.parquet`` (every row
-of the set, :mod:`models.evaluation.benchmark_rows`), ``metrics.json`` and ``table.txt``
+Reads :class:`models.run_config.BenchmarkRun` and leaves in the run directory ``predictions.parquet`` (every
+row of the set, :mod:`models.evaluation.benchmark_rows`), ``metrics.json`` and ``table.txt``
 (:mod:`models.evaluation.benchmark_results`). Rows are kept as they are answered: a start that finds rows of
 the same model, set and prompt does not ask them again. An endpoint's key is ``VLM_R3_API_KEY``.
 """
@@ -22,7 +22,7 @@ from models.benchmarks.published import PublishedSet, get_published
 from models.benchmarks.scorer import Row, get_scorer
 from models.benchmarks.sets import BenchmarkQuestion, LocalSet, read_set
 from models.child import run_stage
-from models.config import BenchmarkRun, Look, resolve_model_path
+from models.config import Look, resolve_model_path
 from models.engine import Engine
 from models.errors import ConfigError, EngineError, RecordError, RegionError, ScoringError
 from models.evaluation.benchmark_results import BenchmarkResults, ModelFacts, summarise, to_text
@@ -32,6 +32,7 @@ from models.evaluation.switch import folder_digest
 from models.http_engine import HTTPEngine
 from models.protocol import STOPS
 from models.rollout import Asked, stream
+from models.run_config import BenchmarkRun
 from models.rundir import Result, RunDir, write_atomically
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
-from models.config import EvaluationRun, EvaluationVariant, Look, resolve_model_path
+from models.config import Look, resolve_model_path
 from models.engine import Engine
 from models.errors import ConfigError, ScoringError
 from models.evaluation.metrics import check_unscored, compare, summarise, summarise_samples
@@ -23,6 +23,7 @@ from models.evaluation.shards import Shards, Share
 from models.evaluation.switch import Engines, EngineSwitch, folder_digest
 from models.records import Question
 from models.rollout import derive_seed, stream
+from models.run_config import EvaluationRun, EvaluationVariant
 from models.rundir import RunDir
 
 log = logging.getLogger(__name__)

@@ -3,8 +3,8 @@
     python -m models.evaluation.run RUN_DIR
     torchrun --nproc-per-node N -m models.evaluation.run RUN_DIR
 
-Reads :class:`models.config.EvaluationRun` and leaves in the run directory ``metrics.json`` (its content is
-described in :mod:`models.evaluation.results`), ``predictions/<variant>.parquet``, the table as ``table.txt``,
+Reads :class:`models.run_config.EvaluationRun` and leaves in the run directory ``metrics.json`` (content
+:mod:`models.evaluation.results`), ``predictions/<variant>.parquet``, the table as ``table.txt``,
 ``table.md`` and ``table.csv``, and ``result.json``.
 """
 
@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 
 from models.child import run_stage
-from models.config import EvaluationRun
 from models.evaluation import table
 from models.evaluation.engines import engines_for
 from models.evaluation.evaluate import evaluate, variant_metrics
 from models.evaluation.shards import Share
 from models.records import read_questions
+from models.run_config import EvaluationRun
 from models.rundir import Result, RunDir, write_atomically
 
 

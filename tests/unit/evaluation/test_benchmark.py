@@ -9,7 +9,7 @@ import pytest
 
 from models.benchmarks.published import PublishedSet, get_published
 from models.benchmarks.scorer import BENCHMARKS
-from models.config import EMBEDDED_MODEL, BenchmarkRun, EngineConfig, Look
+from models.config import EMBEDDED_MODEL, EngineConfig, Look
 from models.engine import Engine, ScriptedEngine
 from models.errors import ConfigError, EngineError, RecordError, ScoringError
 from models.evaluation.benchmark import measure, rules
@@ -18,6 +18,7 @@ from models.evaluation.benchmark_rows import AskedRow, read_asked
 from models.evaluation.metrics import wilson_interval
 from models.evaluation.switch import folder_digest
 from models.protocol import SYSTEM_PROMPT
+from models.run_config import BenchmarkRun
 from models.rundir import RunDir
 from models.trajectory import CropSpan, GenerationRequest, Piece, SampledSpan, StopReason
 from tests.benchmark_examples import ROWS, file_name, picture, schema_of, small, write

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from models.config import EngineConfig, EvaluationConfig, EvaluationRun, EvaluationVariant, Look
+from models.config import EngineConfig, EvaluationConfig, Look
 from models.engine import Engine, ScriptedEngine
 from models.errors import ConfigError, ScoringError
 from models.evaluation.evaluate import evaluate, in_fixed_order, questions_digest
@@ -16,6 +16,7 @@ from models.evaluation.results import Results
 from models.evaluation.shards import Share
 from models.evaluation.switch import architecture, folder_digest
 from models.records import Question, read_questions, write_questions
+from models.run_config import EvaluationRun, EvaluationVariant
 from models.rundir import RunDir
 from models.trajectory import CropSpan, GenerationRequest, Piece, SampledSpan
 from tests.evaluation_examples import make_question
