@@ -149,7 +149,7 @@ class AnalysisRun(Config):
         ge=1, description="Held-out questions; of a benchmark, which is asked as a whole, only for figure 5."
     )
     levels: tuple[float, ...] = Field(
-        (0.4, 0.5, 0.6, 0.7, 0.8, 0.9), description="Figure 4: grounding accuracies (paper 4.5.1)."
+        (), description="Figure 4: grounding accuracies to bring about, 0 to 1."
     )
     ways: tuple[CorruptionWay, ...] = Field(
         ("replace", "perturb"), min_length=1, description="Figure 4: how a box is made to miss."

@@ -40,7 +40,7 @@ def request_of(
             split=split,
             allow_partial=allow_partial,
             style=style,
-            model_path="" if is_endpoint else _absolute(preset.model.path),
+            model_path="" if is_endpoint else absolute(preset.model.path),
             look=preset.look,
             engine=preset.engine,
             max_unscored_share=preset.evaluation.max_unscored_share,
@@ -82,7 +82,7 @@ def _check_url(endpoint: str) -> None:
         )
 
 
-def _absolute(path: str) -> str:
+def absolute(path: str) -> str:
     return path if path == "embedded" else str(Path(path).absolute())
 
 

@@ -21,7 +21,7 @@ LEVELS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way to answer crop commands. ``level`` is the grounding accuracy to bring about, None to leave it."""
+    """One way to answer crop commands. ``level`` is the grounding accuracy to bring about; None leaves it."""
 
     name: str
     label: str
@@ -38,8 +38,8 @@ class Variant:
             return None
         if self.level > own_accuracy:
             raise ConfigError(
-                f"Variant {self.name!r} wants {100 * self.level:.0f} % of the boxes accurate, the model's own "
-                f"are at {100 * own_accuracy:.1f} %. Boxes can only be made worse: choose a lower level."
+                f"Variant {self.name!r} wants {100 * self.level:.0f} % of the boxes accurate, the model's "
+                f"own are at {100 * own_accuracy:.1f} %. Boxes can only be made worse: choose a lower level."
             )
         return BoxCorruption(way=self.way, kept_share=self.level / own_accuracy)
 
