@@ -1,5 +1,7 @@
 """An analysis of the paper: `vlm-r3 analyse table2`, `figure4` or `figure5`."""
 
+import asyncio
+
 from prefect import flow
 
 from flows.build_vlir import build_vlir
@@ -9,6 +11,7 @@ from models.presets import load_preset
 from models.vlir.build import QUESTIONS
 from tasks.analysis import run_analysis
 from tasks.analysis_request import Analysis, analysis_of
+from tasks.settings import Settings
 from tasks.stage import StageOutput, perform, read_store
 from tasks.training import base_model
 
@@ -30,21 +33,25 @@ async def analyse(
     of that run: what the workspace already holds of them is used, the rest is made first.
     """
     run = load_preset(preset, overrides or ())
-    folders, questions_path = dict(models or {}), ""
+    settings = Settings.read()
+    named = {row: model for row, model in (models or {}).items() if model}
+    questions_path = ""
     if not benchmarks:
         data = await build_vlir(preset, overrides, parent=parent)
         questions_path = str(read_store().fetch(data.artifacts["data"]) / QUESTIONS / "test.parquet")
-        if not folders:
+        if not named:
             await validate(preset, overrides, data=data, parent=parent)
-            folders = await _models_of_a_run(name, preset, overrides, data, parent)
-    request = analysis_of(
+            named = await _models_of_a_run(name, preset, overrides, data, parent)
+    request = await asyncio.to_thread(
+        analysis_of,
         name,
         run,
-        models=folders,
+        models=named,
         questions_path=questions_path,
         benchmarks=benchmarks or (),
         allow_partial=allow_partial,
         num_questions=num_questions,
+        settings=settings,
     )
     output: StageOutput = await perform(run_analysis, label="analyse", parent=parent, request=request)
     return output

@@ -14,6 +14,7 @@ from models.config import (
     CropSourceName,
     EngineConfig,
     EvaluationConfig,
+    JudgeConfig,
     Look,
     RGRPOConfig,
     SFTConfig,
@@ -109,6 +110,7 @@ class BenchmarkRun(Config):
     benchmark: str = Field(description="Name of the benchmark, as in models/benchmarks/.")
     data_path: str = Field(description="Folder of the published Parquet files.")
     split: str = Field(description="Split as the benchmark's module names it.")
+    data_digest: str = Field("", description="What the digest of the set must be; empty accepts any.")
     allow_partial: bool = Field(False, description="Measure even when rows are missing; the report says so.")
     variant: str = Field(
         "full", description="Name of the way in which `look` answers crop commands (evaluation/variants.py)."
@@ -120,10 +122,22 @@ class BenchmarkRun(Config):
     model_path: str = Field(
         "", description="Folder in Hugging Face layout, or 'embedded'; empty when an endpoint answers."
     )
+    model_source: str = Field(
+        "", description="What the folder is a copy of: models:/vlm-r3/NUMBER, or s3://; empty for itself."
+    )
     look: Look
     engine: EngineConfig
     max_unscored_share: float = Field(0.01, ge=0, le=1, description="Rows that we broke; more fails.")
+    judge: JudgeConfig = JudgeConfig()
+    verdicts_path: str = Field(
+        "", description="Folder that keeps a judge's verdicts; empty: in the run directory."
+    )
     seed: int
+
+    @property
+    def without_judge(self) -> "BenchmarkRun":
+        """The same run scored by the rule alone: all that decides what the model is asked and answers."""
+        return self.model_copy(update={"judge": JudgeConfig(), "verdicts_path": ""})
 
     @model_validator(mode="after")
     def _somebody_answers(self) -> "BenchmarkRun":

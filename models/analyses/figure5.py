@@ -27,8 +27,7 @@ from models.errors import ScoringError
 from models.evaluation.results import Frozen
 from models.evaluation.variants import get_variant
 from models.policy import Policy
-from models.records import Question
-from models.rollout import rollout
+from models.rollout import Asked, rollout
 from models.trajectory import CropSpan, Trajectory
 
 CHAINS = ("interleaved", "text only", "same text, no crops")
@@ -68,7 +67,7 @@ class CurvePoint(Frozen):
     num_answers: int
 
 
-def roll_out(engine: Engine, questions: Sequence[Question], look: Look) -> dict[str, list[Trajectory]]:
+def roll_out(engine: Engine, questions: Sequence[Asked], look: Look) -> dict[str, list[Trajectory]]:
     """Greedy chains of every question at which the model looked, by chain.
 
     Raises ScoringError when it looked at none.

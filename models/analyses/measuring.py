@@ -7,18 +7,18 @@ an earlier start has measured is not measured again.
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from models.benchmarks.published import get_published
 from models.benchmarks.scorer import get_scorer
 from models.benchmarks.sets import read_set
-from models.config import BoxCorruption, CropSourceName, Style, resolve_model_path
+from models.config import BoxCorruption, CropSourceName, Look, Style, resolve_model_path
 from models.engine import Engine
 from models.evaluation.benchmark import measure as measure_benchmark
-from models.evaluation.benchmark import open_engine
+from models.evaluation.benchmark import open_engine, rules
 from models.evaluation.benchmark_rows import read_asked
 from models.evaluation.evaluate import evaluate, in_fixed_order
 from models.evaluation.metrics import bootstrap_mean, wilson_interval
@@ -28,7 +28,7 @@ from models.evaluation.switch import Engines, EngineSwitch
 from models.evaluation.variants import FULL, Variant
 from models.records import Question, read_questions
 from models.region import Box, Size, View
-from models.rollout import derive_seed
+from models.rollout import Asked, derive_seed
 from models.run_config import AnalysisRun, BenchmarkRun, EvaluationRun, EvaluationVariant
 from models.rundir import RunDir
 from models.trajectory import GenerationRequest, Piece
@@ -248,23 +248,33 @@ def sources(run: RunDir, config: AnalysisRun, engines: Engines | None) -> list[S
     return [HeldOut(run, config, engines)]
 
 
-def chosen_questions(config: AnalysisRun) -> list[Question]:
-    """``num_questions`` questions of each set, chosen by their ids; of a benchmark, with one picture."""
+def chosen_questions(config: AnalysisRun) -> tuple[list[Asked], Look]:
+    """``num_questions`` questions of each set, chosen by their ids, and the rules of asking them; of a
+    benchmark, those with a picture.
+    """
     if config.questions_path:
-        return in_fixed_order(read_questions(Path(config.questions_path)))[: config.num_questions]
-    found: list[Question] = []
-    for one in config.benchmarks:
-        local = read_set(
-            get_published(one.benchmark), Path(one.data_path), one.split, allow_partial=one.allow_partial
-        )
-        ids = sorted(
-            (each.id for each in local.questions() if len(each.pictures) == 1),
-            key=lambda id: derive_seed(0, id, 0),
-        )
-        wanted = set(ids[: config.num_questions])
-        asked = (each.question(one.style) for each in local.questions() if each.id in wanted)
-        found += [replace(question, id=f"{one.benchmark}/{question.id}") for question in asked]
-    return found
+        questions = in_fixed_order(read_questions(Path(config.questions_path)))[: config.num_questions]
+        return [Asked.of(question, config.look) for question in questions], config.look
+    look = rules(config.benchmarks[0])
+    return [
+        asked for one in config.benchmarks for asked in _chosen_rows(one, config.num_questions, look)
+    ], look
+
+
+def _chosen_rows(config: BenchmarkRun, num_questions: int, look: Look) -> Iterator[Asked]:
+    published = get_published(config.benchmark)
+    local = read_set(published, Path(config.data_path), config.split, allow_partial=config.allow_partial)
+    ids = sorted(
+        (each.id for each in local.questions() if each.pictures), key=lambda id: derive_seed(0, id, 0)
+    )
+    wanted = set(ids[:num_questions])
+    for each in local.questions():
+        if each.id in wanted:
+            prompt = each.prompt(config.style)
+            images = [each.image(number) for number in prompt.numbers]
+            yield Asked.about(
+                f"{config.benchmark}/{each.id}", prompt.text, images, look, places=prompt.places
+            )
 
 
 def measure_full(source: Source, model_path: str) -> list[Group]:

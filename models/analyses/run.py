@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from models.analyses import figure4, figure5, plots, table2
 from models.analyses.measuring import Lender, chosen_questions, sources
 from models.child import run_stage
-from models.config import Look, resolve_model_path
+from models.config import resolve_model_path
 from models.errors import ConfigError
-from models.evaluation.benchmark import rules
+from models.evaluation.benchmark import engine_config
 from models.evaluation.engines import checkpoint_engines
 from models.evaluation.switch import Engines, EngineSwitch
 from models.policy import load_policy
@@ -64,7 +64,7 @@ def run_figure5(directory: RunDir, config: AnalysisRun) -> list[str]:
     model = resolve_model_path(config.model_path)
     with lent_engines(config) as engines:
         assert engines is not None, "there is a model folder"
-        trajectories = figure5.roll_out(engines.open(model), chosen_questions(config), _rules(config))
+        trajectories = figure5.roll_out(engines.open(model), *chosen_questions(config))
     policy = load_policy(model, dtype=config.engine.dtype).to(_device()).eval()
     chains = list(figure5.measure(policy, trajectories))
     points = figure5.curves(chains, seed=config.seed)
@@ -83,15 +83,13 @@ def lent_engines(config: AnalysisRun) -> Iterator[Engines | None]:
     if not config.model_path:
         yield None
         return
-    switch = EngineSwitch(checkpoint_engines(config.engine, look=config.look, seed=config.seed))
+    wanted = [config.engine, *map(engine_config, config.benchmarks)]
+    engine = max(wanted, key=lambda one: one.max_images)
+    switch = EngineSwitch(checkpoint_engines(engine, look=config.look, seed=config.seed))
     try:
         yield Lender(switch)
     finally:
         switch.close()
-
-
-def _rules(config: AnalysisRun) -> Look:
-    return rules(config.benchmarks[0]) if config.benchmarks else config.look
 
 
 def _device() -> str:
