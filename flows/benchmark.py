@@ -22,6 +22,7 @@ async def benchmark(
     overrides: list[str] | None = None,
     split: str = "",
     style: Style = "look-again",
+    variant: str = "full",
     allow_partial: bool = False,
     data_digest: str = "",
     accept_data_digest: str = "",
@@ -31,8 +32,8 @@ async def benchmark(
     """Ask and score every row of a set; artifact ``benchmark``.
 
     The model is ``model.path`` of the preset (a folder, ``models:/``, ``s3://``), or with ``engine.kind``
-    http whatever the endpoint serves. ``data`` is a folder or an ``s3://`` prefix; ``lock`` is the file of
-    pinned digests (in the work directory).
+    http whatever the endpoint serves; ``variant`` names how its crop commands are answered. ``data`` is a
+    folder or an ``s3://`` prefix; ``lock`` is the file of pinned digests (in the work directory).
     """
     settings = Settings.read()
     pinning = Pinning(
@@ -45,6 +46,7 @@ async def benchmark(
         load_preset(preset, overrides or ()),
         split=split,
         style=style,
+        variant=variant,
         allow_partial=allow_partial,
         settings=settings,
         pinning=pinning,

@@ -52,7 +52,7 @@ def _command(options: argparse.Namespace) -> Callable[[argparse.Namespace], int]
         return commands.run_benchmark
     if options.command in FLOWS:
         return commands.run_flow
-    return {"ask": commands.ask, "doctor": commands.doctor}[options.command]
+    return {"analyse": commands.analyse, "ask": commands.ask, "doctor": commands.doctor}[options.command]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
             _add_benchmark(command)
         if name == "promote":
             command.add_argument("--version", default="challenger", help="number or alias (challenger)")
+    _add_analyse(commands.add_parser("analyse", help="make Table 2, Figure 4 or Figure 5 of the paper"))
     ask = commands.add_parser("ask", help="ask a model one question about a picture")
     _add_common(ask)
     ask.add_argument("image", type=Path)
@@ -110,6 +111,13 @@ def _add_benchmark(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--style", choices=("direct", "look-again"), help="the usual prompt, or the paper's (look-again)"
     )
+    group.add_argument(
+        "--variant",
+        default="",
+        metavar="NAME,...",
+        help="how crops are given: full, no_crop, low_resolution, "
+        "random_region, boxes_40 to boxes_90, boxes_40_perturbed to ..._90_perturbed (full)",
+    )
     group.add_argument("--model", default="", help=f"{_MODELS} (the preset's model.path)")
     group.add_argument("--endpoint", default="", metavar="URL", help="OpenAI-compatible, with its /v1")
     group.add_argument("--served-model", default="", metavar="NAME", help="model name at the endpoint")
@@ -128,6 +136,35 @@ def _add_benchmark(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="digests of data measured before (WORK_DIR/benchmarks.lock.json)",
     )
+
+
+def _add_analyse(command: argparse.ArgumentParser) -> None:
+    command.add_argument("analysis", choices=("table2", "figure4", "figure5"))
+    _add_common(command)
+    command.add_argument("--refresh", action="store_true", help="measure everything again")
+    command.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="where to put CSV, SVG, PNG (nowhere else)"
+    )
+    command.add_argument(
+        "--model", default="", help=f"{_MODELS} (the run's R-GRPO model, trained if missing)"
+    )
+    for row, meaning in (
+        ("base", "before training"),
+        ("sft", "without R-GRPO"),
+        ("no-sft", "without VLIR SFT"),
+    ):
+        command.add_argument(f"--{row}-model", default="", help=f"row of table2: the model {meaning}")
+    command.add_argument("--questions", type=int, default=0, metavar="N", help="how many held-out questions")
+    group = command.add_argument_group(
+        "published benchmarks", "instead of held-out questions; repeat both options for several sets"
+    )
+    group.add_argument("--benchmark", action="append", default=[], metavar="NAME", help="mme, mmmu, ...")
+    group.add_argument(
+        "--data", action="append", default=[], metavar="FOLDER", help="its Parquet files, or s3://"
+    )
+    group.add_argument("--allow-partial", action="store_true", help="measure although rows are missing")
+    group.add_argument("--endpoint", default="", metavar="URL", help="OpenAI-compatible, with its /v1")
+    group.add_argument("--served-model", default="", metavar="NAME", help="model name at the endpoint")
 
 
 def _add_place(command: argparse.ArgumentParser) -> None:
