@@ -20,6 +20,7 @@ FLOWS = {
     "promote": "make a registered version champion, if the gate agrees",
 }
 INTERRUPTED = 130
+_MODELS = "embedded, a model folder, models:/vlm-r3@ALIAS, models:/vlm-r3/NUMBER, or s3://"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,8 +72,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_common(ask)
     ask.add_argument("image", type=Path)
     ask.add_argument("question")
-    ask.add_argument("--model", default="", help="model folder, or a version's alias (champion)")
-    doctor = commands.add_parser("doctor", help="say what this machine has and lacks")
+    ask.add_argument("--model", default="", help=f"{_MODELS} (the champion, if there is one)")
+    ask.add_argument(
+        "--picture", type=Path, metavar="FILE", help="where to draw what it looked at (./NAME-looked.png)"
+    )
+    ask.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    doctor = commands.add_parser("doctor", help="say what this machine has, and what to do where it lacks")
+    doctor.add_argument("--endpoint", default="", metavar="URL", help="also ask this chat endpoint")
     _add_place(doctor)
     return parser
 
@@ -93,18 +99,35 @@ def _add_common(command: argparse.ArgumentParser) -> None:
 def _add_benchmark(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group(
         "a published benchmark",
-        "instead of a run's held-out questions; the key of an endpoint: VLM_R3_API_KEY",
+        "instead of a run's held-out questions; the key of an endpoint: VLM_R3_API_KEY, of a judge: "
+        "VLM_R3_JUDGE_API_KEY",
     )
     group.add_argument("--benchmark", default="", metavar="NAME", help="mme, mmmu, mathvista, ...")
-    group.add_argument("--data", default="", metavar="FOLDER", help="its Parquet files as published")
+    group.add_argument(
+        "--data", default="", metavar="FOLDER", help="its Parquet files as published, here or s3://"
+    )
     group.add_argument("--split", default="", help="another split than the usual one")
     group.add_argument(
         "--style", choices=("direct", "look-again"), help="the usual prompt, or the paper's (look-again)"
     )
-    group.add_argument("--model", default="", help="embedded, or a model folder (the preset's model.path)")
+    group.add_argument("--model", default="", help=f"{_MODELS} (the preset's model.path)")
     group.add_argument("--endpoint", default="", metavar="URL", help="OpenAI-compatible, with its /v1")
     group.add_argument("--served-model", default="", metavar="NAME", help="model name at the endpoint")
+    group.add_argument(
+        "--judge-endpoint", default="", metavar="URL", help="a judge, OpenAI-compatible (none)"
+    )
+    group.add_argument("--judge-model", default="", metavar="NAME", help="the judge's name at its endpoint")
     group.add_argument("--allow-partial", action="store_true", help="measure although rows are missing")
+    group.add_argument("--data-digest", default="", metavar="SHA256", help="what the data must be")
+    group.add_argument(
+        "--accept-data-digest", default="", metavar="SHA256", help="data that replace those measured before"
+    )
+    group.add_argument(
+        "--lock",
+        type=Path,
+        metavar="FILE",
+        help="digests of data measured before (WORK_DIR/benchmarks.lock.json)",
+    )
 
 
 def _add_place(command: argparse.ArgumentParser) -> None:

@@ -316,6 +316,34 @@ class EvaluationConfig(Config):
     )
 
 
+class JudgeConfig(Config):
+    """A language model that helps to score published benchmarks; without an endpoint rules score alone."""
+
+    endpoint: str = Field("", description="Base URL of a chat endpoint, with its /v1; empty: no judge.")
+    served_model: str = Field("", description="Model name at the endpoint; part of the judge's version.")
+    num_connections: int = Field(16, ge=1, description="Requests in flight together.")
+    max_reply_tokens: int = Field(
+        64, ge=1, description="Tokens of a reply; a judge that thinks first needs many more."
+    )
+    timeout_seconds: float = Field(60.0, gt=0, description="Longest wait for one reply.")
+    max_tries: int = Field(5, ge=1, description="Tries per request: 429, 5xx, timeouts.")
+    backoff_seconds: float = Field(1.0, gt=0, description="Wait before the second try; doubles after that.")
+
+    @property
+    def is_used(self) -> bool:
+        """True when there is a judge."""
+        return bool(self.endpoint)
+
+    @model_validator(mode="after")
+    def _whole_or_none(self) -> "JudgeConfig":
+        if bool(self.endpoint) != bool(self.served_model):
+            raise ValueError(
+                f"endpoint {self.endpoint!r} with served_model {self.served_model!r}: a judge is a base URL "
+                "and the name of a model that it serves"
+            )
+        return self
+
+
 class PromotionConfig(Config):
     """Stage promote: when the challenger becomes champion."""
 
@@ -339,6 +367,7 @@ class Preset(Config):
     sft: SFTConfig
     rgrpo: RGRPOConfig
     evaluation: EvaluationConfig
+    judge: JudgeConfig = JudgeConfig()
     promotion: PromotionConfig
     controls: bool = Field(
         True, description="Also train the controls 'more SFT' and 'no SFT' and run the ablations."
@@ -364,115 +393,6 @@ class Preset(Config):
         if self.rgrpo.objective.engine_weight_cap and self.rgrpo.objective.aggregation == "paper-eq2":
             raise ValueError(
                 "aggregation 'paper-eq2' (Eq. 2) has no engine weight; set engine_weight_cap to 0"
-            )
-        return self
-
-
-class ValidationRun(Config):
-    """What the validation child process reads from its run directory."""
-
-    records_path: str = Field(description="The folder that build_vlir made.")
-    validation: ValidationConfig
-
-
-class SFTRun(Config):
-    """What the SFT child process reads from its run directory."""
-
-    model_path: str
-    records_path: str
-    validation_path: str = Field("", description="Held-out records for the validation loss; empty for none.")
-    look: Look
-    sft: SFTConfig
-    freeze_vision: bool
-    seed: int
-
-
-class RGRPORun(Config):
-    """What the R-GRPO child process reads from its run directory."""
-
-    model_path: str
-    questions_path: str
-    look: Look
-    rgrpo: RGRPOConfig
-    engine: EngineConfig
-    freeze_vision: bool
-    seed: int
-
-
-class EvaluationVariant(Config):
-    """One row of the results: a model, and how its crop commands are answered."""
-
-    name: str = Field(pattern=r"^[a-z0-9_]+$", description="Short name: file name, metric name.")
-    label: str = Field("", description="Name for people; empty takes the short name.")
-    model_path: str = Field(description="Folder in Hugging Face layout, or 'embedded'.")
-    style: Style = Field(
-        "look-again",
-        description="'direct' asks the bare question, no system prompt and no crops: the whole text counts.",
-    )
-    crop_source: CropSourceName = "original"
-    num_questions: int = Field(ge=1, description="Held-out questions, answered greedily.")
-    num_sampled_questions: int = Field(0, ge=0, description="How many are also sampled at temperature 1.")
-
-    @model_validator(mode="after")
-    def _samples_are_among_the_questions(self) -> "EvaluationVariant":
-        if self.num_sampled_questions > self.num_questions:
-            raise ValueError(
-                f"variant {self.name!r}: num_sampled_questions {self.num_sampled_questions} exceeds "
-                f"num_questions {self.num_questions}"
-            )
-        return self
-
-
-class EvaluationRun(Config):
-    """What the evaluation child process reads from its run directory; one engine per architecture."""
-
-    variants: tuple[EvaluationVariant, ...] = Field(min_length=1, description="The rows, in order.")
-    comparisons: tuple[tuple[str, str], ...] = Field(
-        (), description="Pairs (new, old) of variant names whose accuracies are compared, paired by question."
-    )
-    questions_path: str
-    look: Look
-    engine: EngineConfig
-    evaluation: EvaluationConfig
-    seed: int
-
-    @model_validator(mode="after")
-    def _names_are_known_and_unique(self) -> "EvaluationRun":
-        names = [variant.name for variant in self.variants]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            raise ValueError(f"variants {repeated} occur more than once; each needs a name of its own")
-        unknown = sorted({name for pair in self.comparisons for name in pair} - set(names))
-        if unknown:
-            raise ValueError(f"comparisons name variants {unknown}, which are not measured: {names}")
-        return self
-
-
-class BenchmarkRun(Config):
-    """What the child process that runs a benchmark reads from its run directory."""
-
-    benchmark: str = Field(description="Name of the benchmark, as in models/benchmarks/.")
-    data_path: str = Field(description="Folder of the published Parquet files.")
-    split: str = Field(description="Split as the benchmark's module names it.")
-    allow_partial: bool = Field(False, description="Measure even when rows are missing; the report says so.")
-    style: Style = Field(
-        "look-again",
-        description="'direct' asks the benchmark's usual prompt: no system prompt, no crops, whole text.",
-    )
-    model_path: str = Field(
-        "", description="Folder in Hugging Face layout, or 'embedded'; empty when an endpoint answers."
-    )
-    look: Look
-    engine: EngineConfig
-    max_unscored_share: float = Field(0.01, ge=0, le=1, description="Rows that we broke; more fails.")
-    seed: int
-
-    @model_validator(mode="after")
-    def _somebody_answers(self) -> "BenchmarkRun":
-        if (self.engine.kind == "http") == bool(self.model_path):
-            raise ValueError(
-                f"engine.kind {self.engine.kind!r} with model_path {self.model_path!r}: an endpoint serves a "
-                "model of its own, every other engine needs a model folder"
             )
         return self
 

@@ -23,6 +23,10 @@ class RecordError(VLMR3Error):
     """A question or a rationale record breaks its contract, or a file has an unknown schema version."""
 
 
+class RowCountError(RecordError):
+    """A published set has another number of rows than its authors published; a caller may allow that."""
+
+
 class RegionError(VLMR3Error):
     """A box or a picture size that geometry cannot work with."""
 
@@ -53,6 +57,14 @@ class LaunchError(VLMR3Error):
 
 class ArtifactError(VLMR3Error):
     """An artifact is missing or its digest differs from its manifest."""
+
+
+class StoreError(VLMR3Error):
+    """An object store refused us, could not be reached, or went on failing."""
+
+
+class ObjectChangedError(StoreError):
+    """An object is no longer what it was when it was found."""
 
 
 class TrackingError(VLMR3Error):

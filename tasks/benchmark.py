@@ -2,7 +2,7 @@
 
 from prefect import task
 
-from models.config import BenchmarkRun
+from models.run_config import BenchmarkRun
 from tasks.stage import StageOutput, stage_run
 
 _BENCHMARK = "models.evaluation.benchmark"
@@ -16,7 +16,13 @@ async def run_benchmark(request: BenchmarkRun, label: str = "benchmark", parent:
     """Every row of a set asked and scored; artifact ``benchmark``."""
     async with stage_run("benchmark", label=label, parent=parent, params=request.model_dump()) as stage:
         run, result = await stage.child(
-            _BENCHMARK, request, inputs=(), num_threads=request.engine.num_threads, is_repeated=True
+            _BENCHMARK,
+            request.model_copy(update={"verdicts_path": str(stage.settings.verdicts)}),
+            inputs=(),
+            num_threads=request.engine.num_threads,
+            is_repeated=True,
+            # Another judge reads the same answers: the model is not asked again.
+            named_by=request.without_judge,
         )
         names = list(result.artifacts.values())
         for name in names:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from prefect import task
 
-from models.config import Config, Look, QuestionMix, ValidationConfig, ValidationRun, VLIRConfig
+from models.config import Config, Look, QuestionMix, ValidationConfig, VLIRConfig
 from models.errors import GateError
+from models.run_config import ValidationRun
 from models.rundir import Result
 from models.vlir.build import build_vlir
 from models.vlir.validate import ValidationVerdict

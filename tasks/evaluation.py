@@ -6,9 +6,10 @@ from pathlib import Path
 
 from prefect import task
 
-from models.config import EngineConfig, EvaluationConfig, EvaluationRun, EvaluationVariant, Look
+from models.config import EngineConfig, EvaluationConfig, Look
 from models.evaluation.results import Results
 from models.evaluation.variants import pipeline_comparisons, pipeline_variants
+from models.run_config import EvaluationRun, EvaluationVariant
 from models.rundir import write_atomically
 from models.vlir.build import QUESTIONS
 from tasks.artifacts import ArtifactRef

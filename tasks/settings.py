@@ -55,9 +55,24 @@ class Settings:
         return self.work_dir / "runs"
 
     @property
+    def verdicts(self) -> Path:
+        """What judges of benchmarks said, for all runs."""
+        return self.work_dir / "verdicts"
+
+    @property
     def results(self) -> Path:
         """Where Prefect keeps task results: what makes a second run skip what has not changed."""
         return self.work_dir / "results"
+
+    @property
+    def mirror(self) -> Path:
+        """Local copies of what lies in S3."""
+        return self.work_dir / "mirror"
+
+    @property
+    def benchmark_lock(self) -> Path:
+        """Where the digests of published benchmarks are pinned, unless another file is named."""
+        return self.work_dir / "benchmarks.lock.json"
 
     @property
     def tracking_files(self) -> Path:
@@ -102,6 +117,11 @@ def child_environment(*, num_threads: int, bin_folder: Path) -> dict[str, str]:
 def compiler_name() -> str:
     """The C++ compiler that DeepSpeed's operator is built with."""
     return os.environ.get("CXX", "g++")
+
+
+def endpoint_key() -> str:
+    """The key of the chat endpoint, empty when it needs none."""
+    return os.environ.get("VLM_R3_API_KEY", "")
 
 
 def is_ci() -> bool:

@@ -4,17 +4,9 @@ import json
 
 from prefect import task
 
-from models.config import (
-    EngineConfig,
-    Look,
-    ModelConfig,
-    RGRPOConfig,
-    RGRPORun,
-    SFTConfig,
-    SFTRun,
-    resolve_model_path,
-)
+from models.config import EngineConfig, Look, ModelConfig, RGRPOConfig, SFTConfig, resolve_model_path
 from models.errors import TrainingError
+from models.run_config import RGRPORun, SFTRun
 from models.vlir.build import QUESTIONS, RECORDS, VALIDATION
 from tasks.artifacts import ArtifactRef, reference
 from tasks.caching import cached

@@ -7,11 +7,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from models.config import EngineConfig, EvaluationRun, Look
+from models.config import EngineConfig, Look
 from models.engine import Engine
 from models.errors import ConfigError
 from models.evaluation.switch import Engines
 from models.policy import load_policy
+from models.run_config import EvaluationRun
 from models.transformers_engine import TransformersEngine
 from models.vllm_engine import VLLMEngine
 

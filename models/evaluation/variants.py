@@ -8,7 +8,8 @@ tokens, no new detail).
 
 from collections.abc import Collection
 
-from models.config import CropSourceName, EvaluationConfig, EvaluationVariant
+from models.config import CropSourceName, EvaluationConfig
+from models.run_config import EvaluationVariant
 
 # (new, old): accuracy of the first minus accuracy of the second, on the same questions.
 COMPARISONS: tuple[tuple[str, str], ...] = (

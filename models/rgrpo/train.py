@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from models import checkpoints, distributed
 from models.checkpoints import Progress
 from models.child import run_stage
-from models.config import RGRPORun, resolve_model_path
+from models.config import resolve_model_path
 from models.distributed import DeepSpeedEngine
 from models.policy import load_policy
 from models.records import Question, read_questions
@@ -29,6 +29,7 @@ from models.rgrpo.samplers import open_sampler, refresh
 from models.rgrpo.stopwatch import Stopwatch
 from models.rgrpo.update import update_policy
 from models.rollout import derive_seed, rollout
+from models.run_config import RGRPORun
 from models.rundir import Result, RunDir
 from models.schedule import warmup_then_cosine
 from models.shuffling import endless_shuffle

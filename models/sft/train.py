@@ -20,9 +20,10 @@ from pathlib import Path
 from models import checkpoints, distributed
 from models.checkpoints import Progress
 from models.child import run_stage
-from models.config import SFTRun, resolve_model_path
+from models.config import resolve_model_path
 from models.distributed import DeepSpeedEngine
 from models.policy import load_policy
+from models.run_config import SFTRun
 from models.rundir import Result, RunDir
 from models.schedule import warmup_then_cosine
 from models.sft.samples import Samples, load_samples

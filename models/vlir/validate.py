@@ -4,7 +4,7 @@
 hold for all rows. The verdict is a plain value: which expectation failed, how often, and three example ids.
 
 ``python -m models.vlir.validate RUN_DIR`` does the same in a process of its own, because Great Expectations
-is large: from a run directory's ``config.json`` (:class:`models.config.ValidationRun`) to ``verdict.json``.
+is large: from ``config.json`` (:class:`models.run_config.ValidationRun`) to ``verdict.json``.
 """
 
 import json
@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.config import Look, ValidationConfig, ValidationRun
+from models.config import Look, ValidationConfig
 from models.errors import ConfigError, VLMR3Error
+from models.run_config import ValidationRun
 from models.rundir import Result, RunDir, write_atomically
 from models.vlir.checks import check_columns, check_records, read_manifest
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from models.config import BenchmarkRun
 from models.evaluation.benchmark_results import BenchmarkResults
 from models.evaluation.benchmark_rows import read_asked
 from models.presets import load_preset
+from models.run_config import BenchmarkRun
 from models.rundir import RunDir
 from tests.benchmark_examples import file_name, schema_of, small, write
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.config import EMBEDDED_MODEL, EngineConfig, EvaluationConfig, EvaluationRun, EvaluationVariant
+from models.config import EMBEDDED_MODEL, EngineConfig, EvaluationConfig
 from models.evaluation.predictions import Prediction, read_predictions
 from models.evaluation.results import Results
 from models.presets import load_preset
 from models.records import Question, png_bytes, sha256, write_questions
 from models.region import Box
+from models.run_config import EvaluationRun, EvaluationVariant
 from models.rundir import RunDir
 from models.tiny import world
 

@@ -14,15 +14,7 @@ from deepspeed.utils import safe_get_full_grad
 from safetensors.torch import load_file
 
 from models import distributed
-from models.config import (
-    EngineConfig,
-    ObjectiveConfig,
-    RewardConfig,
-    RGRPOConfig,
-    RGRPORun,
-    SFTConfig,
-    SFTRun,
-)
+from models.config import EngineConfig, ObjectiveConfig, RewardConfig, RGRPOConfig, SFTConfig
 from models.errors import RunDirError, TrainingError
 from models.policy import load_policy
 from models.presets import load_preset
@@ -31,6 +23,7 @@ from models.rgrpo import train as rgrpo
 from models.rgrpo import update
 from models.rgrpo.objective import Totals
 from models.rgrpo.update import Sample
+from models.run_config import RGRPORun, SFTRun
 from models.rundir import RunDir
 from models.sft import step as sft_step
 from models.sft import train as sft

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from models.config import QuestionMix, ValidationConfig, ValidationRun, VLIRConfig
+from models.config import QuestionMix, ValidationConfig, VLIRConfig
 from models.errors import RecordError
 from models.presets import load_preset
 from models.records import RECORD_SCHEMA, SCHEMA_VERSION, read_questions, sha256
+from models.run_config import ValidationRun
 from models.rundir import RunDir
 from models.vlir.build import build_vlir
 from models.vlir.validate import ValidationVerdict, validate_vlir

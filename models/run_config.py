@@ -1,0 +1,141 @@
+"""What the child processes read from their run directories: one frozen object each, on the parts of a preset.
+
+A parent resolves a preset into one of these (``config.json`` of the run); the child knows no preset.
+"""
+
+from pydantic import Field, model_validator
+
+from models.config import (
+    Config,
+    CropSourceName,
+    EngineConfig,
+    EvaluationConfig,
+    JudgeConfig,
+    Look,
+    RGRPOConfig,
+    SFTConfig,
+    Style,
+    ValidationConfig,
+)
+
+
+class ValidationRun(Config):
+    """What the validation child process reads from its run directory."""
+
+    records_path: str = Field(description="The folder that build_vlir made.")
+    validation: ValidationConfig
+
+
+class SFTRun(Config):
+    """What the SFT child process reads from its run directory."""
+
+    model_path: str
+    records_path: str
+    validation_path: str = Field("", description="Held-out records for the validation loss; empty for none.")
+    look: Look
+    sft: SFTConfig
+    freeze_vision: bool
+    seed: int
+
+
+class RGRPORun(Config):
+    """What the R-GRPO child process reads from its run directory."""
+
+    model_path: str
+    questions_path: str
+    look: Look
+    rgrpo: RGRPOConfig
+    engine: EngineConfig
+    freeze_vision: bool
+    seed: int
+
+
+class EvaluationVariant(Config):
+    """One row of the results: a model, and how its crop commands are answered."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$", description="Short name: file name, metric name.")
+    label: str = Field("", description="Name for people; empty takes the short name.")
+    model_path: str = Field(description="Folder in Hugging Face layout, or 'embedded'.")
+    style: Style = Field(
+        "look-again",
+        description="'direct' asks the bare question, no system prompt and no crops: the whole text counts.",
+    )
+    crop_source: CropSourceName = "original"
+    num_questions: int = Field(ge=1, description="Held-out questions, answered greedily.")
+    num_sampled_questions: int = Field(0, ge=0, description="How many are also sampled at temperature 1.")
+
+    @model_validator(mode="after")
+    def _samples_are_among_the_questions(self) -> "EvaluationVariant":
+        if self.num_sampled_questions > self.num_questions:
+            raise ValueError(
+                f"variant {self.name!r}: num_sampled_questions {self.num_sampled_questions} exceeds "
+                f"num_questions {self.num_questions}"
+            )
+        return self
+
+
+class EvaluationRun(Config):
+    """What the evaluation child process reads from its run directory; one engine per architecture."""
+
+    variants: tuple[EvaluationVariant, ...] = Field(min_length=1, description="The rows, in order.")
+    comparisons: tuple[tuple[str, str], ...] = Field(
+        (), description="Pairs (new, old) of variant names whose accuracies are compared, paired by question."
+    )
+    questions_path: str
+    look: Look
+    engine: EngineConfig
+    evaluation: EvaluationConfig
+    seed: int
+
+    @model_validator(mode="after")
+    def _names_are_known_and_unique(self) -> "EvaluationRun":
+        names = [variant.name for variant in self.variants]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"variants {repeated} occur more than once; each needs a name of its own")
+        unknown = sorted({name for pair in self.comparisons for name in pair} - set(names))
+        if unknown:
+            raise ValueError(f"comparisons name variants {unknown}, which are not measured: {names}")
+        return self
+
+
+class BenchmarkRun(Config):
+    """What the child process that runs a benchmark reads from its run directory."""
+
+    benchmark: str = Field(description="Name of the benchmark, as in models/benchmarks/.")
+    data_path: str = Field(description="Folder of the published Parquet files.")
+    split: str = Field(description="Split as the benchmark's module names it.")
+    data_digest: str = Field("", description="What the digest of the set must be; empty accepts any.")
+    allow_partial: bool = Field(False, description="Measure even when rows are missing; the report says so.")
+    style: Style = Field(
+        "look-again",
+        description="'direct' asks the benchmark's usual prompt: no system prompt, no crops, whole text.",
+    )
+    model_path: str = Field(
+        "", description="Folder in Hugging Face layout, or 'embedded'; empty when an endpoint answers."
+    )
+    model_source: str = Field(
+        "", description="What the folder is a copy of: models:/vlm-r3/NUMBER, or s3://; empty for itself."
+    )
+    look: Look
+    engine: EngineConfig
+    max_unscored_share: float = Field(0.01, ge=0, le=1, description="Rows that we broke; more fails.")
+    judge: JudgeConfig = JudgeConfig()
+    verdicts_path: str = Field(
+        "", description="Folder that keeps a judge's verdicts; empty: in the run directory."
+    )
+    seed: int
+
+    @property
+    def without_judge(self) -> "BenchmarkRun":
+        """The same run scored by the rule alone: all that decides what the model is asked and answers."""
+        return self.model_copy(update={"judge": JudgeConfig(), "verdicts_path": ""})
+
+    @model_validator(mode="after")
+    def _somebody_answers(self) -> "BenchmarkRun":
+        if (self.engine.kind == "http") == bool(self.model_path):
+            raise ValueError(
+                f"engine.kind {self.engine.kind!r} with model_path {self.model_path!r}: an endpoint serves a "
+                "model of its own, every other engine needs a model folder"
+            )
+        return self
