@@ -12,8 +12,8 @@ expression ("3)", "5 rows") is the expression, and the print of ``-2/0.5`` is -2
 
 Where we say "no number" although the reference finds one: texts longer than ``MAX_CHARACTERS``, whole numbers
 of more than ``MAX_BITS`` bits; binomials of irrational numbers, greatest common divisors, values substituted
-with a bar, ``\\operatorname``, ``e`` to a power that is a logarithm or infinite. Terms of a sum keep their order,
-which can change the last bit.
+with a bar, ``\\operatorname``, ``e`` to a power that is a logarithm or infinite. The terms of a sum keep
+their order, which can change the last bit.
 """
 
 import re
