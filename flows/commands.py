@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from flows.cli import LIMITS
 from models.errors import ConfigError, GateError
 from models.presets import load_preset
 from models.protocol import extract_answer
@@ -115,6 +116,28 @@ def ask(options: argparse.Namespace) -> int:
     settings = prepare(options.work_dir)
     model = find_model(options.model or champion_or(preset.model.path, settings), settings)
     _print_trajectory(ask_model(question, model_path=model.path, preset=preset))
+    return 0
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Answer questions over HTTP until asked to end."""
+    from tasks.serving import check_serving, run_server
+
+    preset = load_preset(options.preset, options.overrides)
+    settings = prepare(options.work_dir)
+    given = {name.replace("-", "_"): getattr(options, name.replace("-", "_")) for name in LIMITS}
+    config = check_serving(
+        preset,
+        options.model,
+        settings=settings,
+        host=options.host,
+        port=options.port,
+        model_name=options.model_name,
+        allow_private_urls=options.allow_private_urls,
+        limits={name: value for name, value in given.items() if value is not None},
+    )
+    _quiet_logs()
+    run_server(config, find_model(options.model, settings), say=lambda line: print(line, flush=True))
     return 0
 
 
