@@ -232,6 +232,7 @@ class Episode:
         self._events: list[BoxEvent] = []
         self._turns = 0
         self._sampled = 0
+        self._given = 0
         self._detail = ""
 
     def request(self) -> GenerationRequest:
@@ -254,6 +255,13 @@ class Episode:
         return self._spans
 
     @property
+    def num_given_tokens(self) -> int:
+        """Tokens the model was given before its last turn: question, crops, messages. 0 where the engine does
+        not count.
+        """
+        return max(0, self._given)
+
+    @property
     def events(self) -> Sequence[BoxEvent]:
         """The crop commands so far."""
         return self._events
@@ -265,6 +273,7 @@ class Episode:
             return
         self._spans.append(piece.span)
         self._turns += 1
+        self._given = piece.context_tokens - self._sampled
         # An engine that does not count tokens is bounded by characters, which are at least as many.
         num_tokens = piece.span.num_tokens
         self._sampled += len(piece.span.text) if num_tokens is None else num_tokens
