@@ -22,6 +22,7 @@ async def benchmark(
     overrides: list[str] | None = None,
     split: str = "",
     style: Style = "look-again",
+    variant: str = "full",
     allow_partial: bool = False,
     data_digest: str = "",
     accept_data_digest: str = "",
@@ -33,9 +34,10 @@ async def benchmark(
     """Ask and score every row of a set; artifact ``benchmark``.
 
     The model is ``model.path`` of the preset (a folder, ``models:/``, ``s3://``), or with ``engine.kind``
-    http whatever the endpoint serves. ``data`` is a folder or an ``s3://`` prefix; ``lock`` is the file of
-    pinned digests (in the work directory). ``title`` is what the tracked run is called, ``against`` names an
-    earlier run to compare with (:mod:`tasks.earlier_runs`).
+    http whatever the endpoint serves; ``variant`` names how its crop commands are answered. ``data`` is a
+    folder or an ``s3://`` prefix; ``lock`` is the file of pinned digests (in the work directory). ``title``
+    is what the tracked run is called, ``against`` names an earlier run to compare with
+    (:mod:`tasks.earlier_runs`).
     """
     settings, run = Settings.read(), load_preset(preset, overrides or ())
     pinning = Pinning(
@@ -48,6 +50,7 @@ async def benchmark(
         run,
         split=split,
         style=style,
+        variant=variant,
         allow_partial=allow_partial,
         settings=settings,
         pinning=pinning,

@@ -69,9 +69,10 @@ async def run_benchmark(
 
 
 def title_of(request: BenchmarkRun) -> str:
-    """What a run is called unless somebody names it: benchmark, style, and who answers."""
+    """What a run is called unless somebody names it: benchmark, style, variant, and who answers."""
     model = request.engine.served_model or request.model_source or Path(request.model_path).name
-    return f"{request.benchmark} {request.style} {model}"
+    variant = "" if request.variant == "full" else f" {request.variant}"
+    return f"{request.benchmark} {request.style}{variant} {model}"
 
 
 def _answerer(request: BenchmarkRun) -> tuple[str, str]:

@@ -26,7 +26,7 @@ from models.benchmarks.published import PublishedSet, get_published
 from models.benchmarks.scorer import Row, get_scorer
 from models.benchmarks.sets import BenchmarkQuestion, LocalSet, read_set
 from models.child import run_stage
-from models.config import Look, resolve_model_path
+from models.config import EngineConfig, Look, resolve_model_path
 from models.engine import Engine
 from models.errors import ConfigError, EngineError, RecordError, RegionError, ScoringError
 from models.evaluation.benchmark_files import CHART, RESULTS, ROWS, TABLE, save
@@ -104,7 +104,10 @@ def measure(
         return None
     found = asking.found | {row.id: row for row in deliveries.collect()}
     progress.finish()
-    asked = [(row, found[id].about(row, published).scored(row, scorer)) for id, row in asking.rows.items()]
+    asked = [
+        (row, found[id].about(row, published, variant=config.variant).scored(row, scorer))
+        for id, row in asking.rows.items()
+    ]
     assert len(asked) == local.num_rows, "every row of the set has an outcome"
     needs_llm = num_needs_llm(config.benchmark, asked)
     judged = None
@@ -113,7 +116,7 @@ def measure(
     write_asked(directory.path / ROWS, (found for _, found in asked))
     results = summarise(
         scorer, local, model, asked, style=config.style, seed=config.seed, needs_llm=needs_llm, judge=judged
-    )
+    ).model_copy(update={"variant": config.variant})
     save(directory.path, results)
     directory.log(local.num_rows, results.numbers())
     _check_failures(config, [found for _, found in asked if found.outcome == "failed"], local.num_rows)
@@ -246,11 +249,15 @@ def open_engine(config: BenchmarkRun) -> Engine:
     take_device()
     from models.evaluation.engines import checkpoint_engines
 
+    engines = checkpoint_engines(engine_config(config), look=config.look, seed=config.seed)
+    return engines.open(resolve_model_path(config.model_path))
+
+
+def engine_config(config: BenchmarkRun) -> EngineConfig:
+    """The engine's configuration, with room for the pictures of the benchmark's questions."""
     num_pictures = len(get_published(config.benchmark).pictures)
     max_images = max(config.engine.max_images, num_pictures + config.look.max_crops)
-    engine = config.engine.model_copy(update={"max_images": max_images})
-    engines = checkpoint_engines(engine, look=config.look, seed=config.seed)
-    return engines.open(resolve_model_path(config.model_path))
+    return config.engine.model_copy(update={"max_images": max_images})
 
 
 def open_judge(directory: RunDir, config: BenchmarkRun) -> Judge | None:

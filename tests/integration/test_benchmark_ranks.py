@@ -1,5 +1,6 @@
 """Ranks as real processes under torchrun: one is killed in the middle, and the next start asks the rest."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from models.evaluation.benchmark_rows import AskedRow, read_asked
 from models.presets import load_preset
 from models.run_config import BenchmarkRun
 from models.rundir import RunDir
+from tasks import launch
 from tests.benchmark_examples import ROWS, file_name, schema_of, small, write
 
 pytestmark = pytest.mark.integration
@@ -52,15 +54,13 @@ def kept(run: RunDir) -> dict[str, AskedRow]:
 
 def kill_one_rank(run: RunDir) -> None:
     """Start two ranks, and kill the second one (SIGKILL) once it has put rows on disk."""
-    launcher = subprocess.Popen(
-        [sys.executable, *TORCHRUN, *MODULE, str(run.path)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    command = [sys.executable, *TORCHRUN, *MODULE, str(run.path)]
+    with (run.path / "log.txt").open("wb") as log:
+        launcher = launch.start(command, output=log, environment=os.environ)
     try:
         deadline = time.monotonic() + 400
         while not list(run.path.glob("rows/*/*-1of2.parquet")):
-            assert launcher.poll() is None, "the ranks ended before one could be killed"
+            assert launcher.poll() is None, (run.path / "log.txt").read_text()[-2000:]
             assert time.monotonic() < deadline
             time.sleep(0.01)
         (second,) = (
@@ -71,7 +71,7 @@ def kill_one_rank(run: RunDir) -> None:
         second.send_signal(signal.SIGKILL)
         assert launcher.wait(120) != 0
     finally:
-        launcher.kill()
+        launch.stop(launcher)
 
 
 def test_a_killed_rank_costs_only_rows_that_were_not_on_disk(tmp_path: Path, config: BenchmarkRun) -> None:
