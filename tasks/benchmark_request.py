@@ -1,12 +1,15 @@
 """What a run of a benchmark is asked to do, checked before anything is started."""
 
-from urllib.parse import urlsplit
+from collections.abc import Sequence
 
 from pydantic import ValidationError
 
+from models.benchmarks.judging import get_judging
 from models.benchmarks.published import PublishedSet, get_published
 from models.config import Preset, Style
+from models.endpoints import check_judge, check_url
 from models.errors import ConfigError
+from models.evaluation.variants import get_variant
 from models.run_config import BenchmarkRun
 from tasks.benchmark_data import Pinning, check_digest, check_set, fetch_set
 from tasks.model_source import FoundModel, check_model, find_model
@@ -14,17 +17,27 @@ from tasks.settings import Settings
 
 
 def check_request(
-    name: str, data: str, preset: Preset, *, split: str = "", allow_partial: bool, settings: Settings
+    name: str,
+    data: str,
+    preset: Preset,
+    *,
+    split: str = "",
+    style: Style = "look-again",
+    variants: Sequence[str] = ("full",),
+    allow_partial: bool,
+    settings: Settings,
 ) -> None:
     """Everything that can be told without fetching data or weights.
 
-    Raises ConfigError for an unknown benchmark or split, a place that does not hold the published set, a
-    model that there is not, or an endpoint that is no URL.
+    Raises ConfigError for an unknown benchmark, split or variant, a place that does not hold the published
+    set, a model that there is not, an endpoint that is no URL, or a judge where none is used.
     """
     published, split = _published(name, split)
+    _check_variants(variants, style)
+    _check_judge(name, preset)
     check_set(published, data, split, allow_partial=allow_partial)
     if preset.engine.kind == "http":
-        _check_url(preset.engine.endpoint)
+        check_url(preset.engine.endpoint)
     else:
         check_model(preset.model.path, settings)
 
@@ -36,6 +49,7 @@ def request_of(
     *,
     split: str = "",
     style: Style,
+    variant: str = "full",
     allow_partial: bool,
     settings: Settings,
     pinning: Pinning,
@@ -46,9 +60,10 @@ def request_of(
     Raises as :func:`check_request`, ConfigError also when the data are not those that are pinned.
     """
     published, split = _published(name, split)
+    _check_judge(name, preset)
     is_endpoint = preset.engine.kind == "http"
     if is_endpoint:
-        _check_url(preset.engine.endpoint)
+        check_url(preset.engine.endpoint)
     local = fetch_set(published, data, split, allow_partial=allow_partial, settings=settings)
     check_digest(local, data, pinning)
     model = FoundModel("") if is_endpoint else find_model(preset.model.path, settings)
@@ -60,11 +75,14 @@ def request_of(
             data_digest=local.digest,
             allow_partial=allow_partial,
             style=style,
+            variant=variant,
             model_path=model.path,
             model_source=model.source,
-            look=preset.look,
-            engine=preset.engine,
+            look=get_variant(variant).look(preset.look),
+            # Threads, as processes, are the launcher's: they do not change what was asked already.
+            engine=preset.engine.model_copy(update={"num_threads": 0}),
             max_unscored_share=preset.evaluation.max_unscored_share,
+            judge=preset.judge,
             seed=preset.seed,
         )
     except ValidationError as error:
@@ -87,10 +105,20 @@ def model_overrides(*, model: str, endpoint: str, served_model: str) -> list[str
             "a model that it serves."
         )
     if endpoint:
-        _check_url(endpoint)
+        check_url(endpoint)
         chosen = {"engine.kind": "http", "engine.endpoint": endpoint, "engine.served_model": served_model}
     else:
         chosen = {"model.path": model} if model else {}
+    return [f"{key}={_quoted(value)}" for key, value in chosen.items()]
+
+
+def judge_overrides(*, endpoint: str, model: str) -> list[str]:
+    """The command line's choice of a judge as overrides of the preset; none keeps the preset's judge.
+
+    Raises ConfigError for half of a choice.
+    """
+    check_judge(endpoint=endpoint, model=model)
+    chosen = {"judge.endpoint": endpoint, "judge.served_model": model} if endpoint else {}
     return [f"{key}={_quoted(value)}" for key, value in chosen.items()]
 
 
@@ -100,13 +128,19 @@ def _published(name: str, split: str) -> tuple[PublishedSet, str]:
     return published, split or next(iter(published.splits))
 
 
-def _check_url(endpoint: str) -> None:
-    parts = urlsplit(endpoint)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ConfigError(
-            f"Endpoint {endpoint!r} is no URL. Give the base URL with its version, for example "
-            "http://127.0.0.1:8000/v1."
-        )
+def _check_variants(variants: Sequence[str], style: Style) -> None:
+    """Raises ConfigError for an unknown variant, or one of a direct answer, which asks for no crops."""
+    for variant in map(get_variant, variants):
+        if style == "direct" and variant.name != "full":
+            raise ConfigError(
+                f"--variant {variant.name} answers crop commands, and --style direct has none. Leave one out."
+            )
+
+
+def _check_judge(name: str, preset: Preset) -> None:
+    if preset.judge.is_used:
+        get_judging(name)
+        check_url(preset.judge.endpoint)
 
 
 def _quoted(text: str) -> str:

@@ -10,11 +10,12 @@ from mlflow import MlflowClient
 from prefect import task
 from pydantic import BaseModel, ConfigDict
 
-from models.config import PromotionConfig
+from models.config import Preset, PromotionConfig
 from models.errors import TrackingError
 from models.promotion import REQUIRED_EVIDENCE, Decision, decide
 from tasks.artifacts import ArtifactRef
 from tasks.evaluation import FINAL, baseline_row, read_results
+from tasks.model_flavor import log_flavor
 from tasks.model_source import MODEL_NAME
 from tasks.stage import read_store
 from tasks.versions import CHALLENGER, CHAMPION, Version, find_version, registry_client, version_of
@@ -41,8 +42,14 @@ async def register(
         client.create_registered_model(MODEL_NAME, description="Models that look again, with their evidence.")
     found = _same(client, model, evidence)
     if found is None:
+        preset = Preset.model_validate_json(evidence["preset"])
+        logged = log_flavor(client, model, preset, run_id=parent)
         made = client.create_model_version(
-            MODEL_NAME, source=model.uri, run_id=parent or None, tags=_tags(model, evidence)
+            MODEL_NAME,
+            source=f"models:/{logged}",
+            run_id=parent or None,
+            model_id=logged,
+            tags=_tags(model, evidence),
         )
         found = version_of(made)
     client.set_registered_model_alias(MODEL_NAME, CHALLENGER, found.number)

@@ -141,7 +141,9 @@ class S3:
         """The object as a file of which only what is read is fetched."""
         return io.BufferedReader(_RemoteFile(self, found), buffer_size=1 << 16)
 
-    def put(self, uri: S3Uri, data: bytes, *, metadata: Mapping[str, str], if_absent: bool = False) -> bool:
+    def put(
+        self, uri: S3Uri, data: bytes, *, metadata: Mapping[str, str] | None = None, if_absent: bool = False
+    ) -> bool:
         """Write a whole object; the store checks its MD5. False when ``if_absent`` and there is one."""
         condition = {"IfNoneMatch": "*"} if if_absent else {}
         try:
@@ -151,7 +153,7 @@ class S3:
                     Key=uri.key,
                     Body=data,
                     ContentMD5=base64.b64encode(md5(data)).decode(),
-                    Metadata=dict(metadata),
+                    Metadata=dict(metadata or {}),
                     **condition,
                 )
         except ObjectChangedError:

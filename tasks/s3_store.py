@@ -87,7 +87,7 @@ class S3Store:
         """Write the manifest, unless another writer of the same artifact did."""
         for _ in range(_MAX_TRIES):
             data = manifest.text().encode()
-            if self._s3.put(place.child(MANIFEST), data, metadata={}, if_absent=True):
+            if self._s3.put(place.child(MANIFEST), data, if_absent=True):
                 return
             kept = self._find_manifest(place)
             if kept == manifest:

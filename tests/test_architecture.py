@@ -33,6 +33,8 @@ LIGHT = (
     "models.trajectory",
     "models.transcripts",
     "models.engine",
+    "models.chat",
+    "models.endpoints",
     "models.http_engine",
     "models.rollout",
     "models.packing",
@@ -47,9 +49,11 @@ LIGHT = (
     "models.rgrpo.rewards",
     "models.rgrpo.advantages",
     "models.schedule",
+    "models.benchmarks.judging",
     "models.benchmarks.sets",
     *(f"models.benchmarks.{name}" for name in BENCHMARKS),
     "models.evaluation.metrics",
+    "models.evaluation.judge",
     "models.evaluation.score",
     "models.evaluation.table",
     "models.evaluation.report",
@@ -57,11 +61,14 @@ LIGHT = (
     "models.evaluation.benchmark",
     "tasks.benchmark_data",
     "tasks.benchmark_request",
+    "tasks.earlier_runs",
     "tasks.model_source",
     "tasks.settings",
     "tasks.artifacts",
     "tasks.launch",
     "tasks.progress",
+    "tasks.ask",
+    "tasks.doctor",
     "tasks.preflight",
     "tasks.services",
     "flows.cli",
@@ -76,7 +83,8 @@ ENVIRONMENT_USERS = {
     "models/child.py",
     "models/distributed.py",
     "models/evaluation/benchmark.py",
-    "models/evaluation/run.py",
+    "models/evaluation/ranks.py",
+    "models/evaluation/score.py",
     "models/vllm_engine.py",
 }
 
@@ -116,7 +124,13 @@ def test_only_settings_reads_the_environment() -> None:
 @pytest.mark.parametrize("module", ["mlflow"])
 def test_only_tracking_and_the_registry_know_mlflow(module: str) -> None:
     users = {name for name, tree in trees().items() if module in imported(tree)}
-    assert users == {"tasks/tracking.py", "tasks/registry.py", "tasks/versions.py"}
+    assert users == {
+        "tasks/tracking.py",
+        "tasks/registry.py",
+        "tasks/versions.py",
+        "tasks/model_flavor.py",
+        "tasks/pyfunc_model.py",
+    }
 
 
 def test_nothing_catches_everything() -> None:
