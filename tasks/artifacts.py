@@ -17,9 +17,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models.errors import ArtifactError, ConfigError
 from models.rundir import write_atomically
+from tasks.settings import Settings
+from tasks.uris import safe_name
 
 MANIFEST = "artifact.json"
-_PREFIX_LENGTH = 16
+PREFIX_LENGTH = 16
 
 
 class ArtifactRef(BaseModel):
@@ -59,6 +61,17 @@ class Manifest(BaseModel):
                 raise ArtifactError(f"{path} is not a plain file; an artifact holds copies, not links.")
         return cls(files={path.relative_to(folder).as_posix(): _entry(path) for path in paths})
 
+    @classmethod
+    def read(cls, text: str) -> "Manifest":
+        """A manifest from its text. Raises ArtifactError when it is none, or names a file outside."""
+        try:
+            manifest = cls.model_validate_json(text)
+        except ValidationError as error:
+            raise ArtifactError(f"{MANIFEST} is no manifest of an artifact: {error}") from error
+        for name in manifest.files:
+            safe_name(name)
+        return manifest
+
     @property
     def sha256(self) -> str:
         """The identity of the artifact."""
@@ -87,19 +100,33 @@ class Store(Protocol):
         """
 
 
-def open_store(root: str) -> Store:
-    """The store at a URI. Raises ConfigError for a scheme it does not know."""
+def open_store(root: str, *, cache: Path) -> Store:
+    """The store at a URI; ``cache`` keeps local copies of what lies elsewhere.
+
+    Raises ConfigError for a scheme it does not know.
+    """
     scheme = urlsplit(root).scheme
+    if scheme == "s3":
+        from tasks.s3_store import S3Store
+
+        return S3Store(root, cache)
     if scheme != "file":
         raise ConfigError(
             f"The artifact store {root!r} has scheme {scheme or 'none'!r}. "
-            "Known: file:// with an absolute path."
+            "Known: file:// with an absolute path, and s3://bucket/prefix."
         )
     return FileStore(local_path(root))
 
 
+def store_of(uri: str, settings: Settings) -> Store:
+    """The store that can fetch an artifact, whatever store the settings name for new ones."""
+    is_here = urlsplit(uri).scheme == "file"
+    root = settings.work_dir.as_uri() if is_here else uri
+    return open_store(root, cache=settings.fetched)
+
+
 class FileStore:
-    """Artifacts under a local folder. Also fetches any other ``file://`` artifact, where it lies."""
+    """Artifacts under a local folder. Also fetches any other artifact of this machine, where it lies."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -108,7 +135,7 @@ class FileStore:
     def publish(self, folder: Path, *, stage: str, kind: str) -> ArtifactRef:
         """Keep a finished folder, linked where the file system can, else copied; it appears all at once."""
         manifest = Manifest.of(folder)
-        target = self.root / stage / manifest.sha256[:_PREFIX_LENGTH]
+        target = self.root / stage / manifest.sha256[:PREFIX_LENGTH]
         ref = ArtifactRef(uri=target.as_uri(), sha256=manifest.sha256, kind=kind)
         if not (target / MANIFEST).is_file():
             partial = target.with_name(f"{target.name}.{os.getpid()}.partial")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from models.config import resolve_model_path
 from models.errors import ConfigError
-from tasks.artifacts import open_store
+from tasks.artifacts import store_of
 from tasks.progress import FETCH, board, show_megabytes
 from tasks.settings import Settings
 from tasks.uris import S3_SCHEME
@@ -59,7 +59,7 @@ def find_model(wanted: str, settings: Settings) -> FoundModel:
         return FoundModel(str(folder), source=str(remote))
     if version := _version_asked(wanted):
         found = _registered(wanted, version, settings)
-        folder = resolve_model_path(str(open_store(settings.artifacts).fetch(found.model)))
+        folder = resolve_model_path(str(store_of(found.model.uri, settings).fetch(found.model)))
         return FoundModel(str(folder), source=f"models:/{MODEL_NAME}/{found.number}")
     resolve_model_path(wanted)
     return FoundModel(wanted if wanted == "embedded" else str(Path(wanted).absolute()))

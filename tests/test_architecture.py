@@ -19,6 +19,7 @@ HEAVY = (
     "great_expectations",
     "mlflow",
     "prefect",
+    "boto3",
 )
 LIGHT = (
     "models.config",
@@ -121,7 +122,7 @@ def test_only_settings_reads_the_environment() -> None:
 
 
 @pytest.mark.parametrize("module", ["mlflow"])
-def test_only_tracking_and_registry_know_mlflow(module: str) -> None:
+def test_only_tracking_and_the_registry_know_mlflow(module: str) -> None:
     users = {name for name, tree in trees().items() if module in imported(tree)}
     assert users == {
         "tasks/tracking.py",

@@ -8,7 +8,9 @@ from flows.cli import main
 from models.config import JudgeConfig
 from models.presets import load_preset
 from models.run_config import BenchmarkRun
+from tasks.benchmark_data import Pinning
 from tasks.benchmark_request import judge_overrides, model_overrides, request_of
+from tasks.settings import Settings
 from tests.benchmark_examples import file_name, schema_of, small, write
 
 JUDGE = ["--judge-endpoint", "http://h/v1", "--judge-model", "m"]
@@ -32,6 +34,10 @@ def data(tmp_path: Path) -> Path:
         ([*PARTIAL, "--split", "val"], ["no split 'val', only test"]),
         (["--style", "direct", "--split", "x"], ["--split, --style need", "Add --benchmark NAME"]),
         ([*PARTIAL, "--model", "/nope"], ["/nope holds no config.json"]),
+        ([*PARTIAL, "--model", "models:/other@x"], ["Write models:/vlm-r3@ALIAS or models:/vlm-r3/NUMBER"]),
+        ([*PARTIAL, "--model", "models:/vlm-r3/9"], ["no version of vlm-r3 has the alias or number '9'"]),
+        ([*PARTIAL, "--data-digest", "abc"], ["--data-digest 'abc' is no sha256"]),
+        (["--lock", "x"], ["--lock need a benchmark"]),
         ([*PARTIAL, "--endpoint", "http://h/v1"], ["--endpoint http://h/v1 needs --served-model"]),
         ([*PARTIAL, "--served-model", "m"], ["--served-model m needs --endpoint"]),
         ([*PARTIAL, "--endpoint", "h", "--served-model", "m"], ["Endpoint 'h' is no URL", "http://127"]),
@@ -60,11 +66,21 @@ def test_bad_input_is_code_2(
     assert "Traceback" not in err
 
 
-def test_who_answers_is_a_model_or_an_endpoint(data: Path) -> None:
+def test_who_answers_is_a_model_or_an_endpoint(data: Path, work_dir: Path) -> None:
+    settings = Settings.read()
+
     def request(**choice: str):
         given = {"model": "", "endpoint": "", "served_model": "", **choice}
         preset = load_preset("tiny", model_overrides(**given))
-        return request_of("mme", str(data), preset, style="direct", allow_partial=True)
+        return request_of(
+            "mme",
+            str(data),
+            preset,
+            style="direct",
+            allow_partial=True,
+            settings=settings,
+            pinning=Pinning(settings.benchmark_lock),
+        )
 
     assert (request().model_path, request().split) == ("embedded", "test")
     served = request(endpoint="http://h:8000/v1", served_model="org/it's 7")
