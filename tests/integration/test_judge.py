@@ -127,6 +127,7 @@ def test_only_what_the_rule_cannot_read_goes_to_the_judge(server: FakeEndpoint, 
     assert "with judge  100.0 %" in text
     assert f"judge       judge-7b at {server.url}, version {judge.version}" in text
     assert "needs_llm   5 answers" in text
+    assert re.search(r"\n  vlmevalkit_judge/sum +200\n", text)
     assert text.isascii()
     judged = bench.rows()["OCR/3.png#7"]
     assert (judged.score["parsed"], judged.judged["verdict"], judged.judged["correct"]) == (
