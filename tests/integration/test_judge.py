@@ -332,7 +332,7 @@ def test_the_key_is_sent_and_kept_nowhere(server: FakeEndpoint, tmp_path: Path) 
         [sys.executable, "-m", "models.evaluation.benchmark", str(run.path)],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=500,
         check=False,
         env={**os.environ, "VLM_R3_JUDGE_API_KEY": KEY, "VLM_R3_API_KEY": "other"},
     )
