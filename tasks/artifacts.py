@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
@@ -19,6 +20,9 @@ from models.errors import ArtifactError, ConfigError
 from models.rundir import write_atomically
 from tasks.settings import Settings
 from tasks.uris import safe_name
+
+# Bytes that are here, bytes in all.
+OnProgress = Callable[[int, int], None]
 
 MANIFEST = "artifact.json"
 PREFIX_LENGTH = 16
@@ -99,6 +103,12 @@ class Store(Protocol):
         Raises ArtifactError when it is missing or differs from its digest.
         """
 
+    def fetch_into(self, ref: ArtifactRef, target: Path, *, on_progress: OnProgress) -> None:
+        """The same as a new folder that is the caller's; an interrupted start is continued."""
+
+    def ref_of(self, uri: str, *, kind: str) -> ArtifactRef:
+        """The reference to an artifact whose place is known. Raises ArtifactError if there is none."""
+
 
 def open_store(root: str, *, cache: Path) -> Store:
     """The store at a URI; ``cache`` keeps local copies of what lies elsewhere.
@@ -158,6 +168,38 @@ class FileStore:
             _check(folder, ref)
             self._verified.add(ref)
         return folder
+
+    def fetch_into(self, ref: ArtifactRef, target: Path, *, on_progress: OnProgress) -> None:
+        """The artifact as a new folder of copies, every file checked before; at once or not at all."""
+        source = self.fetch(ref)
+        partial = target.with_name(f"{target.name}.partial")
+        manifest, done = Manifest.of(source), 0
+        for name, entry in manifest.files.items():
+            copy = partial / name
+            if not copy.is_file() or _entry(copy) != entry:
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.unlink(missing_ok=True)
+                shutil.copyfile(source / name, copy)
+            done += entry.size
+            on_progress(done, manifest.size)
+        write_atomically(partial / MANIFEST, manifest.text())
+        if not is_copy(ref, partial):
+            raise ArtifactError(f"{partial} holds more than {ref.uri}. Remove it and start again.")
+        partial.rename(target)
+
+    def ref_of(self, uri: str, *, kind: str) -> ArtifactRef:
+        """The reference to an artifact whose place is known. Raises ArtifactError if there is none."""
+        manifest = local_path(uri) / MANIFEST
+        if not manifest.is_file():
+            raise ArtifactError(f"{uri} is no artifact: it has no {MANIFEST}.")
+        return ArtifactRef(
+            uri=uri, sha256=Manifest.read(manifest.read_text(encoding="utf-8")).sha256, kind=kind
+        )
+
+
+def is_copy(ref: ArtifactRef, folder: Path) -> bool:
+    """Whether a folder holds exactly what the artifact holds."""
+    return folder.is_dir() and any(folder.iterdir()) and Manifest.of(folder).sha256 == ref.sha256
 
 
 def reference(folder: Path, *, kind: str) -> ArtifactRef:

@@ -93,15 +93,22 @@ class S3:
                         uri = S3Uri(prefix.bucket, found["Key"])
                         yield RemoteObject(uri, found["Size"], found["ETag"], found["LastModified"])
 
-    def find(self, uri: S3Uri) -> tuple[RemoteObject, dict[str, str]] | None:
-        """One object and its own metadata; None when there is none."""
+    def find(self, uri: S3Uri) -> RemoteObject | None:
+        """One object; None when there is none. A list says so also to who may only list under a prefix."""
+        with explained(uri):
+            page = self.client.list_objects_v2(Bucket=uri.bucket, Prefix=uri.key, MaxKeys=1)
+        for found in page.get("Contents", ()):  # the key itself comes before all keys that only begin with it
+            if found["Key"] == uri.key:
+                return RemoteObject(uri, found["Size"], found["ETag"], found["LastModified"])
+        return None
+
+    def metadata(self, found: RemoteObject) -> dict[str, str]:
+        """What its writer noted on an object; nothing when it has gone."""
         try:
-            with explained(uri):
-                head = self.client.head_object(Bucket=uri.bucket, Key=uri.key)
+            with explained(found.uri):
+                return dict(self.client.head_object(Bucket=found.uri.bucket, Key=found.uri.key)["Metadata"])
         except FileNotFoundError:
-            return None
-        found = RemoteObject(uri, head["ContentLength"], head["ETag"], head["LastModified"])
-        return found, head["Metadata"]
+            return {}
 
     def blocks(self, found: RemoteObject, start: int, stop: int) -> Iterator[bytes]:
         """The bytes from ``start`` up to ``stop``, as they arrive.
@@ -134,7 +141,9 @@ class S3:
         """The object as a file of which only what is read is fetched."""
         return io.BufferedReader(_RemoteFile(self, found), buffer_size=1 << 16)
 
-    def put(self, uri: S3Uri, data: bytes, *, metadata: Mapping[str, str], if_absent: bool = False) -> bool:
+    def put(
+        self, uri: S3Uri, data: bytes, *, metadata: Mapping[str, str] | None = None, if_absent: bool = False
+    ) -> bool:
         """Write a whole object; the store checks its MD5. False when ``if_absent`` and there is one."""
         condition = {"IfNoneMatch": "*"} if if_absent else {}
         try:
@@ -144,7 +153,7 @@ class S3:
                     Key=uri.key,
                     Body=data,
                     ContentMD5=base64.b64encode(md5(data)).decode(),
-                    Metadata=dict(metadata),
+                    Metadata=dict(metadata or {}),
                     **condition,
                 )
         except ObjectChangedError:

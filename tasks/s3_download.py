@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,15 +19,13 @@ from pathlib import Path
 
 from models.errors import ArtifactError, StoreError
 from models.rundir import write_atomically
+from tasks.artifacts import OnProgress
 from tasks.s3 import NUM_CONNECTIONS, S3, RemoteObject
 
 PART_SIZE = 16 << 20
 # Left free on the disk, so that a download does not stop everything else.
 _SPARE_BYTES = 64 << 20
 _NOTE_LENGTH = 8
-
-# Bytes that are here, bytes in all.
-OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

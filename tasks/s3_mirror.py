@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from models.errors import ConfigError
+from tasks.artifacts import OnProgress
 from tasks.s3 import S3, RemoteObject
-from tasks.s3_download import OnProgress, Wanted, download
+from tasks.s3_download import Wanted, download
 from tasks.settings import Settings
 from tasks.uris import S3Uri
 

@@ -24,7 +24,7 @@ def probe(root: str) -> str:
                 "writers could mix. Use a store that knows conditional writes."
             )
         found = s3.find(probed)
-        if found is None or s3.read(found[0]) != content:
+        if found is None or s3.read(found) != content:
             raise StoreError(f"{root}: what was written does not come back. Use another store.")
     finally:
         with explained(probed):

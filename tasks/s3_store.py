@@ -8,10 +8,10 @@ against the manifest and the manifest against the reference; it is kept under a 
 from pathlib import Path
 
 from models.errors import ArtifactError, StoreError
-from tasks.artifacts import MANIFEST, PREFIX_LENGTH, ArtifactRef, FileStore, Manifest, local_path
+from tasks.artifacts import MANIFEST, PREFIX_LENGTH, ArtifactRef, FileStore, Manifest, OnProgress, local_path
 from tasks.progress import FETCH, board, show_megabytes
 from tasks.s3 import S3, RemoteObject
-from tasks.s3_download import PART_SIZE, OnProgress, Wanted, download
+from tasks.s3_download import PART_SIZE, Wanted, download
 from tasks.s3_upload import Outgoing, upload
 from tasks.uris import S3_SCHEME, S3Uri
 
@@ -87,7 +87,7 @@ class S3Store:
         """Write the manifest, unless another writer of the same artifact did."""
         for _ in range(_MAX_TRIES):
             data = manifest.text().encode()
-            if self._s3.put(place.child(MANIFEST), data, metadata={}, if_absent=True):
+            if self._s3.put(place.child(MANIFEST), data, if_absent=True):
                 return
             kept = self._find_manifest(place)
             if kept == manifest:
@@ -101,7 +101,7 @@ class S3Store:
 
     def _find_manifest(self, place: S3Uri) -> Manifest | None:
         found = self._s3.find(place.child(MANIFEST))
-        return None if found is None else Manifest.read(self._s3.read(found[0]).decode("utf-8"))
+        return None if found is None else Manifest.read(self._s3.read(found).decode("utf-8"))
 
 
 def _sized(found: RemoteObject | None, place: S3Uri, name: str, size: int) -> RemoteObject:

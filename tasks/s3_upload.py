@@ -76,7 +76,7 @@ def upload(s3: S3, files: list[Outgoing], *, part_size: int = PART_SIZE) -> None
 def has(s3: S3, file: Outgoing) -> bool:
     """Whether the store has this very file."""
     found = s3.find(file.uri)
-    return found is not None and found[0].size == file.size and found[1].get(SHA256) == file.sha256
+    return found is not None and found.size == file.size and s3.metadata(found).get(SHA256) == file.sha256
 
 
 def _put(s3: S3, file: Outgoing) -> None:

@@ -210,7 +210,7 @@ def test_what_may_only_read_can_fetch(
     fetch(prefix, tmp_path / "there")
     assert whole(tmp_path / "there")
     with pytest.raises(StoreError, match="refused the credentials"):
-        S3().put(prefix.child("new"), b"", metadata={})
+        S3().put(prefix.child("new"), b"")
 
 
 def _num_notes(folder: Path) -> int:
