@@ -11,6 +11,7 @@ from models.config import (
     EngineConfig,
     EvaluationConfig,
     Look,
+    ReportConfig,
     RGRPOConfig,
     SFTConfig,
     Style,
@@ -115,6 +116,7 @@ class BenchmarkRun(Config):
     look: Look
     engine: EngineConfig
     max_unscored_share: float = Field(0.01, ge=0, le=1, description="Rows that we broke; more fails.")
+    report: ReportConfig = ReportConfig()
     seed: int
 
     @model_validator(mode="after")

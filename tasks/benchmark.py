@@ -2,7 +2,9 @@
 
 from prefect import task
 
+from models.evaluation.benchmark_report import PAGE
 from models.run_config import BenchmarkRun
+from tasks.publication import publish_page
 from tasks.stage import StageOutput, stage_run
 
 _BENCHMARK = "models.evaluation.benchmark"
@@ -21,4 +23,10 @@ async def run_benchmark(request: BenchmarkRun, label: str = "benchmark", parent:
         names = list(result.artifacts.values())
         for name in names:
             stage.tracked.log_file(run.path / name)
+        await publish_page(
+            run.path / PAGE,
+            stage.tracked.id,
+            num_traces=request.report.num_traces,
+            tags={"benchmark": request.benchmark},
+        )
         return stage.output(run, result, {BENCHMARK: stage.publish(run, names, kind=BENCHMARK)})

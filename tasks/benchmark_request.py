@@ -44,6 +44,7 @@ def request_of(
             look=preset.look,
             engine=preset.engine,
             max_unscored_share=preset.evaluation.max_unscored_share,
+            report=preset.report,
             seed=preset.seed,
         )
     except ValidationError as error:

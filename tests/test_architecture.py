@@ -111,9 +111,9 @@ def test_only_settings_reads_the_environment() -> None:
 
 
 @pytest.mark.parametrize("module", ["mlflow"])
-def test_only_tracking_and_registry_know_mlflow(module: str) -> None:
+def test_only_tracking_registry_and_traces_know_mlflow(module: str) -> None:
     users = {name for name, tree in trees().items() if module in imported(tree)}
-    assert users == {"tasks/tracking.py", "tasks/registry.py"}
+    assert users == {"tasks/tracking.py", "tasks/registry.py", "tasks/traces.py"}
 
 
 def test_nothing_catches_everything() -> None:

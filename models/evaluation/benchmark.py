@@ -25,6 +25,7 @@ from models.child import run_stage
 from models.config import Look, resolve_model_path
 from models.engine import Engine
 from models.errors import ConfigError, EngineError, RecordError, RegionError, ScoringError
+from models.evaluation.benchmark_report import PAGE, write_page
 from models.evaluation.benchmark_results import BenchmarkResults, ModelFacts, summarise, to_text
 from models.evaluation.benchmark_rows import AskedRow, Ledger, write_asked
 from models.evaluation.evaluate import ALONE, Progress
@@ -46,7 +47,7 @@ def run(directory: RunDir, config: BenchmarkRun) -> Result:
     results = measure(directory, config, get_published(config.benchmark), lambda: open_engine(config))
     return Result(
         status="done",
-        artifacts={name: name for name in ("metrics.json", "predictions.parquet", "table.txt")},
+        artifacts={name: name for name in ("metrics.json", "predictions.parquet", "table.txt", PAGE)},
         metrics=dict(results.numbers()),
     )
 
@@ -69,6 +70,7 @@ def measure(
     results = summarise(scorer, local, model, asked, style=config.style, seed=config.seed)
     results.save(directory.path / "metrics.json")
     write_atomically(directory.path / "table.txt", to_text(results) + "\n")
+    write_page(directory.path / PAGE, config, local, results, asked)
     directory.log(local.num_rows, results.numbers())
     _check_failures(config, [found for _, found in asked if found.outcome == "failed"], local.num_rows)
     return results

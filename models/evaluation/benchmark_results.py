@@ -169,7 +169,7 @@ def to_text(results: BenchmarkResults) -> str:
     lines += [f"  {name:60} {value:g}" for name, value in numbers[:_MAX_METRIC_LINES]]
     if len(numbers) > _MAX_METRIC_LINES:
         lines.append(f"  and {len(numbers) - _MAX_METRIC_LINES} more in metrics.json")
-    return "\n".join([*lines, *_warnings(results)])
+    return "\n".join([*lines, *warnings(results)])
 
 
 def flatten(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -200,7 +200,7 @@ def _headline(scorer: Scorer, scored: Sequence[AskedRow], *, seed: int) -> Estim
     return wilson_interval(sum(value == 1.0 for value in values), len(values))
 
 
-def _warnings(results: BenchmarkResults) -> Iterator[str]:
+def warnings(results: BenchmarkResults) -> Iterator[str]:
     if results.data.is_partial:
         yield "WARNING: the set is not the published one in size; these are not the benchmark's numbers."
     if results.num_unasked:

@@ -1,0 +1,40 @@
+"""Where a finished page goes: to the tracked run, to the flow run, and a sample of it to MLflow's traces."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from prefect.artifacts import acreate_link_artifact
+from prefect.context import FlowRunContext, TaskRunContext
+
+from models.evaluation.report_page import read_gallery
+from tasks import tracking
+from tasks.settings import Settings
+from tasks.traces import log_traces
+
+
+async def publish_page(page: Path, run_id: str, *, num_traces: int, tags: Mapping[str, str]) -> None:
+    """Keep a report with a tracked run, log some of its trajectories as traces, and link it in Prefect.
+
+    ``tags`` go to every trace.
+    """
+    settings = Settings.read()
+    tracking.TrackedRun(settings, run_id).log_file(page)
+    if num_traces:
+        log_traces(settings, run_id, read_gallery(page), num=num_traces, tags=tags)
+    if TaskRunContext.get() or FlowRunContext.get():
+        await acreate_link_artifact(
+            link=_address(settings, page, run_id),
+            link_text="Report of this run",
+            key="report",
+            description=f"As a file: `{page}`. Also among the artifacts of MLflow run {run_id}.",
+        )
+
+
+def _address(settings: Settings, page: Path, run_id: str) -> str:
+    """Where a person opens the page: in the tracker's pages when it has a server, else from disk."""
+    if not settings.tracking_uri.startswith(("http://", "https://")):
+        return page.as_uri()
+    experiment = tracking.experiment_id(settings)
+    return (
+        f"{settings.tracking_uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}/artifacts/{page.name}"
+    )
