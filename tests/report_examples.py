@@ -1,4 +1,4 @@
-"""A report as large as a real one: drawn questions, attempts by two teachers of unlike care, rollouts with rewards."""
+"""A report as large as a real one: drawn questions, attempts by two teachers, rollouts with rewards."""
 
 import math
 from collections.abc import Sequence
@@ -25,13 +25,21 @@ MIX = {"read": 0.6, "add": 0.25, "where": 0.15}
 RULES = LOOK.model_copy(update={"max_sampled_tokens": 2000})
 CARELESS = VLIRConfig(wrong_region_rate=0.3, misread_rate=0.3, junk_rate=0.15, box_growth=0.9)
 CAREFUL = VLIRConfig(wrong_region_rate=0.05, misread_rate=0.08, junk_rate=0.05, box_growth=0.2)
-FIGURE = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 40 10"><rect width="40" height="10" fill="#27c"/></svg>'
+FIGURE = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 90 10"><rect width="40" height="9"/></svg>'
 GROUP_SIZE = 4
 
 
-def make_large_inputs(folder: Path, *, num_questions: int = 1000) -> ReportInputs:
-    """Inputs of a report with two attempts at every question, and two steps of rollouts."""
-    drawn = list(draw_questions("test", QuestionMix(num_questions=num_questions, kinds=MIX), seed=1))
+def make_large_inputs(folder: Path, *, num_pictures: int = 250, num_copies: int = 4) -> ReportInputs:
+    """Inputs of a report with two attempts at every question, and two steps of rollouts.
+
+    A picture is asked about ``num_copies`` times: drawing takes the longest.
+    """
+    once = list(draw_questions("test", QuestionMix(num_questions=num_pictures, kinds=MIX), seed=1))
+    drawn = [
+        replace(item, question=replace(item.question, id=f"{item.question.id}-{copy}"))
+        for copy in range(num_copies)
+        for item in once
+    ]
     questions = [item.question for item in drawn]
     write_questions(folder / "test.parquet", questions)
     for name, teacher in {"rgrpo": CAREFUL, "sft": CARELESS}.items():
@@ -57,7 +65,10 @@ def make_large_inputs(folder: Path, *, num_questions: int = 1000) -> ReportInput
         rollouts={name: folder / f"{name}.parquet" for name in steps},
         rollout_questions_path=folder / "test.parquet",
         facts=(Fact("git commit", "c218138"), Fact("data digest", "d" * 64)),
-        validation=(Check("boxes lie inside the picture", True), Check("no leaked answer", False, "3: a, b, c")),
+        validation=(
+            Check("boxes lie inside the picture", True),
+            Check("no leaked answer", False, "3: a, b, c"),
+        ),
         data=(Fact("accepted rationales", "1933"), Fact("acceptance", "80.5 %")),
         statistics={
             "crops_per_record": {"0": 290, "1": 1170, "2": 473},
@@ -70,11 +81,13 @@ def make_large_inputs(folder: Path, *, num_questions: int = 1000) -> ReportInput
         rgrpo_metrics=curves(
             80, {"rgrpo/reward": (1.2, 1.9), "rgrpo/reward/accuracy": (0.4, 0.8), "rgrpo/entropy": (0.5, 0.2)}
         ),
-        config=ReportConfig(num_trajectories=8 * num_questions // 3, price_per_process_hour=2.5),
+        config=ReportConfig(num_trajectories=4 * len(drawn), price_per_process_hour=2.5),
     )
 
 
-def attempt(drawn: Sequence[DrawnQuestion], config: VLIRConfig, *, seed: int, num: int = 1) -> list[Trajectory]:
+def attempt(
+    drawn: Sequence[DrawnQuestion], config: VLIRConfig, *, seed: int, num: int = 1
+) -> list[Trajectory]:
     """A teacher's attempts, ``num`` per question, in order."""
     scenes = {item.question.id: (item.scene, item.asked) for item in drawn}
     return rollout(
@@ -96,9 +109,7 @@ def write_rollouts(path: Path, drawn: Sequence[DrawnQuestion], config: VLIRConfi
         reward = reward_of(one, question, RewardConfig())
         scored = one if reward is None else one.with_reward(reward)
         advantage = math.nan if reward is None else reward.total - 1.0
-        rows.append(
-            {**transcript_row(Transcript.of(scored)), "kind": question.kind, "advantage": advantage}
-        )
+        rows.append({**transcript_row(Transcript.of(scored)), "kind": question.kind, "advantage": advantage})
     write_rows(path, schema, rows, version=TRANSCRIPT_VERSION)
 
 
@@ -109,14 +120,11 @@ def curves(num_steps: int, ends: dict[str, tuple[float, float]]) -> list[dict[st
         {
             "step": float(step),
             **{
-                name: first + (last - first) * step / num_steps + float(noise.normal()) * abs(last - first) / 12
+                name: first
+                + (last - first) * step / num_steps
+                + float(noise.normal()) * abs(last - first) / 12
                 for name, (first, last) in ends.items()
             },
         }
         for step in range(1, num_steps + 1)
     ]
-
-
-def with_config(inputs: ReportInputs, **changes: object) -> ReportInputs:
-    """The same inputs with other settings of the page."""
-    return replace(inputs, config=inputs.config.model_copy(update=changes))

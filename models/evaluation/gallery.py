@@ -23,6 +23,7 @@ from models.transcripts import GivenCrop, Transcript, recut
 MAX_SHOWN_SIDE = 480
 MAX_CROP_SIDE = 320
 _QUALITY = 80
+_METHOD = 2  # of 0 (fast) to 6 (small): as small as the usual 4 on drawn pictures, in half the time
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,7 @@ def data_uri(image: Image.Image, *, max_side: int = MAX_SHOWN_SIDE) -> str:
     reduced = image.copy()
     reduced.thumbnail((max_side, max_side))
     buffer = io.BytesIO()
-    reduced.save(buffer, format="WEBP", quality=_QUALITY)
+    reduced.save(buffer, format="WEBP", quality=_QUALITY, method=_METHOD)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

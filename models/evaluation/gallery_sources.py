@@ -30,7 +30,7 @@ def evaluated(
     )
     return GallerySet(
         name="held-out",
-        label="held-out questions",
+        label="held-out",
         columns=columns,
         subjects=lambda ids: _subjects(questions_path, ids),
         compare=compare,

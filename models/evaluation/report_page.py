@@ -59,7 +59,7 @@ class Page:
             "links": "".join(f'<li><a href="#{one.id}">{escape(one.title)}</a></li>' for one in sections),
             "sections": "\n".join(map(_section, sections)),
             "gallery": _script_json(data),
-            "script": _read("gallery.js"),
+            "script": _read("script.js"),
         }
         # In one pass, so that nothing a model wrote is taken for a place in the frame.
         return _PLACE.sub(lambda place: parts[place[1]], _read("frame.html"))

@@ -1,6 +1,25 @@
 "use strict";
 (() => {
 const at = (id) => document.getElementById(id);
+
+/* A page inside a sandboxed frame, as MLflow shows it, may have no address to change. */
+function setAddress(hash) {
+  try { history.replaceState(null, "", hash); } catch (error) { if (error.name !== "SecurityError") throw error; }
+}
+
+/* Such a frame does not follow links inside the page either. */
+document.addEventListener("click", (event) => {
+  const link = event.target.closest('a[href^="#"]');
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  const hash = link.getAttribute("href"), target = at(hash.slice(1));
+  event.preventDefault();
+  setAddress(hash);
+  if (!target) return;
+  target.tabIndex = -1;
+  target.scrollIntoView();
+  target.focus({ preventScroll: true });
+});
+
 if (!at("list")) return;
 const data = JSON.parse(at("gallery-data").textContent);
 const ROW = 60, SPARE = 8, PRINTED = 8;
@@ -307,9 +326,7 @@ function state() {
 let isTouched = false;
 function remember() {
   at("link").setAttribute("href", state());
-  if (!isTouched) return;
-  /* A page inside a sandboxed frame may have no address to change. */
-  try { history.replaceState(null, "", state()); } catch (error) { if (error.name !== "SecurityError") throw error; }
+  if (isTouched) setAddress(state());
 }
 
 function restore() {
@@ -322,7 +339,7 @@ function restore() {
   for (const id of ["f-first", "f-second", "f-right", "f-kind", "f-source", "f-crops"]) if (at(id).selectedIndex < 0) at(id).selectedIndex = 0;
   step = Number(wanted.get("step")) || 0;
   refresh(wanted.get("q"));
-  at("gallery").scrollIntoView();
+  at("gallery").scrollIntoView({ behavior: "instant" });
   return true;
 }
 
