@@ -8,16 +8,21 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from models.config import QuestionMix, ReportConfig, RewardConfig, VLIRConfig
+from models.config import EngineConfig, Look, QuestionMix, ReportConfig, RewardConfig, VLIRConfig
+from models.engine import ScriptedEngine
+from models.evaluation.benchmark import measure
 from models.evaluation.predictions import score, write_predictions
 from models.evaluation.report_inputs import Check, Fact, Figure, Promotion, ReportInputs, StageTime
 from models.records import write_questions, write_rows
 from models.rgrpo.rewards import score as reward_of
 from models.rollout import rollout
+from models.run_config import BenchmarkRun
+from models.rundir import RunDir
 from models.tiny.teacher import EmbeddedTeacher
-from models.trajectory import Trajectory
+from models.trajectory import CropSpan, GenerationRequest, Trajectory
 from models.transcripts import TRANSCRIPT_FIELDS, TRANSCRIPT_VERSION, Transcript, transcript_row
 from models.vlir.sources import DrawnQuestion, draw_questions
+from tests.benchmark_examples import file_name, schema_of, small, write
 from tests.evaluation_examples import LOOK, make_results
 
 MIX = {"read": 0.6, "add": 0.25, "where": 0.15}
@@ -83,6 +88,32 @@ def make_large_inputs(folder: Path, *, num_pictures: int = 250, num_copies: int 
         ),
         config=ReportConfig(num_trajectories=4 * len(drawn), price_per_process_hour=2.5),
     )
+
+
+def make_benchmark_page(folder: Path) -> Path:
+    """The page of MMMU in miniature; the first row has two pictures, and the second is looked at."""
+    published, split, rows = small("mmmu")
+    write(folder / "set" / file_name(split), rows, schema_of(published))
+    config = BenchmarkRun(
+        benchmark="mmmu",
+        data_path=str(folder / "set"),
+        split=split,
+        model_path="embedded",
+        look=Look(max_pixels=12544, max_sampled_tokens=400),
+        engine=EngineConfig(max_num_seqs=1),
+        seed=0,
+    )
+    run = RunDir.create(folder / "run", config)
+    exact = replace(published, splits={split: len(rows)})
+    measure(run, config, exact, lambda: ScriptedEngine(_second_picture_first))
+    return run.path / "report.html"
+
+
+def _second_picture_first(request: GenerationRequest) -> str:
+    if any(isinstance(span, CropSpan) for span in request.spans):
+        return " It is the older.</think><answer>A</answer>"
+    number = len(request.prompt.pictures)
+    return f'<think>{{"bbox_2d": [10, 10, 40, 40], "image": {number}}}'
 
 
 def attempt(

@@ -12,7 +12,7 @@ from models.evaluation.report import write_report
 from models.records import write_questions
 from tests.evaluation_examples import RIGHT, make_prediction, make_question, make_report_inputs
 from tests.integration.browser import Watched, chromium, watch
-from tests.report_examples import make_large_inputs
+from tests.report_examples import make_benchmark_page, make_large_inputs
 
 pytestmark = pytest.mark.integration
 
@@ -311,6 +311,20 @@ def test_nothing_moves_for_those_who_ask_for_that(browser: Browser, small: str) 
     for motion, behaviour in (("reduce", "auto"), ("no-preference", "smooth")):
         page = watch(browser, reduced_motion=motion).goto(small)
         assert page.page.evaluate("getComputedStyle(document.documentElement).scrollBehavior") == behaviour
+
+
+def test_a_benchmark_shows_all_pictures_of_a_question(browser: Browser, tmp_path: Path) -> None:
+    page = watch(browser).goto(make_benchmark_page(tmp_path).as_uri())
+    page.page.fill("#f-find", "older")
+    page.settle()
+    captions = [text.partition(":")[0] for text in page.texts(".view figcaption")]
+    assert captions == ["Picture 1", "Picture 2"]
+    labels = [view.get_attribute("aria-label") or "" for view in page.page.locator(".view svg").all()]
+    assert labels[0].endswith("No box was asked for.")
+    assert labels[1].endswith("box 1 from 10, 10 to 40, 40.")
+    assert not page.page.locator("#f-second").is_visible()  # there is one model, so nothing to compare
+    assert page.violations() == []
+    assert page.problems == []
 
 
 def test_without_scripts_all_but_the_gallery_is_there(browser: Browser, small: str) -> None:
