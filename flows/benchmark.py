@@ -1,11 +1,16 @@
 """One published benchmark on one model: `vlm-r3 evaluate --benchmark NAME`."""
 
+import asyncio
+from pathlib import Path
+
 from prefect import flow
 
 from models.config import Style
 from models.presets import load_preset
 from tasks.benchmark import run_benchmark
+from tasks.benchmark_data import Pinning
 from tasks.benchmark_request import request_of
+from tasks.settings import Settings
 from tasks.stage import StageOutput, perform
 
 
@@ -17,20 +22,48 @@ async def benchmark(
     overrides: list[str] | None = None,
     split: str = "",
     style: Style = "look-again",
+    variant: str = "full",
     allow_partial: bool = False,
+    data_digest: str = "",
+    accept_data_digest: str = "",
+    lock: str = "",
+    title: str = "",
+    against: str = "",
     parent: str = "",
 ) -> StageOutput:
     """Ask and score every row of a set; artifact ``benchmark``.
 
-    The model is ``model.path`` of the preset, or with ``engine.kind`` http whatever the endpoint serves.
+    The model is ``model.path`` of the preset (a folder, ``models:/``, ``s3://``), or with ``engine.kind``
+    http whatever the endpoint serves; ``variant`` names how its crop commands are answered. ``data`` is a
+    folder or an ``s3://`` prefix; ``lock`` is the file of pinned digests (in the work directory). ``title``
+    is what the tracked run is called, ``against`` names an earlier run to compare with
+    (:mod:`tasks.earlier_runs`).
     """
-    request = request_of(
+    settings, run = Settings.read(), load_preset(preset, overrides or ())
+    pinning = Pinning(
+        Path(lock) if lock else settings.benchmark_lock, demanded=data_digest, accepted=accept_data_digest
+    )
+    request = await asyncio.to_thread(
+        request_of,
         name,
         data,
-        load_preset(preset, overrides or ()),
+        run,
         split=split,
         style=style,
+        variant=variant,
         allow_partial=allow_partial,
+        settings=settings,
+        pinning=pinning,
     )
-    output: StageOutput = await perform(run_benchmark, label="benchmark", parent=parent, request=request)
+    output: StageOutput = await perform(
+        run_benchmark,
+        label="benchmark",
+        parent=parent,
+        request=request,
+        name=title,
+        against=against,
+        # An endpoint batches the requests of one process; a checkpoint needs an engine per process.
+        num_ranks=1 if run.engine.kind == "http" else run.evaluation.num_ranks,
+        num_threads=run.evaluation.num_threads or run.engine.num_threads,
+    )
     return output

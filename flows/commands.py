@@ -2,26 +2,40 @@
 
 import argparse
 import asyncio
+import json
 import logging
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.cli import LIMITS
 from models.errors import ConfigError, GateError
 from models.presets import load_preset
-from models.protocol import extract_answer
-from models.trajectory import CropSpan, Trajectory
 from tasks import progress
-from tasks.benchmark_request import model_overrides, request_of
-from tasks.preflight import check_preset, examine
+from tasks.analysis_request import check_analysis
+from tasks.benchmark_data import Pinning
+from tasks.benchmark_request import check_request, judge_overrides, model_overrides
+from tasks.earlier_runs import check_named
+from tasks.model_source import champion_or, find_model
+from tasks.preflight import check_preset
 from tasks.services import prefect_server, sole_use
-from tasks.settings import Settings, is_ci, prepare
+from tasks.settings import is_ci, prepare
 
 if TYPE_CHECKING:
     from flows.pipeline import Outcome
+    from models.inference import Answer
     from tasks.stage import StageOutput
+
+# Options that mean something only beside --benchmark.
+_BENCHMARK_OPTIONS = (
+    *("data", "split", "style", "variant", "model", "endpoint", "served_model", "allow_partial"),
+    *("data_digest", "accept_data_digest", "lock", "title", "against"),
+    *("judge_endpoint", "judge_model"),
+)
 
 StageFlow = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -51,11 +65,7 @@ def names_benchmark(options: argparse.Namespace) -> bool:
     """Whether a published benchmark is asked for. Raises ConfigError when only its options are given."""
     if options.benchmark:
         return True
-    given = [
-        f"--{name.replace('_', '-')}"
-        for name in ("data", "split", "style", "model", "endpoint", "served_model", "allow_partial")
-        if getattr(options, name)
-    ]
+    given = [f"--{name.replace('_', '-')}" for name in _BENCHMARK_OPTIONS if getattr(options, name)]
     if given:
         raise ConfigError(f"{', '.join(given)} need a benchmark, and none is named. Add --benchmark NAME.")
     return False
@@ -65,20 +75,36 @@ def run_benchmark(options: argparse.Namespace) -> int:
     """Run a published benchmark on a model or an endpoint and print its table."""
     if not options.data:
         raise ConfigError(
-            f"--benchmark {options.benchmark} needs --data FOLDER: where its Parquet files are."
+            f"--benchmark {options.benchmark} needs --data FOLDER (or s3://...): where its Parquet files are."
         )
     chosen = model_overrides(
         model=options.model, endpoint=options.endpoint, served_model=options.served_model
     )
-    overrides = [*options.overrides, *chosen]
-    choice = {
-        "split": options.split,
-        "style": options.style or "look-again",
-        "allow_partial": options.allow_partial,
-    }
-    request_of(options.benchmark, options.data, load_preset(options.preset, overrides), **choice)
+    judge = judge_overrides(endpoint=options.judge_endpoint, model=options.judge_model)
+    overrides = [*options.overrides, *chosen, *judge]
     settings = prepare(options.work_dir, refresh=options.refresh)
-    board = progress.Board(_say, ("prepare", "benchmark"))
+    lock = options.lock.absolute() if options.lock else settings.benchmark_lock
+    Pinning(lock, demanded=options.data_digest, accepted=options.accept_data_digest)
+    style, variants = options.style or "look-again", (options.variant or "full").split(",")
+    choice = {"split": options.split, "style": style, "allow_partial": options.allow_partial}
+    check_request(
+        options.benchmark,
+        options.data,
+        load_preset(options.preset, overrides),
+        variants=variants,
+        settings=settings,
+        **choice,
+    )
+    if options.against:
+        check_named(options.against)
+    choice |= {
+        "data_digest": options.data_digest,
+        "accept_data_digest": options.accept_data_digest,
+        "lock": str(lock),
+        "title": options.title,
+        "against": options.against,
+    }
+    board = progress.Board(_say, ("prepare", progress.FETCH, "benchmark"))
     progress.use(board)
     with sole_use(settings), _display(board), prefect_server(settings) as server:
         with board.stage("prepare"):
@@ -87,31 +113,118 @@ def run_benchmark(options: argparse.Namespace) -> int:
             _quiet_logs()
             if server:
                 server.wait()
-        outcome = asyncio.run(benchmark(options.benchmark, options.data, options.preset, overrides, **choice))
-    return _close_benchmark(outcome)
+        asked = (options.benchmark, options.data, options.preset, overrides)
+        outcomes = [asyncio.run(benchmark(*asked, variant=variant, **choice)) for variant in variants]
+    for outcome in outcomes:
+        _close_benchmark(outcome)
+    return 0
+
+
+def analyse(options: argparse.Namespace) -> int:
+    """Make an analysis of the paper, print its table and say where its figure is."""
+    chosen = model_overrides(model="", endpoint=options.endpoint, served_model=options.served_model)
+    overrides = [*options.overrides, *chosen]
+    sets = list(zip(options.benchmark, options.data, strict=False))
+    if len(options.benchmark) != len(options.data):
+        raise ConfigError(
+            f"{len(options.benchmark)} --benchmark and {len(options.data)} --data: every benchmark needs the "
+            "folder of its files. Give both, as often as there are benchmarks."
+        )
+    preset = load_preset(options.preset, overrides)
+    models = {
+        "model_path": options.model,
+        "base_path": options.base_model,
+        "sft_path": options.sft_model,
+        "no_sft_path": options.no_sft_model,
+    }
+    settings = prepare(options.work_dir, refresh=options.refresh)
+    check_analysis(
+        options.analysis,
+        preset,
+        models=models,
+        benchmarks=sets,
+        allow_partial=options.allow_partial,
+        settings=settings,
+    )
+    board = progress.Board(_say, _analysis_stages(options))
+    progress.use(board)
+    with sole_use(settings), _display(board), prefect_server(settings) as server:
+        with board.stage("prepare"):
+            from flows.analyse import analyse as make
+
+            _quiet_logs()
+            if server:
+                server.wait()
+        outcome = asyncio.run(
+            make(
+                options.analysis,
+                options.preset,
+                overrides,
+                models,
+                sets,
+                allow_partial=options.allow_partial,
+                num_questions=options.questions,
+            )
+        )
+    return _close_analysis(outcome, options.out)
 
 
 def ask(options: argparse.Namespace) -> int:
-    """Ask a model one question and print how it came to its answer."""
+    """Ask a model one question, tell how it comes to its answer, and draw what it looked at."""
+    from models.annotation import annotate
+    from models.inference import answer_of
+    from models.region import Size
     from tasks.ask import ask as ask_model
-    from tasks.ask import read_question
+    from tasks.ask import check_picture, open_engine, read_question
 
     preset = load_preset(options.preset, options.overrides)
     question = read_question(options.image, options.question)
+    picture = check_picture(options.picture or Path(f"{options.image.stem}-looked.png"))
     settings = prepare(options.work_dir)
-    model_path = _model_path(options.model, settings, default=preset.model.path)
-    _print_trajectory(ask_model(question, model_path=model_path, preset=preset))
+    model = find_model(options.model or champion_or(preset.model.path, settings), settings)
+    engine = open_engine(model.path, preset)
+    trajectory = ask_model(question, engine, preset.look, _silent if options.json else _tell)
+    annotate(trajectory, [question.image()], preset.look.budget).save(picture)
+    size = Size(question.width, question.height)
+    answer = answer_of(trajectory, [size], preset.look.budget, engine.encoder.decode)
+    name = model.source or model.path
+    print(_answer_json(answer, name, picture) if options.json else _answer_text(answer, name, picture))
+    return 0
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Answer questions over HTTP until asked to end."""
+    from tasks.serving import check_serving, run_server
+
+    preset = load_preset(options.preset, options.overrides)
+    settings = prepare(options.work_dir)
+    given = {name.replace("-", "_"): getattr(options, name.replace("-", "_")) for name in LIMITS}
+    config = check_serving(
+        preset,
+        options.model,
+        settings=settings,
+        host=options.host,
+        port=options.port,
+        model_name=options.model_name,
+        allow_private_urls=options.allow_private_urls,
+        limits={name: value for name, value in given.items() if value is not None},
+    )
+    _quiet_logs()
+    run_server(config, find_model(options.model, settings), say=lambda line: print(line, flush=True))
     return 0
 
 
 def doctor(options: argparse.Namespace) -> int:
     """Print what was found; 1 when something is missing."""
-    prepare(options.work_dir)
-    findings = list(examine())
-    for finding in findings:
-        remedy = "" if finding.is_well else f"   <- {finding.remedy}"
-        print(f"{'ok ' if finding.is_well else 'BAD'}  {finding.name:18} {finding.found}{remedy}")
-    return 0 if all(finding.is_well for finding in findings) else 1
+    from tasks.doctor import examine
+
+    settings = prepare(options.work_dir)
+    is_well = True
+    for finding in examine(settings, endpoint=options.endpoint):
+        is_well &= finding.is_well
+        remedy = "" if finding.is_well else f"\n     {'':18} -> {finding.remedy}"
+        print(f"{'ok ' if finding.is_well else 'BAD'}  {finding.name:18} {finding.found}{remedy}", flush=True)
+    return 0 if is_well else 1
 
 
 def _flow(command: str) -> StageFlow:
@@ -180,8 +293,33 @@ def _close_stage(command: str, outcome: Any) -> int:
     return 0
 
 
+def _analysis_stages(options: argparse.Namespace) -> tuple[str, ...]:
+    if options.benchmark:
+        return ("prepare", progress.FETCH, "analyse")
+    made = ("build_vlir",) if options.model else ("build_vlir", "validate", "sft", "rgrpo")
+    controls = ("more_sft", "no_sft") if options.analysis == "table2" and not options.model else ()
+    return ("prepare", *made, *controls, "analyse")
+
+
+def _close_analysis(outcome: "StageOutput", out: Path | None) -> int:
+    from tasks.analysis import ANALYSIS, TABLE
+    from tasks.stage import read_store
+
+    kept = outcome.artifacts[ANALYSIS]
+    folder = read_store().fetch(kept)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in (
+            path.name for path in folder.iterdir() if path.suffix in (".csv", ".svg", ".png", ".txt")
+        ):
+            (out / name).write_bytes((folder / name).read_bytes())
+    print(f"\n{(folder / TABLE).read_text(encoding='utf-8')}\n{ANALYSIS:11} {out or kept.uri}")
+    return 0
+
+
 def _close_benchmark(outcome: "StageOutput") -> int:
-    from tasks.benchmark import BENCHMARK, TABLE
+    from models.evaluation.benchmark_files import TABLE
+    from tasks.benchmark import BENCHMARK
     from tasks.stage import read_store
 
     kept = outcome.artifacts[BENCHMARK]
@@ -193,30 +331,23 @@ def _refusal(version: str, reasons: tuple[str, ...]) -> str:
     return f"Version {version} was not promoted.\n" + "\n".join(f"  {reason}" for reason in reasons)
 
 
-def _model_path(wanted: str, settings: Settings, *, default: str) -> str:
-    """A folder as it is; an alias or number by the registry; nothing: the champion, else the base model."""
-    from pathlib import Path
-
-    if wanted and (wanted == "embedded" or Path(wanted).is_dir()):
-        return wanted
-    if not (settings.work_dir / "mlflow.db").exists() and not wanted:
-        return default
-    from tasks.registry import find_version
-    from tasks.stage import read_store
-
-    found = find_version(wanted or "champion")
-    return str(read_store().fetch(found.model)) if found else wanted or default
+def _tell(text: str) -> None:
+    print(text, end="", flush=True)
 
 
-def _print_trajectory(trajectory: Trajectory) -> None:
-    for span in trajectory.spans:
-        if isinstance(span, CropSpan):
-            size = span.picture.size
-            print(f"\n  [looks at {list(span.box.corners())}: a crop of {size.width}x{size.height} pixels]")
-        else:
-            print(span.text, end="")
-    answer = extract_answer(trajectory.text)
-    print(f"\n\nanswer: {answer if answer is not None else f'none ({trajectory.stop})'}")
+def _silent(text: str) -> None:
+    pass
+
+
+def _answer_text(answer: "Answer", model: str, picture: Path) -> str:
+    found = f"none ({answer.stop})" if answer.answer is None else answer.answer
+    confidence = "" if answer.confidence is None else f" ({100 * answer.confidence:.0f} % sure)"
+    looks = f"{len(answer.boxes)} look{'' if len(answer.boxes) == 1 else 's'}"
+    return f"\n\nanswer   {found}{confidence}\nmodel    {model}\npicture  {picture} ({looks})"
+
+
+def _answer_json(answer: "Answer", model: str, picture: Path) -> str:
+    return json.dumps({**asdict(answer), "model": model, "picture": str(picture)}, ensure_ascii=False)
 
 
 def _say(line: str) -> None:

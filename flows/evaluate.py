@@ -10,10 +10,10 @@ from flows.validate import validate
 from models.presets import load_preset
 from tasks.artifacts import reference
 from tasks.evaluation import evaluate_models, with_champion
-from tasks.registry import CHAMPION, find_version
 from tasks.report import report
 from tasks.stage import StageOutput, perform
 from tasks.training import base_model
+from tasks.versions import CHAMPION, find_version
 
 
 @flow(name="evaluate")

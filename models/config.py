@@ -17,6 +17,7 @@ from models.trajectory import TurnError
 EMBEDDED_MODEL = Path(__file__).parent / "tiny" / "base"
 
 CropSourceName = Literal["original", "low_resolution", "random_region", "none"]
+CorruptionWay = Literal["replace", "perturb"]
 Precision = Literal["float32", "bfloat16"]
 # How a model is asked: with the look-again prompt, or directly.
 Style = Literal["look-again", "direct"]
@@ -26,6 +27,16 @@ class Config(BaseModel):
     """Base of all configuration: immutable, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BoxCorruption(Config):
+    """A share of the crops is cut elsewhere than asked (Figure 4 of the paper); the text keeps its box."""
+
+    way: CorruptionWay = Field(
+        description="'replace': the same size at a place that does not overlap; 'perturb': moved and scaled "
+        "until the IoU with the asked box is below 0.5."
+    )
+    kept_share: float = Field(ge=0, le=1, description="Share of boxes that are cut where they were asked.")
 
 
 class Look(Config):
@@ -53,6 +64,9 @@ class Look(Config):
     )
     crop_source: CropSourceName = Field(
         "original", description="What a box is answered with; others are ablations."
+    )
+    corruption: BoxCorruption | None = Field(
+        None, description="Cut some crops elsewhere than asked (an analysis); none: cut all as asked."
     )
     system: str | None = Field(SYSTEM_PROMPT, description="System prompt (paper 3.2).")
 
@@ -316,6 +330,34 @@ class EvaluationConfig(Config):
     )
 
 
+class JudgeConfig(Config):
+    """A language model that helps to score published benchmarks; without an endpoint rules score alone."""
+
+    endpoint: str = Field("", description="Base URL of a chat endpoint, with its /v1; empty: no judge.")
+    served_model: str = Field("", description="Model name at the endpoint; part of the judge's version.")
+    num_connections: int = Field(16, ge=1, description="Requests in flight together.")
+    max_reply_tokens: int = Field(
+        64, ge=1, description="Tokens of a reply; a judge that thinks first needs many more."
+    )
+    timeout_seconds: float = Field(60.0, gt=0, description="Longest wait for one reply.")
+    max_tries: int = Field(5, ge=1, description="Tries per request: 429, 5xx, timeouts.")
+    backoff_seconds: float = Field(1.0, gt=0, description="Wait before the second try; doubles after that.")
+
+    @property
+    def is_used(self) -> bool:
+        """True when there is a judge."""
+        return bool(self.endpoint)
+
+    @model_validator(mode="after")
+    def _whole_or_none(self) -> "JudgeConfig":
+        if bool(self.endpoint) != bool(self.served_model):
+            raise ValueError(
+                f"endpoint {self.endpoint!r} with served_model {self.served_model!r}: a judge is a base URL "
+                "and the name of a model that it serves"
+            )
+        return self
+
+
 class PromotionConfig(Config):
     """Stage promote: when the challenger becomes champion."""
 
@@ -359,6 +401,7 @@ class Preset(Config):
     sft: SFTConfig
     rgrpo: RGRPOConfig
     evaluation: EvaluationConfig
+    judge: JudgeConfig = JudgeConfig()
     promotion: PromotionConfig
     report: ReportConfig = ReportConfig()
     controls: bool = Field(

@@ -9,19 +9,21 @@ the queue as soon as its crop is cut; nobody waits for the others (no barrier be
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
 
-from models.config import CropSourceName, Look
+from models.config import Look
+from models.corruption import box_to_cut
+from models.crops import CROP_SOURCES
 from models.engine import Engine
 from models.errors import EngineError, RecordError, RegionError
 from models.protocol import ANSWER_STOP, SEVERAL_IMAGES, STOPS, BadJSON, BoxRequest, box_request
 from models.records import Question
-from models.region import Box, Picture, PixelBudget, Size, View, find_fault, look, look_low_resolution, see
+from models.region import Size, View, find_fault, see
 from models.trajectory import (
     BoxEvent,
     CropSpan,
@@ -33,51 +35,6 @@ from models.trajectory import (
     TextSpan,
     Trajectory,
     TurnError,
-)
-
-# What a crop command is answered with; the names are those of the ablations.
-CropSource = Callable[[Image.Image, Box, PixelBudget, np.random.Generator], tuple[Picture, Box] | None]
-
-
-def crop_from_original(
-    image: Image.Image, box: Box, budget: PixelBudget, rng: np.random.Generator
-) -> tuple[Picture, Box]:
-    """The paper's rule: the region, cut from the original picture and zoomed."""
-    view = View.of(Size(image.width, image.height), budget)
-    return look(image, view.convert(box, "original"), budget), box
-
-
-def crop_low_resolution(
-    image: Image.Image, box: Box, budget: PixelBudget, rng: np.random.Generator
-) -> tuple[Picture, Box]:
-    """The fair control: the same region and number of tokens, but only what the model already saw."""
-    view = View.of(Size(image.width, image.height), budget)
-    return look_low_resolution(image, view.convert(box, "original"), budget), box
-
-
-def crop_random_region(
-    image: Image.Image, box: Box, budget: PixelBudget, rng: np.random.Generator
-) -> tuple[Picture, Box]:
-    """A region of the asked size at a uniformly random place: what is the choice of the region worth?"""
-    view = View.of(Size(image.width, image.height), budget)
-    x = float(rng.uniform(0, view.seen.width - box.width))
-    y = float(rng.uniform(0, view.seen.height - box.height))
-    moved = Box(x, y, x + box.width, y + box.height, "seen")
-    return look(image, view.convert(moved, "original"), budget), moved
-
-
-def no_crop(image: Image.Image, box: Box, budget: PixelBudget, rng: np.random.Generator) -> None:
-    """Nothing is injected: the model goes on right after its crop command."""
-    return
-
-
-CROP_SOURCES: Mapping[CropSourceName, CropSource] = MappingProxyType(
-    {
-        "original": crop_from_original,
-        "low_resolution": crop_low_resolution,
-        "random_region": crop_random_region,
-        "none": no_crop,
-    }
 )
 
 # What the model is told about a refused box when the policy is "tell".
@@ -96,7 +53,7 @@ MESSAGES: Mapping[TurnError, str] = MappingProxyType(
 
 def rollout(
     engine: Engine,
-    questions: Iterable[Question],
+    questions: Iterable["Question | Asked"],
     *,
     look: Look,
     num_samples: int = 1,
@@ -139,33 +96,58 @@ def stream(
     waiting = _episodes(
         questions, look=look, num_samples=num_samples, temperature=temperature, seed=seed, stops=stops
     )
-    live: dict[str, Episode] = {}
+    loop = Loop(engine)
     exhausted = False
     try:
         while True:
-            while not exhausted and (max_in_flight is None or len(live) < max_in_flight):
+            while not exhausted and (max_in_flight is None or len(loop.live) < max_in_flight):
                 episode = next(waiting, None)
                 if episode is None:
                     exhausted = True
                     break
-                live[episode.id] = episode
-                engine.submit(episode.request())
-            if not live:
+                loop.start(episode)
+            if not loop.live:
                 return
-            for piece in engine.step():
-                if piece.request_id not in live:
-                    raise EngineError(f"The engine returned {piece.request_id!r}, which nobody waits for.")
-                episode = live[piece.request_id]
-                episode.receive(piece)
-                if episode.stop is None:
-                    engine.submit(episode.request())
-                else:
-                    del live[episode.id]
+            for episode in loop.step():
+                if episode.stop is not None:
                     yield episode.trajectory()
     finally:
         # The caller stopped early or something failed: leave no request running in the engine.
-        for request_id in live:
-            engine.abort(request_id)
+        for request_id in tuple(loop.live):
+            loop.abort(request_id)
+
+
+class Loop:
+    """The episodes that are in flight in one engine; new ones may start at any time."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.live: dict[str, Episode] = {}
+
+    def start(self, episode: "Episode") -> None:
+        """Take an episode in and submit its first turn; its id must not be in flight."""
+        self.live[episode.id] = episode
+        self.engine.submit(episode.request())
+
+    def step(self) -> "Iterator[Episode]":
+        """One step of the engine: the episodes that got a piece, as they are answered. One that has ended is
+        live no more, another is on its way again.
+        """
+        for piece in self.engine.step():
+            episode = self.live.get(piece.request_id)
+            if episode is None:
+                raise EngineError(f"The engine returned {piece.request_id!r}, which nobody waits for.")
+            episode.receive(piece)
+            if episode.stop is None:
+                self.engine.submit(episode.request())
+            else:
+                del self.live[episode.id]
+            yield episode
+
+    def abort(self, episode_id: str) -> None:
+        """Forget an episode and free its place in the engine; unknown ids are ignored."""
+        if self.live.pop(episode_id, None) is not None:
+            self.engine.abort(episode_id)
 
 
 def _episodes(
@@ -218,7 +200,10 @@ class Asked:
 
 
 class Episode:
-    """One trajectory while it is alive: takes pieces, answers crop commands, knows when it is over."""
+    """One trajectory while it is alive: takes pieces, answers crop commands, knows when it is over.
+
+    ``id`` names it in the engine where question and sample do not; what is sampled does not depend on it.
+    """
 
     def __init__(
         self,
@@ -229,20 +214,25 @@ class Episode:
         temperature: float = 0.0,
         seed: int = 0,
         stops: tuple[str, ...] = STOPS,
+        id: str = "",
+        shows_drafts: bool = False,
     ) -> None:
-        self.id = f"{asked.id}#{sample_index}"
+        self._name = f"{asked.id}#{sample_index}"
+        self.id = id or self._name
         self.stop: StopReason | None = None
         self._asked = asked
         self._sample_index = sample_index
         self._look = look
         self._temperature = temperature
         self._stops = stops
+        self._shows_drafts = shows_drafts
         self._seed = derive_seed(seed, asked.id, sample_index)
         self._rng = np.random.default_rng(self._seed)
         self._spans: list[Span] = []
         self._events: list[BoxEvent] = []
         self._turns = 0
         self._sampled = 0
+        self._given = 0
         self._detail = ""
 
     def request(self) -> GenerationRequest:
@@ -255,8 +245,26 @@ class Episode:
             max_new_tokens=self._look.max_sampled_tokens - self._sampled,
             temperature=self._temperature,
             # A fresh stream per turn: the same seed would repeat the same random numbers after every crop.
-            seed=derive_seed(self._seed, self.id, self._turns),
+            seed=derive_seed(self._seed, self._name, self._turns),
+            shows_drafts=self._shows_drafts,
         )
+
+    @property
+    def spans(self) -> Sequence[Span]:
+        """What has been written and given so far."""
+        return self._spans
+
+    @property
+    def num_given_tokens(self) -> int:
+        """Tokens the model was given before its last turn: question, crops, messages. 0 where the engine does
+        not count.
+        """
+        return max(0, self._given)
+
+    @property
+    def events(self) -> Sequence[BoxEvent]:
+        """The crop commands so far."""
+        return self._events
 
     def receive(self, piece: Piece) -> None:
         """Append what was sampled and decide: answered, over, a crop, or on with the text."""
@@ -265,6 +273,7 @@ class Episode:
             return
         self._spans.append(piece.span)
         self._turns += 1
+        self._given = piece.context_tokens - self._sampled
         # An engine that does not count tokens is bounded by characters, which are at least as many.
         num_tokens = piece.span.num_tokens
         self._sampled += len(piece.span.text) if num_tokens is None else num_tokens
@@ -312,9 +321,10 @@ class Episode:
         if error is not None:
             self._refuse(BoxEvent(box, error, number), f"box {list(box.corners())} of image {number}")
             return
-        image = self._asked.images[number - 1]
+        image, view = self._asked.images[number - 1], self._asked.views[number - 1]
         try:
-            given = CROP_SOURCES[self._look.crop_source](image, box, self._look.budget, self._rng)
+            cut = box_to_cut(box, view, self._look.corruption, self._rng)
+            given = CROP_SOURCES[self._look.crop_source](image, cut, self._look.budget, self._rng)
         except RegionError as unusable:
             # Not too long as seen, but too long in the original, whose sides are scaled differently.
             self._refuse(BoxEvent(box, TurnError.ASPECT_RATIO, number), str(unusable))

@@ -201,13 +201,18 @@ class Trajectory:
         return replace(self, reward=reward)
 
 
+# A token limit that is none: only the context bounds the turn.
+AS_MANY_AS_FIT = 2**31 - 1
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One turn to generate: the prompt, the assistant's turn so far, and when to stop.
 
     Generation ends after a string of ``stops`` was sampled (its tokens are kept), at the end-of-turn token,
     or after ``max_new_tokens``. ``temperature`` 0 is greedy. The seed makes a sampled turn reproducible on
-    one engine.
+    one engine. ``shows_drafts`` asks an engine that can (:class:`models.engine.DraftingEngine`) for the text
+    while it is written.
     """
 
     request_id: str
@@ -217,6 +222,7 @@ class GenerationRequest:
     max_new_tokens: int
     temperature: float
     seed: int | None = None
+    shows_drafts: bool = False
 
 
 Finish = Literal["stop", "end", "length", "context", "error"]
@@ -228,9 +234,23 @@ class Piece:
 
     ``finish`` says why it stopped: a stop string, the end-of-turn token, the request's token limit, the
     engine's context limit, or an engine failure (``error`` says which, ``span`` is then empty).
+    ``context_tokens`` is the length of the sequence that the piece was appended to, 0 for an engine that does
+    not count it.
     """
 
     request_id: str
     span: SampledSpan
     finish: Finish
     error: str = ""
+    context_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a request in flight has written since its last draft; whole characters.
+
+    The drafts of a turn, joined, are the beginning of its piece's text.
+    """
+
+    request_id: str
+    text: str

@@ -1,50 +1,89 @@
 """What a run of a benchmark is asked to do, checked before anything is started."""
 
-from pathlib import Path
-from urllib.parse import urlsplit
+from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from models.benchmarks.published import get_published
-from models.benchmarks.sets import find_set
-from models.config import Preset, Style, resolve_model_path
-from models.errors import ConfigError, RecordError, RowCountError
+from models.benchmarks.judging import get_judging
+from models.benchmarks.published import PublishedSet, get_published
+from models.config import Preset, Style
+from models.endpoints import check_judge, check_url
+from models.errors import ConfigError
+from models.evaluation.variants import get_variant
 from models.run_config import BenchmarkRun
+from tasks.benchmark_data import Pinning, check_digest, check_set, fetch_set
+from tasks.model_source import FoundModel, check_model, find_model
+from tasks.settings import Settings
+
+
+def check_request(
+    name: str,
+    data: str,
+    preset: Preset,
+    *,
+    split: str = "",
+    style: Style = "look-again",
+    variants: Sequence[str] = ("full",),
+    allow_partial: bool,
+    settings: Settings,
+) -> None:
+    """Everything that can be told without fetching data or weights.
+
+    Raises ConfigError for an unknown benchmark, split or variant, a place that does not hold the published
+    set, a model that there is not, an endpoint that is no URL, or a judge where none is used.
+    """
+    published, split = _published(name, split)
+    _check_variants(variants, style)
+    _check_judge(name, preset)
+    check_set(published, data, split, allow_partial=allow_partial)
+    if preset.engine.kind == "http":
+        check_url(preset.engine.endpoint)
+    else:
+        check_model(preset.model.path, settings)
 
 
 def request_of(
-    name: str, data: str, preset: Preset, *, split: str = "", style: Style, allow_partial: bool
+    name: str,
+    data: str,
+    preset: Preset,
+    *,
+    split: str = "",
+    style: Style,
+    variant: str = "full",
+    allow_partial: bool,
+    settings: Settings,
+    pinning: Pinning,
 ) -> BenchmarkRun:
-    """The configuration of the child; an empty split is the benchmark's usual one.
+    """The configuration of the child, its data and its model being on this machine; an empty split is the
+    usual.
 
-    Raises ConfigError for an unknown benchmark or split, a folder that does not hold the published set, a
-    model folder that is none, or an endpoint that is no URL.
+    Raises as :func:`check_request`, ConfigError also when the data are not those that are pinned.
     """
-    published = get_published(name)
-    split = split or next(iter(published.splits))
-    folder = Path(data).expanduser().absolute()
-    try:
-        find_set(published, folder, split, allow_partial=allow_partial)
-    except RecordError as error:
-        way_out = " (--allow-partial)" if isinstance(error, RowCountError) else ""
-        raise ConfigError(f"{error}{way_out}") from error
+    published, split = _published(name, split)
+    _check_judge(name, preset)
     is_endpoint = preset.engine.kind == "http"
     if is_endpoint:
-        _check_url(preset.engine.endpoint)
-    else:
-        resolve_model_path(preset.model.path)
+        check_url(preset.engine.endpoint)
+    local = fetch_set(published, data, split, allow_partial=allow_partial, settings=settings)
+    check_digest(local, data, pinning)
+    model = FoundModel("") if is_endpoint else find_model(preset.model.path, settings)
     try:
         return BenchmarkRun(
             benchmark=name,
-            data_path=str(folder),
+            data_path=str(local.folder),
             split=split,
+            data_digest=local.digest,
             allow_partial=allow_partial,
             style=style,
-            model_path="" if is_endpoint else _absolute(preset.model.path),
-            look=preset.look,
-            engine=preset.engine,
+            variant=variant,
+            model_path=model.path,
+            model_source=model.source,
+            look=get_variant(variant).look(preset.look),
+            # Threads, as processes, are the launcher's: they do not change what was asked already.
+            engine=preset.engine.model_copy(update={"num_threads": 0}),
             max_unscored_share=preset.evaluation.max_unscored_share,
             report=preset.report,
+            judge=preset.judge,
             seed=preset.seed,
         )
     except ValidationError as error:
@@ -67,24 +106,42 @@ def model_overrides(*, model: str, endpoint: str, served_model: str) -> list[str
             "a model that it serves."
         )
     if endpoint:
-        _check_url(endpoint)
+        check_url(endpoint)
         chosen = {"engine.kind": "http", "engine.endpoint": endpoint, "engine.served_model": served_model}
     else:
         chosen = {"model.path": model} if model else {}
     return [f"{key}={_quoted(value)}" for key, value in chosen.items()]
 
 
-def _check_url(endpoint: str) -> None:
-    parts = urlsplit(endpoint)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ConfigError(
-            f"Endpoint {endpoint!r} is no URL. Give the base URL with its version, for example "
-            "http://127.0.0.1:8000/v1."
-        )
+def judge_overrides(*, endpoint: str, model: str) -> list[str]:
+    """The command line's choice of a judge as overrides of the preset; none keeps the preset's judge.
+
+    Raises ConfigError for half of a choice.
+    """
+    check_judge(endpoint=endpoint, model=model)
+    chosen = {"judge.endpoint": endpoint, "judge.served_model": model} if endpoint else {}
+    return [f"{key}={_quoted(value)}" for key, value in chosen.items()]
 
 
-def _absolute(path: str) -> str:
-    return path if path == "embedded" else str(Path(path).absolute())
+def _published(name: str, split: str) -> tuple[PublishedSet, str]:
+    """The benchmark, and the split that is meant."""
+    published = get_published(name)
+    return published, split or next(iter(published.splits))
+
+
+def _check_variants(variants: Sequence[str], style: Style) -> None:
+    """Raises ConfigError for an unknown variant, or one of a direct answer, which asks for no crops."""
+    for variant in map(get_variant, variants):
+        if style == "direct" and variant.name != "full":
+            raise ConfigError(
+                f"--variant {variant.name} answers crop commands, and --style direct has none. Leave one out."
+            )
+
+
+def _check_judge(name: str, preset: Preset) -> None:
+    if preset.judge.is_used:
+        get_judging(name)
+        check_url(preset.judge.endpoint)
 
 
 def _quoted(text: str) -> str:

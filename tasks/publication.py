@@ -3,31 +3,28 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from prefect.artifacts import acreate_link_artifact
-from prefect.context import FlowRunContext, TaskRunContext
-
 from models.evaluation.report_page import read_gallery
 from tasks import tracking
 from tasks.settings import Settings
+from tasks.shown import show_link
 from tasks.traces import log_traces
 
 
-async def publish_page(page: Path, run_id: str, *, num_traces: int, tags: Mapping[str, str]) -> None:
-    """Keep a report with a tracked run, log some of its trajectories as traces, and link it in Prefect.
+async def publish_page(page: Path, run_id: str, *, num: int, tags: Mapping[str, str]) -> None:
+    """Keep a report with a tracked run, log ``num`` of its trajectories as traces, and link it in Prefect.
 
     ``tags`` go to every trace.
     """
     settings = Settings.read()
     tracking.TrackedRun(settings, run_id).log_file(page)
-    if num_traces:
-        log_traces(settings, run_id, read_gallery(page), num=num_traces, tags=tags)
-    if TaskRunContext.get() or FlowRunContext.get():
-        await acreate_link_artifact(
-            link=_address(settings, page, run_id),
-            link_text="Report of this run",
-            key="report",
-            description=f"As a file: `{page}`. Also among the artifacts of MLflow run {run_id}.",
-        )
+    if num:
+        log_traces(settings, run_id, read_gallery(page), num=num, tags=tags)
+    await show_link(
+        "report",
+        _address(settings, page, run_id),
+        text="Report of this run",
+        description=f"As a file: `{page}`. Also among the artifacts of MLflow run {run_id}.",
+    )
 
 
 def _address(settings: Settings, page: Path, run_id: str) -> str:

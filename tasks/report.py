@@ -10,19 +10,29 @@ from prefect import task
 from models.config import Preset
 from models.evaluation import table
 from models.evaluation.report import write_report
-from models.evaluation.report_inputs import Check, Fact, Promotion, ReportInputs, StageTime
+from models.evaluation.report_inputs import Check, Fact, Figure, Promotion, ReportInputs, StageTime
 from models.vlir.build import MANIFEST, QUESTIONS
+from tasks import tracking
+from tasks.analysis import ANALYSIS, TABLE
+from tasks.artifacts import ArtifactRef
 from tasks.data import read_verdict
 from tasks.evaluation import FINAL, read_results
 from tasks.progress import board, duration
 from tasks.publication import publish_page
-from tasks.registry import Verdict, Version
+from tasks.registry import Verdict
 from tasks.settings import Settings
 from tasks.stage import StageOutput, read_store
 from tasks.training import ROLLOUTS
+from tasks.versions import Version
 
 HEADLINE = (FINAL, "sft")
 PAGE = "report.html"
+# What `vlm-r3 analyse` draws, by file.
+_FIGURES = {
+    "figure4": "Figure 4: accuracy against the accuracy of grounding",
+    "figure5": "Figure 5: attention to the pictures along the answer",
+    "table2": "Table 2: ablations",
+}
 
 
 @task(name="report", persist_result=False)
@@ -57,7 +67,7 @@ async def report(
     )
     write_report(path, inputs)
     version_number = {"model_version": version.number} if version else {}
-    await publish_page(path, run, num_traces=preset.report.num_traces, tags=version_number)
+    await publish_page(path, run, num=preset.report.num_traces, tags=version_number)
     return str(path)
 
 
@@ -106,9 +116,26 @@ def _shown(outputs: Mapping[str, StageOutput], evaluation: Path) -> dict[str, An
         "validation": _checks(store.fetch(outputs["validate"].artifacts["verdict"])),
         "data": _data(manifest["train"]),
         "statistics": manifest["train"]["statistics"],
+        "figures": _figures(store.fetch(outputs["rgrpo"].artifacts["model"])),
         "sft_metrics": _lines(store.fetch(outputs["sft"].artifacts["record"])),
         "rgrpo_metrics": _lines(store.fetch(outputs["rgrpo"].artifacts["record"])),
     }
+
+
+def _figures(model: Path) -> list[Figure]:
+    """What `vlm-r3 analyse` has drawn about this model so far; of the same figure the newest."""
+    kept = tracking.find_artifacts(
+        Settings.read(), stage="analyse", name=ANALYSIS, param="model_path", value=str(model)
+    )
+    drawn: dict[str, Path] = {}
+    for one in kept:
+        uri, _, digest = one.partition("#")
+        folder = read_store().fetch(ArtifactRef(uri=uri, sha256=digest, kind=ANALYSIS))
+        drawn |= {path.stem: path for path in folder.glob("*.svg")}
+    return [
+        Figure(_FIGURES.get(name, name), path.read_bytes(), (path.parent / TABLE).read_text())
+        for name, path in sorted(drawn.items())
+    ]
 
 
 def _rollouts(folder: Path) -> dict[str, Path]:

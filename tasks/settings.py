@@ -15,6 +15,7 @@ from models.errors import ConfigError
 WORK_DIR = "VLM_R3_WORK_DIR"
 ARTIFACTS = "VLM_R3_ARTIFACTS"
 MAX_CHILDREN = "VLM_R3_MAX_CHILDREN"
+SERVE_API_KEY = "VLM_R3_SERVE_API_KEY"
 REFRESH = "PREFECT_TASKS_REFRESH_CACHE"
 
 # What a second heavy child needs free before it may start beside the first. Measured with preset tiny: an
@@ -55,9 +56,24 @@ class Settings:
         return self.work_dir / "runs"
 
     @property
+    def verdicts(self) -> Path:
+        """What judges of benchmarks said, for all runs."""
+        return self.work_dir / "verdicts"
+
+    @property
     def results(self) -> Path:
         """Where Prefect keeps task results: what makes a second run skip what has not changed."""
         return self.work_dir / "results"
+
+    @property
+    def mirror(self) -> Path:
+        """Local copies of what lies in S3."""
+        return self.work_dir / "mirror"
+
+    @property
+    def benchmark_lock(self) -> Path:
+        """Where the digests of published benchmarks are pinned, unless another file is named."""
+        return self.work_dir / "benchmarks.lock.json"
 
     @property
     def tracking_files(self) -> Path:
@@ -102,6 +118,16 @@ def child_environment(*, num_threads: int, bin_folder: Path) -> dict[str, str]:
 def compiler_name() -> str:
     """The C++ compiler that DeepSpeed's operator is built with."""
     return os.environ.get("CXX", "g++")
+
+
+def endpoint_key() -> str:
+    """The key of the chat endpoint, empty when it needs none."""
+    return os.environ.get("VLM_R3_API_KEY", "")
+
+
+def serving_api_key() -> str:
+    """The key that clients of our own server must send; empty where anybody may ask."""
+    return os.environ.get(SERVE_API_KEY, "")
 
 
 def is_ci() -> bool:

@@ -60,12 +60,14 @@ class StageRun:
         num_ranks: int = 1,
         num_threads: int = 0,
         is_repeated: bool = False,
+        named_by: BaseModel | None = None,
     ) -> tuple[RunDir, Result]:
         """The run directory and result of ``python -m module``; an unfinished earlier run goes on.
 
         A finished one is not run again, unless ``is_repeated``: its child then decides what is left to do.
+        ``named_by`` names the directory in place of ``config``, a part of which may change between starts.
         """
-        run = self.directory(module, config, inputs)
+        run = self.directory(module, config, inputs, named_by=named_by)
         if _is_done(run) and not is_repeated:
             return run, run.result()
         log = _logger()
@@ -80,14 +82,22 @@ class StageRun:
         )
         return run, result
 
-    def directory(self, module: str, config: BaseModel, inputs: Iterable[ArtifactRef]) -> RunDir:
+    def directory(
+        self,
+        module: str,
+        config: BaseModel,
+        inputs: Iterable[ArtifactRef],
+        *,
+        named_by: BaseModel | None = None,
+    ) -> RunDir:
         """The run directory of this work: the same inputs, configuration and code give the same one."""
-        parts = [config.model_dump_json(), code_version(module), *(ref.sha256 for ref in inputs)]
+        name = (named_by or config).model_dump_json()
+        parts = [name, code_version(module), *(ref.sha256 for ref in inputs)]
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         path = self.settings.runs / f"{self._label}-{digest[:12]}"
         if self.settings.refresh:
             shutil.rmtree(path, ignore_errors=True)
-        return RunDir.create(path, config)
+        return RunDir.create(path, config, may_change=named_by is not None)
 
     def measured(self, line: Mapping[str, Any]) -> None:
         """Show and track one line of metrics."""
@@ -121,13 +131,14 @@ class StageRun:
 
 @asynccontextmanager
 async def stage_run(
-    stage: str, *, label: str = "", parent: str = "", params: Mapping[str, Any]
+    stage: str, *, label: str = "", name: str = "", parent: str = "", params: Mapping[str, Any]
 ) -> AsyncIterator[StageRun]:
-    """A stage's work around a block, tracked as a run nested under ``parent``."""
+    """A stage's work around a block, tracked as a run called ``name`` (else ``label``) under ``parent``."""
     settings = Settings.read()
     board().start(label or stage)
     tags = {"stage": stage, **_prefect_tags()}
-    with tracking.tracked_run(settings, label or stage, parent=parent, params=params, tags=tags) as tracked:
+    title = name or label or stage
+    with tracking.tracked_run(settings, title, parent=parent, params=params, tags=tags) as tracked:
         yield StageRun(settings, tracked, stage=stage, label=label or stage)
 
 

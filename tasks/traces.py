@@ -14,7 +14,7 @@ from mlflow.entities import SpanType
 from mlflow.tracing.attachments import Attachment
 from PIL import Image
 
-from models.annotation import annotate
+from models.evaluation.overlay import draw_boxes
 from models.region import Size
 from tasks import tracking
 from tasks.settings import Settings
@@ -127,7 +127,7 @@ def _overlay(
     image = Image.open(io.BytesIO(_bytes(pictures[picture["key"]])))
     boxes = [(box["at"], not box["error"]) for box in attempt["boxes"] if box["at"] and box["image"] == 1]
     buffer = io.BytesIO()
-    annotate(image, boxes, seen=Size(*picture["size"])).save(buffer, format="PNG")
+    draw_boxes(image, boxes, seen=Size(*picture["size"])).save(buffer, format="PNG")
     return Attachment(content_type="image/png", content_bytes=buffer.getvalue())
 
 

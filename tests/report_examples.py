@@ -11,6 +11,7 @@ import pyarrow as pa
 from models.config import EngineConfig, Look, QuestionMix, ReportConfig, RewardConfig, VLIRConfig
 from models.engine import ScriptedEngine
 from models.evaluation.benchmark import measure
+from models.evaluation.benchmark_report import PAGE, write_page
 from models.evaluation.predictions import score, write_predictions
 from models.evaluation.report_inputs import Check, Fact, Figure, Promotion, ReportInputs, StageTime
 from models.records import write_questions, write_rows
@@ -91,7 +92,7 @@ def make_large_inputs(folder: Path, *, num_pictures: int = 250, num_copies: int 
 
 
 def make_benchmark_page(folder: Path) -> Path:
-    """The page of MMMU in miniature; the first row has two pictures, and the second is looked at."""
+    """The page of MMMU in miniature beside an equal earlier run; the first row has two pictures."""
     published, split, rows = small("mmmu")
     write(folder / "set" / file_name(split), rows, schema_of(published))
     config = BenchmarkRun(
@@ -106,7 +107,8 @@ def make_benchmark_page(folder: Path) -> Path:
     run = RunDir.create(folder / "run", config)
     exact = replace(published, splits={split: len(rows)})
     measure(run, config, exact, lambda: ScriptedEngine(_second_picture_first))
-    return run.path / "report.html"
+    write_page(run.path, config, other=run.path)
+    return run.path / PAGE
 
 
 def _second_picture_first(request: GenerationRequest) -> str:

@@ -5,17 +5,18 @@ because a picture of the row cannot be used or the row does not fit the context.
 """
 
 import json
-import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 
+from models.benchmarks.published import PublishedSet
 from models.benchmarks.scorer import Row, Score, Scorer
 from models.config import Style
 from models.errors import ScoringError
+from models.evaluation.ledger import RowFiles
 from models.protocol import extract_answer
 from models.records import read_rows, write_rows
 from models.trajectory import StopReason, Trajectory
@@ -32,18 +33,18 @@ Outcome = Literal["scored", "failed", "unasked"]
 ROW_SCHEMA = pa.schema(
     [
         *TRANSCRIPT_FIELDS,
+        ("variant", pa.string()),
+        ("category", pa.string()),
+        ("gold", pa.list_(pa.string())),
         ("outcome", pa.string()),
         ("reason", pa.string()),
         ("prediction", pa.string()),
         ("score", pa.string()),
+        ("judged", pa.string()),
         ("seconds", pa.float64()),
         ("num_tokens", pa.int64()),
     ]
 )
-
-# A file is closed after so many rows, or so many seconds: what a killed process loses at most.
-_ROWS_PER_FILE = 64
-_SECONDS_PER_FILE = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,11 @@ class AskedRow:
 
     ``transcript`` is None when the row was not put to the model. ``prediction`` is the text that the scorer
     gets: the whole text of a direct answer, otherwise the body of ``<answer>``, None when there is none.
-    ``score`` is None before scoring and for a row that has no score; ``reason`` then says why.
+    ``score`` is None before scoring and for a row that has no score; ``reason`` then says why. ``judged`` is
+    the score with a judge, None without one.
     ``seconds`` run from handing the row to the engine to its last token, the wait in a queue included.
+    ``variant`` names how crop commands were answered; ``category`` and the ``gold`` answers are those of the
+    published row.
     """
 
     id: str
@@ -63,7 +67,11 @@ class AskedRow:
     transcript: Transcript | None = None
     prediction: str | None = None
     score: Score | None = None
+    judged: Score | None = None
     seconds: float = 0.0
+    variant: str = ""
+    category: str = ""
+    gold: tuple[str, ...] = ()
 
     @classmethod
     def unasked(cls, id: str, question_text: str, reason: str) -> "AskedRow":
@@ -93,6 +101,11 @@ class AskedRow:
             return None
         return self.transcript.num_sampled_tokens or (None if self.transcript.sampled_text else 0)
 
+    def about(self, row: Row, published: PublishedSet, *, variant: str) -> "AskedRow":
+        """The same with what its published row says, and the variant it was asked under."""
+        category, gold = published.kind_of(row), published.answers(row)
+        return replace(self, variant=variant, category=category, gold=gold)
+
     def scored(self, row: Row, scorer: Scorer) -> "AskedRow":
         """The same with its score. No answer is scored as an empty text: that is the model's doing."""
         if self.outcome != "scored":
@@ -113,38 +126,7 @@ def read_asked(path: Path) -> list[AskedRow]:
     return [_asked(row) for row in read_rows(path, ROW_SCHEMA, version=TRANSCRIPT_VERSION)]
 
 
-@dataclass(slots=True)
-class Ledger:
-    """The rows that were asked so far, in a folder of small files that outlive an interruption.
-
-    Rows that we broke are not kept: the next start asks them again.
-    """
-
-    folder: Path
-    _waiting: list[AskedRow] = field(default_factory=list)
-    _written: float = field(default_factory=time.monotonic)
-
-    def read(self) -> dict[str, AskedRow]:
-        """The rows of earlier starts by id."""
-        if not any(self.folder.glob("*.parquet")):
-            return {}
-        return {row.id: row for row in read_asked(self.folder)}
-
-    def add(self, row: AskedRow) -> None:
-        """Take a row; it is on disk after some more rows or seconds, or after :meth:`flush`."""
-        if row.outcome != "failed":
-            self._waiting.append(row)
-        is_due = time.monotonic() - self._written >= _SECONDS_PER_FILE
-        if is_due or len(self._waiting) >= _ROWS_PER_FILE:
-            self.flush()
-
-    def flush(self) -> None:
-        """Put on disk what waits."""
-        if self._waiting:
-            number = 1 + max((int(path.stem) for path in self.folder.glob("*.parquet")), default=0)
-            write_asked(self.folder / f"{number:06d}.parquet", self._waiting)
-            self._waiting = []
-        self._written = time.monotonic()
+ASKED = RowFiles(read=read_asked, write=write_asked, is_broken=lambda row: row.outcome == "failed")
 
 
 def _outcome(trajectory: Trajectory) -> tuple[Outcome, str]:
@@ -161,13 +143,21 @@ def _row(asked: AskedRow) -> dict[str, object]:
         **transcript,
         "question_id": asked.id,
         "question_text": asked.question_text,
+        "variant": asked.variant,
+        "category": asked.category,
+        "gold": asked.gold,
         "outcome": asked.outcome,
         "reason": asked.reason,
         "prediction": asked.prediction,
-        "score": None if asked.score is None else json.dumps(asked.score, ensure_ascii=False),
+        "score": _json(asked.score),
+        "judged": _json(asked.judged),
         "seconds": asked.seconds,
         "num_tokens": asked.num_tokens,
     }
+
+
+def _json(score: Score | None) -> str | None:
+    return None if score is None else json.dumps(score, ensure_ascii=False)
 
 
 def _asked(row: dict[str, Any]) -> AskedRow:
@@ -179,5 +169,9 @@ def _asked(row: dict[str, Any]) -> AskedRow:
         transcript=None if row["stop"] is None else transcript_of(row),
         prediction=row["prediction"],
         score=None if row["score"] is None else json.loads(row["score"]),
+        judged=None if row["judged"] is None else json.loads(row["judged"]),
         seconds=row["seconds"],
+        variant=row["variant"],
+        category=row["category"],
+        gold=tuple(row["gold"]),
     )

@@ -16,7 +16,7 @@ from models.config import CropSourceName, Look
 from models.errors import RecordError, RegionError
 from models.records import Question
 from models.region import Box, Picture, Size, View
-from models.trajectory import Reward, SampledSpan
+from models.trajectory import Reward, SampledSpan, TextSpan
 from models.transcripts import GivenCrop, Transcript, recut
 
 # Larger pictures are reduced for the page; what the model saw is kept in the files of the run.
@@ -239,13 +239,35 @@ def _attempt(
             }
             for event in transcript.events
         ],
-        "parts": [
+        **_parts(transcript, images, crop_source, look=look, store=store),
+    }
+
+
+def _parts(
+    transcript: Transcript,
+    images: Sequence[Image.Image],
+    crop_source: CropSourceName,
+    *,
+    look: Look,
+    store: PictureStore,
+) -> dict[str, Any]:
+    """What was said and given, in order; without the crops, and why, where they cannot be drawn again."""
+    try:
+        parts = [
             _crop(span, images[span.image - 1], crop_source, look=look, store=store)
             if isinstance(span, GivenCrop)
-            else {"text" if isinstance(span, SampledSpan) else "note": span.text}
+            else _said(span)
             for span in transcript.spans
-        ],
-    }
+        ]
+    except RecordError as error:
+        said = [_said(span) for span in transcript.spans if not isinstance(span, GivenCrop)]
+        return {"parts": said, "reason": str(error)}
+    return {"parts": parts}
+
+
+def _said(span: SampledSpan | TextSpan) -> dict[str, str]:
+    """What the model wrote, or what it was told."""
+    return {"text" if isinstance(span, SampledSpan) else "note": span.text}
 
 
 def _crop(

@@ -9,7 +9,7 @@ from tests.report_examples import make_benchmark_page
 def test_the_page_shows_every_row_with_its_pictures_its_boxes_and_its_score(tmp_path: Path) -> None:
     gallery = read_gallery(make_benchmark_page(tmp_path))
     (rows,) = gallery["sets"]
-    assert rows["columns"] == [{"name": "model", "label": "embedded"}]
+    assert [column["label"] for column in rows["columns"]] == ["embedded", "embedded (earlier)"]
     questions = {question["id"]: question for question in rows["questions"]}
     two = questions["validation_Art_Theory_3"]
     assert len(two["pictures"]) == 2

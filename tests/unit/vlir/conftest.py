@@ -5,11 +5,11 @@ from collections.abc import Callable
 import pytest
 
 from models.config import Look, QuestionMix, VLIRConfig
+from models.crops import crop_from_original
 from models.presets import load_preset
 from models.protocol import box_request, render_box
 from models.records import Question, RationaleStep, VLIRRecord
 from models.region import Picture, Size, View
-from models.rollout import crop_from_original
 from models.trajectory import BoxEvent, CropSpan, Prompt, SampledSpan, StopReason, Trajectory
 from models.vlir.filters import Candidate
 from models.vlir.generate import Teacher, to_record
