@@ -245,7 +245,7 @@ def to_text(results: BenchmarkResults) -> str:
     lines += _metric_lines(results.metrics)
     if results.judge is not None:
         lines += [*judge_lines(results.judge), *_metric_lines(results.judge.metrics)]
-    return "\n".join([*lines, *_warnings(results)])
+    return "\n".join([*lines, *warnings(results)])
 
 
 def _metric_lines(metrics: Mapping[str, Any] | None) -> Iterator[str]:
@@ -312,7 +312,8 @@ def _difference_lines(results: BenchmarkResults) -> Iterator[str]:
         )
 
 
-def _warnings(results: BenchmarkResults) -> Iterator[str]:
+def warnings(results: BenchmarkResults) -> Iterator[str]:
+    """What a reader must know before quoting the numbers."""
     if results.data.is_partial:
         yield "WARNING: the set is not the published one in size; these are not the benchmark's numbers."
     if results.num_unasked:
