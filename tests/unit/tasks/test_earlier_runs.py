@@ -7,9 +7,10 @@ import pytest
 from models.errors import ArtifactError, ConfigError
 from models.evaluation.benchmark import measure
 from models.run_config import BenchmarkRun
-from tasks.artifacts import ArtifactRef, open_store
+from tasks.artifacts import ArtifactRef
 from tasks.earlier_runs import check_comparable, check_named, find_run
 from tasks.settings import Settings
+from tasks.stage import read_store
 from tests.unit.evaluation.test_benchmark import Counted, config_of, mme_rows, run_of, set_of, yes
 
 
@@ -27,7 +28,7 @@ def kept(tmp_path: Path, work_dir: Path, config: BenchmarkRun) -> ArtifactRef:
     folder.mkdir()
     for name in ("metrics.json", "predictions.parquet"):
         (folder / name).write_bytes((run.path / name).read_bytes())
-    return open_store(Settings.read().artifacts).publish(folder, stage="benchmark", kind="benchmark")
+    return read_store().publish(folder, stage="benchmark", kind="benchmark")
 
 
 def test_a_run_is_found_by_its_folder_and_by_its_address(kept: ArtifactRef) -> None:
