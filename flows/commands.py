@@ -256,7 +256,7 @@ def _stages(command: str) -> tuple[str, ...]:
     if command == "promote":
         return ("prepare", "promote")
     if command == "evaluate":
-        return ("prepare", *progress.STAGES[: progress.STAGES.index("evaluate") + 1])
+        return ("prepare", *progress.STAGES[: progress.STAGES.index("evaluate") + 1], "report")
     return ("prepare", *upto.get(command, progress.STAGES))
 
 
