@@ -72,6 +72,7 @@ def _command(options: argparse.Namespace) -> Callable[[argparse.Namespace], int]
     return {
         "analyse": commands.analyse,
         "ask": commands.ask,
+        "fetch": commands.fetch,
         "serve": commands.serve,
         "doctor": commands.doctor,
     }[options.command]
@@ -100,6 +101,10 @@ def _parser() -> argparse.ArgumentParser:
         "--picture", type=Path, metavar="FILE", help="where to draw what it looked at (./NAME-looked.png)"
     )
     ask.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    fetch = commands.add_parser("fetch", help="bring a registered model or any artifact into a folder")
+    fetch.add_argument("artifact", help="models:/vlm-r3@ALIAS, models:/vlm-r3/NUMBER, s3://..., file://...")
+    fetch.add_argument("folder", type=Path, metavar="DIR", help="a folder that is new or empty")
+    _add_place(fetch)
     serve = commands.add_parser("serve", help="answer questions over HTTP, as OpenAI's interface does")
     _add_common(serve)
     _add_serving(serve)
@@ -146,6 +151,13 @@ def _add_benchmark(command: argparse.ArgumentParser) -> None:
     group.add_argument("--model", default="", help=f"{_MODELS} (the preset's model.path)")
     group.add_argument("--endpoint", default="", metavar="URL", help="OpenAI-compatible, with its /v1")
     group.add_argument("--served-model", default="", metavar="NAME", help="model name at the endpoint")
+    group.add_argument("--title", default="", metavar="NAME", help="what the tracked run is called")
+    group.add_argument(
+        "--against",
+        default="",
+        metavar="RUN",
+        help="an earlier run to compare with: folder or URI of its artifact, id or name of its tracked run",
+    )
     group.add_argument(
         "--judge-endpoint", default="", metavar="URL", help="a judge, OpenAI-compatible (none)"
     )

@@ -19,6 +19,7 @@ HEAVY = (
     "great_expectations",
     "mlflow",
     "prefect",
+    "boto3",
 )
 LIGHT = (
     "models.config",
@@ -60,6 +61,7 @@ LIGHT = (
     "models.evaluation.benchmark",
     "tasks.benchmark_data",
     "tasks.benchmark_request",
+    "tasks.earlier_runs",
     "tasks.model_source",
     "tasks.settings",
     "tasks.artifacts",
@@ -120,11 +122,12 @@ def test_only_settings_reads_the_environment() -> None:
 
 
 @pytest.mark.parametrize("module", ["mlflow"])
-def test_only_tracking_and_registry_know_mlflow(module: str) -> None:
+def test_only_its_adapters_know_mlflow(module: str) -> None:
     users = {name for name, tree in trees().items() if module in imported(tree)}
     assert users == {
         "tasks/tracking.py",
         "tasks/registry.py",
+        "tasks/traces.py",
         "tasks/versions.py",
         "tasks/model_flavor.py",
         "tasks/pyfunc_model.py",
