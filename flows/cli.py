@@ -63,7 +63,7 @@ def _report(error: Exception, options: argparse.Namespace) -> None:
 
 
 def _command(options: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
-    from flows import commands
+    from flows import commands, store_commands
 
     if options.command == "evaluate" and commands.names_benchmark(options):
         return commands.run_benchmark
@@ -72,7 +72,8 @@ def _command(options: argparse.Namespace) -> Callable[[argparse.Namespace], int]
     return {
         "analyse": commands.analyse,
         "ask": commands.ask,
-        "fetch": commands.fetch,
+        "fetch": store_commands.fetch,
+        "prune": store_commands.prune,
         "serve": commands.serve,
         "doctor": commands.doctor,
     }[options.command]
@@ -105,6 +106,12 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("artifact", help="models:/vlm-r3@ALIAS, models:/vlm-r3/NUMBER, s3://..., file://...")
     fetch.add_argument("folder", type=Path, metavar="DIR", help="a folder that is new or empty")
     _add_place(fetch)
+    prune = commands.add_parser("prune", help="list old artifacts that no registered version names")
+    prune.add_argument(
+        "--older-than", type=int, default=30, metavar="DAYS", help="what is younger stays (30)"
+    )
+    prune.add_argument("--delete", action="store_true", help="remove them, too")
+    _add_place(prune)
     serve = commands.add_parser("serve", help="answer questions over HTTP, as OpenAI's interface does")
     _add_common(serve)
     _add_serving(serve)

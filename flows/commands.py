@@ -17,11 +17,10 @@ from models.errors import ConfigError, GateError
 from models.presets import load_preset
 from tasks import progress
 from tasks.analysis_request import check_analysis
-from tasks.artifacts import is_copy, store_of
 from tasks.benchmark_data import Pinning
 from tasks.benchmark_request import check_request, judge_overrides, model_overrides
 from tasks.earlier_runs import check_named
-from tasks.model_source import champion_or, find_artifact, find_model
+from tasks.model_source import champion_or, find_model
 from tasks.preflight import check_preset
 from tasks.services import prefect_server, sole_use
 from tasks.settings import is_ci, prepare
@@ -212,26 +211,6 @@ def serve(options: argparse.Namespace) -> int:
     )
     _quiet_logs()
     run_server(config, find_model(options.model, settings), say=lambda line: print(line, flush=True))
-    return 0
-
-
-def fetch(options: argparse.Namespace) -> int:
-    """Bring an artifact into a folder of the caller's, checked file by file."""
-    settings = prepare(options.work_dir)
-    ref = find_artifact(options.artifact, settings)
-    target: Path = options.folder.absolute()
-    if is_copy(ref, target):
-        print(f"{target} holds {ref.uri} already")
-        return 0
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} exists and holds something else. Name a folder that is new or empty.")
-    board = progress.Board(_say, (progress.FETCH,))
-    progress.use(board)
-    with _display(board), board.stage(progress.FETCH):
-        if target.exists():
-            target.rmdir()
-        store_of(ref.uri, settings).fetch_into(ref, target, on_progress=progress.show_megabytes)
-    print(f"{ref.uri}\nsha256 {ref.sha256}\n{target}")
     return 0
 
 

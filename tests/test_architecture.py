@@ -72,7 +72,9 @@ LIGHT = (
     "tasks.preflight",
     "tasks.services",
     "flows.cli",
+    "tasks.retention",
     "flows.commands",
+    "flows.store_commands",
 )
 # Who may touch what is outside: one adapter each.
 SUBPROCESS_USERS = {"tasks/launch.py"}

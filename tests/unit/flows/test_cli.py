@@ -42,7 +42,7 @@ def run(*arguments: str, within_seconds: float) -> tuple[str, str]:
 def test_help_is_quick_and_names_every_command() -> None:
     out, _ = run("--help", within_seconds=HELP_SECONDS)
     assert "CODE 0 LOADED []" in out
-    assert all(name in out for name in [*FLOWS, "ask", "doctor"])
+    assert all(name in out for name in [*FLOWS, "ask", "fetch", "prune", "doctor"])
 
 
 @pytest.mark.parametrize(
