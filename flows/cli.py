@@ -20,6 +20,23 @@ FLOWS = {
     "promote": "make a registered version champion, if the gate agrees",
 }
 INTERRUPTED = 130
+# Fields of models.serving.config.Limits, which is too slow to import for --help.
+LIMITS = {
+    "max-crops": "crops per answer",
+    "max-tokens": "sampled tokens per answer",
+    "max-choices": "answers per request",
+    "max-images": "images per question",
+    "max-image-bytes": "bytes of one encoded image",
+    "max-image-pixels": "pixels of one decoded image",
+    "max-text-characters": "characters of a question",
+    "max-request-bytes": "bytes of a request",
+    "max-concurrent-requests": "requests in flight; more get a 429",
+    "max-seconds": "time for a whole answer",
+    "max-upload-seconds": "time for a request to arrive",
+    "max-download-seconds": "time for an image named by a URL",
+    "max-shutdown-seconds": "time for what is in flight when the server is asked to end",
+    "num-decoders": "threads that decode images",
+}
 _MODELS = "embedded, a model folder, models:/vlm-r3@ALIAS, models:/vlm-r3/NUMBER, or s3://"
 
 
@@ -52,7 +69,13 @@ def _command(options: argparse.Namespace) -> Callable[[argparse.Namespace], int]
         return commands.run_benchmark
     if options.command in FLOWS:
         return commands.run_flow
-    return {"analyse": commands.analyse, "ask": commands.ask, "doctor": commands.doctor}[options.command]
+    return {
+        "analyse": commands.analyse,
+        "ask": commands.ask,
+        "fetch": commands.fetch,
+        "serve": commands.serve,
+        "doctor": commands.doctor,
+    }[options.command]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,6 +101,13 @@ def _parser() -> argparse.ArgumentParser:
         "--picture", type=Path, metavar="FILE", help="where to draw what it looked at (./NAME-looked.png)"
     )
     ask.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    fetch = commands.add_parser("fetch", help="bring a registered model or any artifact into a folder")
+    fetch.add_argument("artifact", help="models:/vlm-r3@ALIAS, models:/vlm-r3/NUMBER, s3://..., file://...")
+    fetch.add_argument("folder", type=Path, metavar="DIR", help="a folder that is new or empty")
+    _add_place(fetch)
+    serve = commands.add_parser("serve", help="answer questions over HTTP, as OpenAI's interface does")
+    _add_common(serve)
+    _add_serving(serve)
     doctor = commands.add_parser("doctor", help="say what this machine has, and what to do where it lacks")
     doctor.add_argument("--endpoint", default="", metavar="URL", help="also ask this chat endpoint")
     _add_place(doctor)
@@ -121,6 +151,13 @@ def _add_benchmark(command: argparse.ArgumentParser) -> None:
     group.add_argument("--model", default="", help=f"{_MODELS} (the preset's model.path)")
     group.add_argument("--endpoint", default="", metavar="URL", help="OpenAI-compatible, with its /v1")
     group.add_argument("--served-model", default="", metavar="NAME", help="model name at the endpoint")
+    group.add_argument("--title", default="", metavar="NAME", help="what the tracked run is called")
+    group.add_argument(
+        "--against",
+        default="",
+        metavar="RUN",
+        help="an earlier run to compare with: folder or URI of its artifact, id or name of its tracked run",
+    )
     group.add_argument(
         "--judge-endpoint", default="", metavar="URL", help="a judge, OpenAI-compatible (none)"
     )
@@ -165,6 +202,22 @@ def _add_analyse(command: argparse.ArgumentParser) -> None:
     group.add_argument("--allow-partial", action="store_true", help="measure although rows are missing")
     group.add_argument("--endpoint", default="", metavar="URL", help="OpenAI-compatible, with its /v1")
     group.add_argument("--served-model", default="", metavar="NAME", help="model name at the endpoint")
+
+
+def _add_serving(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", metavar="MODEL", help=_MODELS)
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    command.add_argument("--port", type=int, default=8000, help="0 takes a free one (8000)")
+    command.add_argument(
+        "--model-name", default="vlm-r3", metavar="NAME", help="its name for clients (vlm-r3)"
+    )
+    command.add_argument(
+        "--allow-private-urls", action="store_true", help="fetch images from addresses that are not public"
+    )
+    group = command.add_argument_group("limits", "clients must send the key in VLM_R3_SERVE_API_KEY, if any")
+    for name, help in LIMITS.items():
+        kind = float if "seconds" in name else int
+        group.add_argument(f"--{name}", type=kind, metavar="NUMBER", help=help)
 
 
 def _add_place(command: argparse.ArgumentParser) -> None:

@@ -12,13 +12,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.cli import LIMITS
 from models.errors import ConfigError, GateError
 from models.presets import load_preset
 from tasks import progress
 from tasks.analysis_request import check_analysis
+from tasks.artifacts import is_copy, store_of
 from tasks.benchmark_data import Pinning
 from tasks.benchmark_request import check_request, judge_overrides, model_overrides
-from tasks.model_source import champion_or, find_model
+from tasks.earlier_runs import check_named
+from tasks.model_source import champion_or, find_artifact, find_model
 from tasks.preflight import check_preset
 from tasks.services import prefect_server, sole_use
 from tasks.settings import is_ci, prepare
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 # Options that mean something only beside --benchmark.
 _BENCHMARK_OPTIONS = (
     *("data", "split", "style", "variant", "model", "endpoint", "served_model", "allow_partial"),
-    *("data_digest", "accept_data_digest", "lock"),
+    *("data_digest", "accept_data_digest", "lock", "title", "against"),
     *("judge_endpoint", "judge_model"),
 )
 
@@ -93,10 +96,14 @@ def run_benchmark(options: argparse.Namespace) -> int:
         settings=settings,
         **choice,
     )
+    if options.against:
+        check_named(options.against)
     choice |= {
         "data_digest": options.data_digest,
         "accept_data_digest": options.accept_data_digest,
         "lock": str(lock),
+        "title": options.title,
+        "against": options.against,
     }
     board = progress.Board(_say, ("prepare", progress.FETCH, "benchmark"))
     progress.use(board)
@@ -186,6 +193,48 @@ def ask(options: argparse.Namespace) -> int:
     return 0
 
 
+def serve(options: argparse.Namespace) -> int:
+    """Answer questions over HTTP until asked to end."""
+    from tasks.serving import check_serving, run_server
+
+    preset = load_preset(options.preset, options.overrides)
+    settings = prepare(options.work_dir)
+    given = {name.replace("-", "_"): getattr(options, name.replace("-", "_")) for name in LIMITS}
+    config = check_serving(
+        preset,
+        options.model,
+        settings=settings,
+        host=options.host,
+        port=options.port,
+        model_name=options.model_name,
+        allow_private_urls=options.allow_private_urls,
+        limits={name: value for name, value in given.items() if value is not None},
+    )
+    _quiet_logs()
+    run_server(config, find_model(options.model, settings), say=lambda line: print(line, flush=True))
+    return 0
+
+
+def fetch(options: argparse.Namespace) -> int:
+    """Bring an artifact into a folder of the caller's, checked file by file."""
+    settings = prepare(options.work_dir)
+    ref = find_artifact(options.artifact, settings)
+    target: Path = options.folder.absolute()
+    if is_copy(ref, target):
+        print(f"{target} holds {ref.uri} already")
+        return 0
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target} exists and holds something else. Name a folder that is new or empty.")
+    board = progress.Board(_say, (progress.FETCH,))
+    progress.use(board)
+    with _display(board), board.stage(progress.FETCH):
+        if target.exists():
+            target.rmdir()
+        store_of(ref.uri, settings).fetch_into(ref, target, on_progress=progress.show_megabytes)
+    print(f"{ref.uri}\nsha256 {ref.sha256}\n{target}")
+    return 0
+
+
 def doctor(options: argparse.Namespace) -> int:
     """Print what was found; 1 when something is missing."""
     from tasks.doctor import examine
@@ -228,7 +277,7 @@ def _stages(command: str) -> tuple[str, ...]:
     if command == "promote":
         return ("prepare", "promote")
     if command == "evaluate":
-        return ("prepare", *progress.STAGES[: progress.STAGES.index("evaluate") + 1])
+        return ("prepare", *progress.STAGES[: progress.STAGES.index("evaluate") + 1], "report")
     return ("prepare", *upto.get(command, progress.STAGES))
 
 
@@ -290,7 +339,8 @@ def _close_analysis(outcome: "StageOutput", out: Path | None) -> int:
 
 
 def _close_benchmark(outcome: "StageOutput") -> int:
-    from tasks.benchmark import BENCHMARK, TABLE
+    from models.evaluation.benchmark_files import TABLE
+    from tasks.benchmark import BENCHMARK
     from tasks.stage import read_store
 
     kept = outcome.artifacts[BENCHMARK]

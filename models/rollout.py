@@ -16,6 +16,7 @@ from types import MappingProxyType
 import numpy as np
 from PIL import Image
 
+from models.ahead import ahead
 from models.config import Look
 from models.corruption import box_to_cut
 from models.crops import CROP_SOURCES
@@ -160,11 +161,17 @@ def _episodes(
     stops: tuple[str, ...],
 ) -> Iterator["Episode"]:
     """One episode per entry; the samples of a question, which come in a row, share its decoded picture."""
-    previous: Question | Asked | None = None
-    for index, question in enumerate(questions):
-        if question is not previous:
-            asked = question if isinstance(question, Asked) else Asked.of(question, look)
-            previous = question
+    made: tuple[Question, Asked] | None = None
+
+    def ready(question: Question | Asked) -> Asked:
+        nonlocal made
+        if isinstance(question, Asked):
+            return question
+        if made is None or made[0] is not question:
+            made = question, Asked.of(question, look)
+        return made[1]
+
+    for index, (_, asked) in enumerate(ahead(ready, questions)):
         yield Episode(asked, index % num_samples, look=look, temperature=temperature, seed=seed, stops=stops)
 
 
@@ -232,6 +239,7 @@ class Episode:
         self._events: list[BoxEvent] = []
         self._turns = 0
         self._sampled = 0
+        self._given = 0
         self._detail = ""
 
     def request(self) -> GenerationRequest:
@@ -254,6 +262,13 @@ class Episode:
         return self._spans
 
     @property
+    def num_given_tokens(self) -> int:
+        """Tokens the model was given before its last turn: question, crops, messages. 0 where the engine does
+        not count.
+        """
+        return max(0, self._given)
+
+    @property
     def events(self) -> Sequence[BoxEvent]:
         """The crop commands so far."""
         return self._events
@@ -265,6 +280,7 @@ class Episode:
             return
         self._spans.append(piece.span)
         self._turns += 1
+        self._given = piece.context_tokens - self._sampled
         # An engine that does not count tokens is bounded by characters, which are at least as many.
         num_tokens = piece.span.num_tokens
         self._sampled += len(piece.span.text) if num_tokens is None else num_tokens

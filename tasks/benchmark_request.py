@@ -79,8 +79,10 @@ def request_of(
             model_path=model.path,
             model_source=model.source,
             look=get_variant(variant).look(preset.look),
-            engine=preset.engine,
+            # Threads, as processes, are the launcher's: they do not change what was asked already.
+            engine=preset.engine.model_copy(update={"num_threads": 0}),
             max_unscored_share=preset.evaluation.max_unscored_share,
+            report=preset.report,
             judge=preset.judge,
             seed=preset.seed,
         )

@@ -46,7 +46,7 @@ class StageRun:
 
     def __init__(self, settings: Settings, tracked: tracking.TrackedRun, *, stage: str, label: str) -> None:
         self.settings = settings
-        self.store: Store = open_store(settings.artifacts)
+        self.store: Store = open_store(settings.artifacts, cache=settings.fetched)
         self.tracked = tracked
         self._stage = stage
         self._label = label
@@ -131,13 +131,14 @@ class StageRun:
 
 @asynccontextmanager
 async def stage_run(
-    stage: str, *, label: str = "", parent: str = "", params: Mapping[str, Any]
+    stage: str, *, label: str = "", name: str = "", parent: str = "", params: Mapping[str, Any]
 ) -> AsyncIterator[StageRun]:
-    """A stage's work around a block, tracked as a run nested under ``parent``."""
+    """A stage's work around a block, tracked as a run called ``name`` (else ``label``) under ``parent``."""
     settings = Settings.read()
     board().start(label or stage)
     tags = {"stage": stage, **_prefect_tags()}
-    with tracking.tracked_run(settings, label or stage, parent=parent, params=params, tags=tags) as tracked:
+    title = name or label or stage
+    with tracking.tracked_run(settings, title, parent=parent, params=params, tags=tags) as tracked:
         yield StageRun(settings, tracked, stage=stage, label=label or stage)
 
 
@@ -166,7 +167,8 @@ def pipeline_run(preset: Preset) -> Iterator[str]:
 
 def read_store() -> Store:
     """The configured store."""
-    return open_store(Settings.read().artifacts)
+    settings = Settings.read()
+    return open_store(settings.artifacts, cache=settings.fetched)
 
 
 def _is_done(run: RunDir) -> bool:

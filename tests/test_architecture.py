@@ -19,6 +19,7 @@ HEAVY = (
     "great_expectations",
     "mlflow",
     "prefect",
+    "boto3",
 )
 LIGHT = (
     "models.config",
@@ -32,6 +33,8 @@ LIGHT = (
     "models.trajectory",
     "models.transcripts",
     "models.engine",
+    "models.chat",
+    "models.endpoints",
     "models.http_engine",
     "models.corruption",
     "models.rollout",
@@ -47,9 +50,11 @@ LIGHT = (
     "models.rgrpo.rewards",
     "models.rgrpo.advantages",
     "models.schedule",
+    "models.benchmarks.judging",
     "models.benchmarks.sets",
     *(f"models.benchmarks.{name}" for name in BENCHMARKS),
     "models.evaluation.metrics",
+    "models.evaluation.judge",
     "models.evaluation.score",
     "models.evaluation.table",
     "models.evaluation.report",
@@ -58,6 +63,7 @@ LIGHT = (
     "tasks.benchmark_data",
     "tasks.analysis_request",
     "tasks.benchmark_request",
+    "tasks.earlier_runs",
     "tasks.model_source",
     "tasks.settings",
     "tasks.artifacts",
@@ -118,11 +124,12 @@ def test_only_settings_reads_the_environment() -> None:
 
 
 @pytest.mark.parametrize("module", ["mlflow"])
-def test_only_tracking_and_registry_know_mlflow(module: str) -> None:
+def test_only_its_adapters_know_mlflow(module: str) -> None:
     users = {name for name, tree in trees().items() if module in imported(tree)}
     assert users == {
         "tasks/tracking.py",
         "tasks/registry.py",
+        "tasks/traces.py",
         "tasks/versions.py",
         "tasks/model_flavor.py",
         "tasks/pyfunc_model.py",
