@@ -2,6 +2,7 @@
 
 from prefect import flow
 
+from models.baselines import get_baseline
 from models.config import Style
 from models.presets import load_preset
 from tasks.benchmark import run_benchmark
@@ -18,11 +19,13 @@ async def benchmark(
     split: str = "",
     style: Style = "look-again",
     allow_partial: bool = False,
+    baseline: str = "",
     parent: str = "",
 ) -> StageOutput:
     """Ask and score every row of a set; artifact ``benchmark``.
 
-    The model is ``model.path`` of the preset, or with ``engine.kind`` http whatever the endpoint serves.
+    A ``baseline`` is a known model, whose settings are among the overrides. The model is ``model.path`` of
+    the preset, or with ``engine.kind`` http whatever the endpoint serves.
     """
     request = request_of(
         name,
@@ -31,6 +34,7 @@ async def benchmark(
         split=split,
         style=style,
         allow_partial=allow_partial,
+        baseline=get_baseline(baseline) if baseline else None,
     )
     output: StageOutput = await perform(run_benchmark, label="benchmark", parent=parent, request=request)
     return output

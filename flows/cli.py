@@ -51,7 +51,7 @@ def _command(options: argparse.Namespace) -> Callable[[argparse.Namespace], int]
         return commands.run_benchmark
     if options.command in FLOWS:
         return commands.run_flow
-    return {"ask": commands.ask, "doctor": commands.doctor}[options.command]
+    return {"ask": commands.ask, "doctor": commands.doctor, "table": commands.table}[options.command]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,13 +72,14 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("image", type=Path)
     ask.add_argument("question")
     ask.add_argument("--model", default="", help="model folder, or a version's alias (champion)")
+    _add_table(commands.add_parser("table", help="print the measured benchmarks beside the published ones"))
     doctor = commands.add_parser("doctor", help="say what this machine has and lacks")
     _add_place(doctor)
     return parser
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--preset", default="tiny", help="name in infra/runs, or a YAML file (tiny)")
+    command.add_argument("--preset", default="", help="name in infra/runs, or a YAML file (tiny)")
     command.add_argument(
         "--set",
         action="append",
@@ -101,10 +102,24 @@ def _add_benchmark(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--style", choices=("direct", "look-again"), help="the usual prompt, or the paper's (look-again)"
     )
+    group.add_argument(
+        "--baseline", default="", metavar="NAME", help="a known model with its settings: infra/baselines.yaml"
+    )
     group.add_argument("--model", default="", help="embedded, or a model folder (the preset's model.path)")
     group.add_argument("--endpoint", default="", metavar="URL", help="OpenAI-compatible, with its /v1")
     group.add_argument("--served-model", default="", metavar="NAME", help="model name at the endpoint")
     group.add_argument("--allow-partial", action="store_true", help="measure although rows are missing")
+
+
+def _add_table(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--runs", nargs="+", default=[], metavar="FOLDER", help="where results are (this workspace's store)"
+    )
+    command.add_argument("--format", choices=("text", "markdown", "csv", "html"), default="text")
+    command.add_argument(
+        "--paper-table", type=int, choices=(1, 2), default=1, help="1: models; 2: the paper's ablations"
+    )
+    _add_place(command)
 
 
 def _add_place(command: argparse.ArgumentParser) -> None:

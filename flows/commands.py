@@ -9,12 +9,13 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from models.baselines import Baseline, get_baseline, read_baselines
 from models.errors import ConfigError, GateError
 from models.presets import load_preset
 from models.protocol import extract_answer
 from models.trajectory import CropSpan, Trajectory
 from tasks import progress
-from tasks.benchmark_request import model_overrides, request_of
+from tasks.benchmark_request import baseline_place, model_overrides, request_of
 from tasks.preflight import check_preset, examine
 from tasks.services import prefect_server, sole_use
 from tasks.settings import Settings, is_ci, prepare
@@ -23,13 +24,16 @@ if TYPE_CHECKING:
     from flows.pipeline import Outcome
     from tasks.stage import StageOutput
 
+_WHO_ANSWERS = ("baseline", "model", "endpoint", "served_model")
+_PRESET = "tiny"  # where none is named
 StageFlow = Callable[..., Coroutine[Any, Any, Any]]
 
 
 def run_flow(options: argparse.Namespace) -> int:
     """Run a stage with what it needs, or the whole pipeline, on this machine."""
     started = time.monotonic()
-    preset = load_preset(options.preset, options.overrides)
+    name = options.preset or _PRESET
+    preset = load_preset(name, options.overrides)
     check_preset(preset)
     settings = prepare(options.work_dir, refresh=options.refresh)
     board = progress.Board(_say, (*_stages(options.command),))
@@ -41,7 +45,7 @@ def run_flow(options: argparse.Namespace) -> int:
             if server:
                 server.wait()
         inputs = {"version": options.version} if options.command == "promote" else {}
-        outcome = asyncio.run(flow(options.preset, options.overrides, **inputs))
+        outcome = asyncio.run(flow(name, options.overrides, **inputs))
     if options.command == "run":
         return _close_pipeline(outcome, time.monotonic() - started)
     return _close_stage(options.command, outcome)
@@ -53,7 +57,7 @@ def names_benchmark(options: argparse.Namespace) -> bool:
         return True
     given = [
         f"--{name.replace('_', '-')}"
-        for name in ("data", "split", "style", "model", "endpoint", "served_model", "allow_partial")
+        for name in ("data", "split", "style", *_WHO_ANSWERS, "allow_partial")
         if getattr(options, name)
     ]
     if given:
@@ -67,16 +71,14 @@ def run_benchmark(options: argparse.Namespace) -> int:
         raise ConfigError(
             f"--benchmark {options.benchmark} needs --data FOLDER: where its Parquet files are."
         )
-    chosen = model_overrides(
-        model=options.model, endpoint=options.endpoint, served_model=options.served_model
-    )
-    overrides = [*options.overrides, *chosen]
+    baseline = get_baseline(options.baseline) if options.baseline else None
+    preset, overrides = _who_answers(options, baseline)
     choice = {
         "split": options.split,
-        "style": options.style or "look-again",
+        "style": options.style or ("look-again" if baseline is None else "direct"),
         "allow_partial": options.allow_partial,
     }
-    request_of(options.benchmark, options.data, load_preset(options.preset, overrides), **choice)
+    request_of(options.benchmark, options.data, load_preset(preset, overrides), baseline=baseline, **choice)
     settings = prepare(options.work_dir, refresh=options.refresh)
     board = progress.Board(_say, ("prepare", "benchmark"))
     progress.use(board)
@@ -87,8 +89,36 @@ def run_benchmark(options: argparse.Namespace) -> int:
             _quiet_logs()
             if server:
                 server.wait()
-        outcome = asyncio.run(benchmark(options.benchmark, options.data, options.preset, overrides, **choice))
+        asked = benchmark(
+            options.benchmark, options.data, preset, overrides, baseline=options.baseline, **choice
+        )
+        outcome = asyncio.run(asked)
     return _close_benchmark(outcome)
+
+
+def _who_answers(options: argparse.Namespace, baseline: Baseline | None) -> tuple[str, list[str]]:
+    """The preset and its overrides: a known model's settings, then ``--set``, then where the model is."""
+    where = {"model": options.model, "endpoint": options.endpoint, "served_model": options.served_model}
+    if baseline is None:
+        return options.preset or _PRESET, [*options.overrides, *model_overrides(**where)]
+    place = baseline_place(baseline, **where)
+    return options.preset or baseline.preset, [*baseline.overrides(), *options.overrides, *place]
+
+
+def table(options: argparse.Namespace) -> int:
+    """Print what was measured beside what is published."""
+    from models.evaluation.model_table import build_table
+    from models.evaluation.model_table_formats import FORMATS
+    from models.published_numbers import read_published
+    from tasks.measured import measured_benchmarks
+
+    prepare(options.work_dir)
+    measured = measured_benchmarks(options.runs)
+    shown = build_table(read_published(), measured, read_baselines(), number=options.paper_table)
+    print(FORMATS[options.format](shown), end="")
+    if not measured:
+        _say("Nothing was measured yet: vlm-r3 evaluate --benchmark NAME --data FOLDER; or name --runs.")
+    return 0
 
 
 def ask(options: argparse.Namespace) -> int:
@@ -96,7 +126,7 @@ def ask(options: argparse.Namespace) -> int:
     from tasks.ask import ask as ask_model
     from tasks.ask import read_question
 
-    preset = load_preset(options.preset, options.overrides)
+    preset = load_preset(options.preset or _PRESET, options.overrides)
     question = read_question(options.image, options.question)
     settings = prepare(options.work_dir)
     model_path = _model_path(options.model, settings, default=preset.model.path)

@@ -5,17 +5,27 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
+from models.baselines import Baseline
 from models.benchmarks.published import get_published
 from models.benchmarks.sets import find_set
 from models.config import Preset, Style, resolve_model_path
 from models.errors import ConfigError, RecordError, RowCountError
-from models.run_config import BenchmarkRun
+from models.run_config import BenchmarkRun, DirectPrompt
 
 
 def request_of(
-    name: str, data: str, preset: Preset, *, split: str = "", style: Style, allow_partial: bool
+    name: str,
+    data: str,
+    preset: Preset,
+    *,
+    split: str = "",
+    style: Style,
+    allow_partial: bool,
+    baseline: Baseline | None = None,
 ) -> BenchmarkRun:
     """The configuration of the child; an empty split is the benchmark's usual one.
+
+    A ``baseline`` gives its name and how it is asked directly; its settings are already in the preset.
 
     Raises ConfigError for an unknown benchmark or split, a folder that does not hold the published set, a
     model folder that is none, or an endpoint that is no URL.
@@ -41,6 +51,8 @@ def request_of(
             allow_partial=allow_partial,
             style=style,
             model_path="" if is_endpoint else _absolute(preset.model.path),
+            model_name="" if baseline is None else baseline.name,
+            direct=DirectPrompt() if baseline is None else baseline.direct,
             look=preset.look,
             engine=preset.engine,
             max_unscored_share=preset.evaluation.max_unscored_share,
@@ -71,6 +83,26 @@ def model_overrides(*, model: str, endpoint: str, served_model: str) -> list[str
     else:
         chosen = {"model.path": model} if model else {}
     return [f"{key}={_quoted(value)}" for key, value in chosen.items()]
+
+
+def baseline_place(baseline: Baseline, *, model: str, endpoint: str, served_model: str) -> list[str]:
+    """Where a known model is, as overrides: weights in a folder that we serve, or an endpoint.
+
+    Raises ConfigError when an open model has neither, when a closed one is given weights, or when the folder
+    holds another architecture.
+    """
+    if not baseline.is_open:
+        if model:
+            raise ConfigError(f"{baseline.name} has no weights to load, so --model {model} cannot be it.")
+        endpoint, served_model = endpoint or baseline.endpoint, served_model or baseline.served_model
+    elif model and not endpoint:
+        baseline.check_folder(model)
+    elif not endpoint:
+        raise ConfigError(
+            f"{baseline.name} needs --model FOLDER with the weights of {baseline.repository}, or --endpoint "
+            "URL --served-model NAME where it is served."
+        )
+    return model_overrides(model=model, endpoint=endpoint, served_model=served_model)
 
 
 def _check_url(endpoint: str) -> None:

@@ -9,12 +9,13 @@ the same model, set and prompt does not ask them again. An endpoint's key is ``V
 """
 
 import hashlib
+import json
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from models.benchmarks.published import PublishedSet, get_published
 from models.benchmarks.scorer import Row, get_scorer
 from models.benchmarks.sets import BenchmarkQuestion, LocalSet, read_set
 from models.child import run_stage
-from models.config import Look, resolve_model_path
+from models.config import EngineConfig, Look, resolve_model_path
 from models.engine import Engine
 from models.errors import ConfigError, EngineError, RecordError, RegionError, ScoringError
 from models.evaluation.benchmark_results import BenchmarkResults, ModelFacts, summarise, to_text
@@ -37,13 +38,19 @@ from models.rundir import Result, RunDir, write_atomically
 
 log = logging.getLogger(__name__)
 
+# What the starter of a server writes into the run directory, and what it calls the model.
+SERVER_FILE = "server.json"
+SERVED_NAME = "model"
+
 # Rows in flight, in batches of the engine.
 _QUEUE_FACTOR = 2
 
 
 def run(directory: RunDir, config: BenchmarkRun) -> Result:
     """Ask and score every row of the set."""
-    results = measure(directory, config, get_published(config.benchmark), lambda: open_engine(config))
+    results = measure(
+        directory, config, get_published(config.benchmark), lambda: open_engine(config, directory)
+    )
     return Result(
         status="done",
         artifacts={name: name for name in ("metrics.json", "predictions.parquet", "table.txt")},
@@ -66,7 +73,15 @@ def measure(
     asked = [(row, asking.found[id].scored(row, scorer)) for id, row in asking.rows.items()]
     assert len(asked) == local.num_rows, "every row of the set has an outcome"
     write_asked(directory.path / "predictions.parquet", (found for _, found in asked))
-    results = summarise(scorer, local, model, asked, style=config.style, seed=config.seed)
+    results = summarise(
+        scorer,
+        local,
+        model,
+        asked,
+        style=config.style,
+        seed=config.seed,
+        crop_source=config.look.crop_source,
+    )
     results.save(directory.path / "metrics.json")
     write_atomically(directory.path / "table.txt", to_text(results) + "\n")
     directory.log(local.num_rows, results.numbers())
@@ -118,7 +133,9 @@ class Asking:
         )
         for trajectory in trajectories:
             seconds = time.monotonic() - self._started.pop(trajectory.question_id)
-            row = AskedRow.of(trajectory, style=self.config.style, seconds=seconds)
+            row = AskedRow.of(
+                trajectory, style=self.config.style, seconds=seconds, rule=self.config.direct.answer
+            )
             self.found[row.id] = row
             self.ledger.add(row)
             progress.advance()
@@ -146,14 +163,19 @@ class Asking:
                 f"be scored. The authors keep the answers of some splits; there are: "
                 f"{', '.join(each.published.splits)}."
             )
-        text = each.text(self.config.style)
+        text = self._text(each)
         earlier = self._earlier.get(each.id)
         if earlier is not None and earlier.question_text == text:
             return earlier
         try:
-            return Asked.of(each.question(self.config.style), self._look)
+            question = replace(each.question(self.config.style), text=text)
+            return Asked.of(question, self._look)
         except (RecordError, RegionError) as error:
             return AskedRow.unasked(each.id, text, str(error))
+
+    def _text(self, each: BenchmarkQuestion) -> str:
+        prompt = each.text(self.config.style)
+        return self.config.direct.ask(prompt) if self.config.style == "direct" else prompt
 
     @property
     def _num_kept(self) -> int:
@@ -163,12 +185,12 @@ class Asking:
 def rules(config: BenchmarkRun) -> Look:
     """The rules of looking again for a benchmark.
 
-    A direct answer has no system prompt and no crops. Otherwise only tokens and crops bound a rationale, not
-    turns: every closing brace pauses generation, and formulas are full of them.
+    A direct answer has no crops, and no system prompt but the model's own. Otherwise only tokens and crops
+    bound a rationale, not turns: every closing brace pauses generation, and formulas are full of them.
     """
     look = config.look
     if config.style == "direct":
-        return look.model_copy(update={"system": None, "max_crops": 0})
+        return look.model_copy(update={"system": config.direct.system, "max_crops": 0})
     return look.model_copy(update={"max_turns": look.max_sampled_tokens})
 
 
@@ -176,6 +198,7 @@ def model_facts(config: BenchmarkRun) -> ModelFacts:
     """Who answers. Raises ConfigError when the model's folder is none."""
     path = config.model_path
     return ModelFacts(
+        name=config.model_name,
         path=path,
         digest=folder_digest(resolve_model_path(path)) if path else None,
         endpoint="" if path else config.engine.endpoint,
@@ -184,14 +207,31 @@ def model_facts(config: BenchmarkRun) -> ModelFacts:
     )
 
 
-def open_engine(config: BenchmarkRun) -> Engine:
-    """The engine that answers; torch and vLLM are imported only for a checkpoint."""
+def open_engine(config: BenchmarkRun, directory: RunDir) -> Engine:
+    """The engine that answers; torch and vLLM are imported only for a checkpoint in this process."""
+    if config.engine.kind == "vllm-server":
+        return HTTPEngine(at_server(config.engine, directory))
     if config.engine.kind == "http":
         return HTTPEngine(config.engine, api_key=os.environ.get("VLM_R3_API_KEY", ""))
     from models.evaluation.engines import checkpoint_engines
 
     engines = checkpoint_engines(config.engine, look=config.look, seed=config.seed)
     return engines.open(resolve_model_path(config.model_path))
+
+
+def at_server(engine: EngineConfig, directory: RunDir) -> EngineConfig:
+    """The engine of a server that was started for this run: ``server.json`` says where it listens.
+
+    It is no part of the configuration: every start has another port. Raises ConfigError without the file.
+    """
+    path = directory.path / SERVER_FILE
+    if not path.is_file():
+        raise ConfigError(
+            f"{path} is missing: engine.kind 'vllm-server' needs a server that was started for the run. "
+            "Use `vlm-r3 evaluate --benchmark`, which starts it."
+        )
+    endpoint = json.loads(path.read_text())["endpoint"]
+    return engine.model_copy(update={"kind": "http", "endpoint": endpoint, "served_model": SERVED_NAME})
 
 
 def _identity(local: LocalSet, model: ModelFacts) -> str:

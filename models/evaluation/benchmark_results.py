@@ -3,6 +3,7 @@
 Rows that we broke and rows that could not be asked are in no metric and in every count.
 """
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
@@ -10,12 +11,15 @@ from typing import Any
 
 from models.benchmarks.scorer import Row, Scorer, summary
 from models.benchmarks.sets import LocalSet
-from models.config import Style
+from models.config import CropSourceName, Style
 from models.errors import ScoringError
 from models.evaluation.benchmark_rows import AskedRow
 from models.evaluation.metrics import bootstrap_mean, wilson_interval
 from models.evaluation.results import Estimate, Frozen, SavedResults
+from models.evaluation.table_numbers import table_number
 from models.protocol import is_well_formed
+
+log = logging.getLogger(__name__)
 
 BENCHMARK_VERSION = "benchmark/1"
 
@@ -36,8 +40,11 @@ class SetFacts(Frozen):
 
 
 class ModelFacts(Frozen):
-    """Who answered. ``digest`` covers every file of a model folder; an endpoint shows us none."""
+    """Who answered. ``name`` is that of a known model, empty for any other. ``digest`` covers every file of a
+    model folder; an endpoint shows us none.
+    """
 
+    name: str = ""
     path: str
     digest: str | None
     endpoint: str
@@ -47,7 +54,9 @@ class ModelFacts(Frozen):
 
 class BenchmarkResults(SavedResults):
     """One benchmark, one model. ``headline`` is the mean of the scorer's headline field with its interval:
-    Wilson for an accuracy, bootstrap for a similarity.
+    Wilson for an accuracy, bootstrap for a similarity. ``table_number`` is what tables print
+    (:mod:`models.evaluation.table_numbers`), None where it has no meaning on the scored rows. ``answer_rate``
+    is the share of texts in which an answer was found at all.
 
     ``metrics`` and ``parse_counts`` are the scorer's own, over the ``num_scored`` rows; None, with
     ``metrics_note``, where it needs whole groups of rows and some row of a group is missing. Rates and means
@@ -59,6 +68,7 @@ class BenchmarkResults(SavedResults):
     data: SetFacts
     model: ModelFacts
     style: Style
+    crop_source: CropSourceName = "original"
     seed: int
     scorer: str
     scorer_version: str
@@ -69,12 +79,14 @@ class BenchmarkResults(SavedResults):
     num_unasked: int
     headline_field: str
     headline: Estimate
+    table_number: Estimate | None = None
     metrics: dict[str, Any] | None
     metrics_note: str
     parse_counts: dict[str, int] | None
     truncation_rate: float
     protocol_error_rate: float
     format_rate: float | None
+    answer_rate: float | None = None
     crops_per_question: float
     tokens_per_question: float | None
     seconds_per_question: float
@@ -86,6 +98,7 @@ class BenchmarkResults(SavedResults):
             "headline": self.headline.value,
             "headline_low": self.headline.low,
             "headline_high": self.headline.high,
+            "table_number": None if self.table_number is None else self.table_number.value,
             "num_rows": self.num_rows,
             "num_scored": self.num_scored,
             "num_failed": self.num_failed,
@@ -93,6 +106,7 @@ class BenchmarkResults(SavedResults):
             "truncation_rate": self.truncation_rate,
             "protocol_error_rate": self.protocol_error_rate,
             "format_rate": self.format_rate,
+            "answer_rate": self.answer_rate,
             "crops_per_question": self.crops_per_question,
             "tokens_per_question": self.tokens_per_question,
             "seconds_per_question": self.seconds_per_question,
@@ -109,6 +123,7 @@ def summarise(
     *,
     style: Style,
     seed: int,
+    crop_source: CropSourceName = "original",
 ) -> BenchmarkResults:
     """The results of all rows, in the order of the set. Raises ScoringError when no row was scored."""
     scored = [(row, found) for row, found in asked if found.score is not None]
@@ -121,10 +136,12 @@ def summarise(
     transcripts = [found.transcript for _, found in scored if found.transcript is not None]
     tokens = [found.num_tokens for _, found in scored]
     metrics, note = _metrics(scorer, scored)
+    headline = _headline(scorer, [found for _, found in scored], seed=seed)
     return BenchmarkResults(
         data=SetFacts(**local.describe()),
         model=model,
         style=style,
+        crop_source=crop_source,
         seed=seed,
         scorer=scorer.name,
         scorer_version=scorer.version,
@@ -134,7 +151,8 @@ def summarise(
         num_failed=sum(found.outcome == "failed" for _, found in asked),
         num_unasked=sum(found.outcome == "unasked" for _, found in asked),
         headline_field=scorer.headline,
-        headline=_headline(scorer, [found for _, found in scored], seed=seed),
+        headline=headline,
+        table_number=_table_number(scorer, headline, scored, seed=seed),
         metrics=None if metrics is None else metrics["metrics"],
         metrics_note=note,
         parse_counts=None if metrics is None else metrics["counts"],
@@ -143,6 +161,7 @@ def summarise(
         format_rate=None
         if style == "direct"
         else fmean(is_well_formed(each.sampled_text) for each in transcripts),
+        answer_rate=fmean(found.prediction is not None for _, found in scored),
         crops_per_question=fmean(len(each.crops) for each in transcripts),
         tokens_per_question=None if None in tokens else fmean(number or 0 for number in tokens),
         seconds_per_question=fmean(found.seconds for _, found in scored),
@@ -193,8 +212,23 @@ def _metrics(scorer: Scorer, scored: Sequence[tuple[Row, AskedRow]]) -> tuple[di
         return None, str(error)
 
 
+def _table_number(
+    scorer: Scorer, headline: Estimate, scored: Sequence[tuple[Row, AskedRow]], *, seed: int
+) -> Estimate | None:
+    judged = [(row, _worth(scorer, found)) for row, found in scored]
+    try:
+        return table_number(scorer, headline, judged, seed=seed)
+    except ScoringError as error:
+        log.warning("%s: no number for a table. %s", scorer.name, error)
+        return None
+
+
+def _worth(scorer: Scorer, found: AskedRow) -> float:
+    return float((found.score or {})[scorer.headline] or 0.0)
+
+
 def _headline(scorer: Scorer, scored: Sequence[AskedRow], *, seed: int) -> Estimate:
-    values = [float((found.score or {})[scorer.headline] or 0.0) for found in scored]
+    values = [_worth(scorer, found) for found in scored]
     if scorer.is_similarity:
         return bootstrap_mean(values, seed=seed)
     return wilson_interval(sum(value == 1.0 for value in values), len(values))
