@@ -1,12 +1,17 @@
 """One published benchmark on one model: `vlm-r3 evaluate --benchmark NAME`."""
 
+import asyncio
+from pathlib import Path
+
 from prefect import flow
 
 from models.baselines import get_baseline
 from models.config import Style
 from models.presets import load_preset
 from tasks.benchmark import run_benchmark
+from tasks.benchmark_data import Pinning
 from tasks.benchmark_request import request_of
+from tasks.settings import Settings
 from tasks.stage import StageOutput, perform
 
 
@@ -20,14 +25,24 @@ async def benchmark(
     style: Style = "look-again",
     allow_partial: bool = False,
     baseline: str = "",
+    data_digest: str = "",
+    accept_data_digest: str = "",
+    lock: str = "",
     parent: str = "",
 ) -> StageOutput:
     """Ask and score every row of a set; artifact ``benchmark``.
 
     A ``baseline`` is a known model, whose settings are among the overrides. The model is ``model.path`` of
-    the preset, or with ``engine.kind`` http whatever the endpoint serves.
+    the preset (a folder, ``models:/``, ``s3://``), or with ``engine.kind`` http whatever the endpoint serves.
+    ``data`` is a folder or an ``s3://`` prefix; ``lock`` is the file of pinned digests (in the work
+    directory).
     """
-    request = request_of(
+    settings = Settings.read()
+    pinning = Pinning(
+        Path(lock) if lock else settings.benchmark_lock, demanded=data_digest, accepted=accept_data_digest
+    )
+    request = await asyncio.to_thread(
+        request_of,
         name,
         data,
         load_preset(preset, overrides or ()),
@@ -35,6 +50,8 @@ async def benchmark(
         style=style,
         allow_partial=allow_partial,
         baseline=get_baseline(baseline) if baseline else None,
+        settings=settings,
+        pinning=pinning,
     )
     output: StageOutput = await perform(run_benchmark, label="benchmark", parent=parent, request=request)
     return output

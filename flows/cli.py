@@ -20,6 +20,7 @@ FLOWS = {
     "promote": "make a registered version champion, if the gate agrees",
 }
 INTERRUPTED = 130
+_MODELS = "embedded, a model folder, models:/vlm-r3@ALIAS, models:/vlm-r3/NUMBER, or s3://"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_common(ask)
     ask.add_argument("image", type=Path)
     ask.add_argument("question")
-    ask.add_argument("--model", default="", help="model folder, or a version's alias (champion)")
+    ask.add_argument("--model", default="", help=f"{_MODELS} (the champion, if there is one)")
     _add_table(commands.add_parser("table", help="print the measured benchmarks beside the published ones"))
     doctor = commands.add_parser("doctor", help="say what this machine has and lacks")
     _add_place(doctor)
@@ -97,7 +98,9 @@ def _add_benchmark(command: argparse.ArgumentParser) -> None:
         "instead of a run's held-out questions; the key of an endpoint: VLM_R3_API_KEY",
     )
     group.add_argument("--benchmark", default="", metavar="NAME", help="mme, mmmu, mathvista, ...")
-    group.add_argument("--data", default="", metavar="FOLDER", help="its Parquet files as published")
+    group.add_argument(
+        "--data", default="", metavar="FOLDER", help="its Parquet files as published, here or s3://"
+    )
     group.add_argument("--split", default="", help="another split than the usual one")
     group.add_argument(
         "--style", choices=("direct", "look-again"), help="the usual prompt, or the paper's (look-again)"
@@ -105,10 +108,20 @@ def _add_benchmark(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--baseline", default="", metavar="NAME", help="a known model with its settings: infra/baselines.yaml"
     )
-    group.add_argument("--model", default="", help="embedded, or a model folder (the preset's model.path)")
+    group.add_argument("--model", default="", help=f"{_MODELS} (the preset's model.path)")
     group.add_argument("--endpoint", default="", metavar="URL", help="OpenAI-compatible, with its /v1")
     group.add_argument("--served-model", default="", metavar="NAME", help="model name at the endpoint")
     group.add_argument("--allow-partial", action="store_true", help="measure although rows are missing")
+    group.add_argument("--data-digest", default="", metavar="SHA256", help="what the data must be")
+    group.add_argument(
+        "--accept-data-digest", default="", metavar="SHA256", help="data that replace those measured before"
+    )
+    group.add_argument(
+        "--lock",
+        type=Path,
+        metavar="FILE",
+        help="digests of data measured before (WORK_DIR/benchmarks.lock.json)",
+    )
 
 
 def _add_table(command: argparse.ArgumentParser) -> None:

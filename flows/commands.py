@@ -15,17 +15,24 @@ from models.presets import load_preset
 from models.protocol import extract_answer
 from models.trajectory import CropSpan, Trajectory
 from tasks import progress
-from tasks.benchmark_request import baseline_place, model_overrides, request_of
+from tasks.benchmark_data import Pinning
+from tasks.benchmark_request import baseline_place, check_request, model_overrides
+from tasks.model_source import champion_or, find_model
 from tasks.preflight import check_preset, examine
 from tasks.services import prefect_server, sole_use
-from tasks.settings import Settings, is_ci, prepare
+from tasks.settings import is_ci, prepare
 
 if TYPE_CHECKING:
     from flows.pipeline import Outcome
     from tasks.stage import StageOutput
 
-_WHO_ANSWERS = ("baseline", "model", "endpoint", "served_model")
+# Options that mean something only beside --benchmark.
+_BENCHMARK_OPTIONS = (
+    *("data", "split", "style", "baseline", "model", "endpoint", "served_model", "allow_partial"),
+    *("data_digest", "accept_data_digest", "lock"),
+)
 _PRESET = "tiny"  # where none is named
+
 StageFlow = Callable[..., Coroutine[Any, Any, Any]]
 
 
@@ -55,11 +62,7 @@ def names_benchmark(options: argparse.Namespace) -> bool:
     """Whether a published benchmark is asked for. Raises ConfigError when only its options are given."""
     if options.benchmark:
         return True
-    given = [
-        f"--{name.replace('_', '-')}"
-        for name in ("data", "split", "style", *_WHO_ANSWERS, "allow_partial")
-        if getattr(options, name)
-    ]
+    given = [f"--{name.replace('_', '-')}" for name in _BENCHMARK_OPTIONS if getattr(options, name)]
     if given:
         raise ConfigError(f"{', '.join(given)} need a benchmark, and none is named. Add --benchmark NAME.")
     return False
@@ -69,18 +72,30 @@ def run_benchmark(options: argparse.Namespace) -> int:
     """Run a published benchmark on a model or an endpoint and print its table."""
     if not options.data:
         raise ConfigError(
-            f"--benchmark {options.benchmark} needs --data FOLDER: where its Parquet files are."
+            f"--benchmark {options.benchmark} needs --data FOLDER (or s3://...): where its Parquet files are."
         )
     baseline = get_baseline(options.baseline) if options.baseline else None
     preset, overrides = _who_answers(options, baseline)
-    choice = {
-        "split": options.split,
-        "style": options.style or ("look-again" if baseline is None else "direct"),
-        "allow_partial": options.allow_partial,
-    }
-    request_of(options.benchmark, options.data, load_preset(preset, overrides), baseline=baseline, **choice)
     settings = prepare(options.work_dir, refresh=options.refresh)
-    board = progress.Board(_say, ("prepare", "benchmark"))
+    lock = options.lock.absolute() if options.lock else settings.benchmark_lock
+    Pinning(lock, demanded=options.data_digest, accepted=options.accept_data_digest)
+    choice = {"split": options.split, "allow_partial": options.allow_partial}
+    check_request(
+        options.benchmark,
+        options.data,
+        load_preset(preset, overrides),
+        settings=settings,
+        baseline=baseline,
+        **choice,
+    )
+    choice |= {
+        "style": options.style or ("look-again" if baseline is None else "direct"),
+        "baseline": options.baseline,
+        "data_digest": options.data_digest,
+        "accept_data_digest": options.accept_data_digest,
+        "lock": str(lock),
+    }
+    board = progress.Board(_say, ("prepare", progress.FETCH, "benchmark"))
     progress.use(board)
     with sole_use(settings), _display(board), prefect_server(settings) as server:
         with board.stage("prepare"):
@@ -89,10 +104,7 @@ def run_benchmark(options: argparse.Namespace) -> int:
             _quiet_logs()
             if server:
                 server.wait()
-        asked = benchmark(
-            options.benchmark, options.data, preset, overrides, baseline=options.baseline, **choice
-        )
-        outcome = asyncio.run(asked)
+        outcome = asyncio.run(benchmark(options.benchmark, options.data, preset, overrides, **choice))
     return _close_benchmark(outcome)
 
 
@@ -129,8 +141,8 @@ def ask(options: argparse.Namespace) -> int:
     preset = load_preset(options.preset or _PRESET, options.overrides)
     question = read_question(options.image, options.question)
     settings = prepare(options.work_dir)
-    model_path = _model_path(options.model, settings, default=preset.model.path)
-    _print_trajectory(ask_model(question, model_path=model_path, preset=preset))
+    model = find_model(options.model or champion_or(preset.model.path, settings), settings)
+    _print_trajectory(ask_model(question, model_path=model.path, preset=preset))
     return 0
 
 
@@ -221,21 +233,6 @@ def _close_benchmark(outcome: "StageOutput") -> int:
 
 def _refusal(version: str, reasons: tuple[str, ...]) -> str:
     return f"Version {version} was not promoted.\n" + "\n".join(f"  {reason}" for reason in reasons)
-
-
-def _model_path(wanted: str, settings: Settings, *, default: str) -> str:
-    """A folder as it is; an alias or number by the registry; nothing: the champion, else the base model."""
-    from pathlib import Path
-
-    if wanted and (wanted == "embedded" or Path(wanted).is_dir()):
-        return wanted
-    if not (settings.work_dir / "mlflow.db").exists() and not wanted:
-        return default
-    from tasks.registry import find_version
-    from tasks.stage import read_store
-
-    found = find_version(wanted or "champion")
-    return str(read_store().fetch(found.model)) if found else wanted or default
 
 
 def _print_trajectory(trajectory: Trajectory) -> None:

@@ -7,9 +7,9 @@ from flows.training import train_models
 from flows.validate import validate
 from models.presets import load_preset
 from tasks.evaluation import evaluate_models, with_champion
-from tasks.registry import CHAMPION, find_version
 from tasks.stage import StageOutput, perform
 from tasks.training import base_model
+from tasks.versions import CHAMPION, find_version
 
 
 @flow(name="evaluate")

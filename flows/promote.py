@@ -4,8 +4,9 @@ from prefect import flow
 
 from models.errors import ConfigError
 from models.presets import load_preset
-from tasks.registry import CHALLENGER, Verdict, find_version, promote_version
+from tasks.registry import Verdict, promote_version
 from tasks.stage import perform
+from tasks.versions import CHALLENGER, find_version
 
 
 @flow(name="promote")

@@ -10,6 +10,9 @@ import unicodedata
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 
+# Changes whenever a verdict can change.
+MATCHER, MATCHER_VERSION = "exact-match", "1"
+
 # A longer "answer" is an essay that happens to contain the gold string; nothing of it is matched.
 MAX_ANSWER_CHARACTERS = 1000
 

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from models._compat import declare_torchvision_operators
 from models.config import Look
+from models.crops import crop_from_original
 from models.errors import EncodingError
 from models.records import VLIRRecord
 from models.region import Picture, Size, View, see
-from models.rollout import crop_from_original
 from models.trajectory import CropSpan, Prompt, SampledSpan, Span, TextSpan, Trajectory
 
 declare_torchvision_operators()
@@ -32,6 +32,7 @@ from transformers import AutoConfig, AutoProcessor  # noqa: E402
 
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
+_INCOMPLETE = "\ufffd"  # what bytes decode to that make no whole character
 NOT_SAMPLED = -1  # policy version of a token that no policy sampled
 
 
@@ -107,7 +108,8 @@ class Encoder:
 
     def collapse(self, prompt: Prompt, spans: Sequence[Span]) -> Collapsed:
         """The prompt and the assistant's turn so far. Raises EncodingError for a sampled span without ids."""
-        prompt_ids = self._prompt_ids(prompt.system, prompt.text, len(prompt.pictures))
+        texts = tuple(part if isinstance(part, str) else None for part in prompt.parts())
+        prompt_ids = self._prompt_ids(prompt.system, texts)
         parts = [_given(prompt_ids), *(self._span(span) for span in spans)]
         pictures = (*prompt.pictures, *(span.picture for span in spans if isinstance(span, CropSpan)))
         return self._joined(parts, pictures)
@@ -212,8 +214,9 @@ class Encoder:
             raise EncodingError(f"The tokenizer has no {token}. A Qwen2.5-VL tokenizer is needed.")
         return found
 
-    def _tokenize_prompt(self, system: str | None, text: str, num_pictures: int) -> tuple[int, ...]:
-        content = [{"type": "image"}] * num_pictures + [{"type": "text", "text": text}]
+    def _tokenize_prompt(self, system: str | None, parts: tuple[str | None, ...]) -> tuple[int, ...]:
+        """Ids of a prompt whose pictures are the parts that are None."""
+        content = [{"type": "image"} if text is None else {"type": "text", "text": text} for text in parts]
         messages = [{"role": "user", "content": content}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
@@ -260,6 +263,25 @@ class Encoder:
             versions=tuple(value for part in parts for value in part.versions),
             pictures=pictures,
         )
+
+
+class TextSoFar:
+    """The text of ids that keep coming, up to the last whole character.
+
+    Right for byte-level tokenizers such as Qwen2.5-VL's, whose text is the bytes of its tokens in a row.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._num_read = 0
+
+    def grow(self, ids: Sequence[int]) -> str:
+        """What the text gains, given all ids sampled so far; empty while a character is incomplete."""
+        added = self._encoder.decode(ids[self._num_read :])
+        if added.endswith(_INCOMPLETE):
+            return ""
+        self._num_read = len(ids)
+        return added
 
 
 @dataclass(frozen=True, slots=True)

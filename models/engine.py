@@ -6,9 +6,9 @@ know what a crop is.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from models.trajectory import Finish, GenerationRequest, Piece, SampledSpan
+from models.trajectory import Draft, Finish, GenerationRequest, Piece, SampledSpan
 
 
 class Engine(Protocol):
@@ -30,6 +30,14 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free what the engine holds; requests in flight are lost."""
+
+
+@runtime_checkable
+class DraftingEngine(Engine, Protocol):
+    """An engine that can show a turn while it is being written."""
+
+    def drafts(self) -> list[Draft]:
+        """The requests in flight with ``shows_drafts`` whose text grew in the last step."""
 
 
 class ScriptedEngine:

@@ -59,6 +59,14 @@ class ArtifactError(VLMR3Error):
     """An artifact is missing or its digest differs from its manifest."""
 
 
+class StoreError(VLMR3Error):
+    """An object store refused us, could not be reached, or went on failing."""
+
+
+class ObjectChangedError(StoreError):
+    """An object is no longer what it was when it was found."""
+
+
 class TrackingError(VLMR3Error):
     """The metrics tracker or the model registry could not be used."""
 

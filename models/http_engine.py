@@ -8,23 +8,19 @@ Two ways to go on after a crop, because the interface has no word for a picture 
   log-probs are not ours to train on.
 * ``user_turn`` (any endpoint): the reply is closed, the crop comes as a user message, and a new reply begins.
 
-Requests run on threads and are retried on 429, 5xx and timeouts; what still fails is a piece with
-``finish="error"``, never an answer.
+Requests run on threads through :class:`models.chat.ChatClient`, which tries again what may pass; what still
+fails is a piece with ``finish="error"``, never an answer.
 """
 
 import base64
-import logging
-import random
 import re
-import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-import httpx
-
+from models.chat import ChatClient, ContextFull
 from models.config import EngineConfig
 from models.errors import EngineError
 from models.protocol import ANSWER_STOP, BOX_STOP, box_request
@@ -32,30 +28,26 @@ from models.records import png_bytes
 from models.region import Picture
 from models.trajectory import CropSpan, Finish, GenerationRequest, Piece, SampledSpan, Span
 
-log = logging.getLogger(__name__)
-
 CROP_TEXT = "The region you asked for. Go on."
 CONTINUE_TEXT = "Go on."
-_RETRIED_STATUS = (408, 409, 429)
 _POLL_SECONDS = 0.05
-_MAX_BACKOFF_SECONDS = 30.0
 
 
 class HTTPEngine:
     """A :class:`models.engine.Engine` on a chat endpoint. Spans have text only, no ids and no log-probs."""
 
     def __init__(self, config: EngineConfig, *, api_key: str = "") -> None:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._config = config
-        self._client = httpx.Client(
-            base_url=config.endpoint.rstrip("/") + "/",
-            headers=headers,
-            timeout=config.timeout_seconds,
-            limits=httpx.Limits(max_connections=config.max_num_seqs),
+        self._client = ChatClient(
+            config.endpoint,
+            api_key=api_key,
+            timeout_seconds=config.timeout_seconds,
+            max_tries=config.max_tries,
+            backoff_seconds=config.backoff_seconds,
+            max_connections=config.max_num_seqs,
         )
         self._pool = ThreadPoolExecutor(max_workers=config.max_num_seqs, thread_name_prefix="http-engine")
         self._running: dict[str, Future[Piece]] = {}
-        self._closing = threading.Event()
 
     def submit(self, request: GenerationRequest) -> None:
         """Send a request; its id must not be in flight."""
@@ -77,7 +69,6 @@ class HTTPEngine:
 
     def close(self) -> None:
         """Stop retrying, drop what is in flight and close the connections."""
-        self._closing.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._running.clear()
         self._client.close()
@@ -86,39 +77,12 @@ class HTTPEngine:
         cuts_replies = "stop" in self._config.omit
         sent = replace(request, stops=()) if cuts_replies else request
         try:
-            piece = _piece(sent, self._reply(chat_body(sent, self._config)))
-        except _ContextFull:
+            piece = _piece(sent, self._client.complete(chat_body(sent, self._config)))
+        except ContextFull:
             return Piece(request.request_id, SampledSpan(""), "context")
         except EngineError as error:
             return Piece(request.request_id, SampledSpan(""), "error", str(error))
         return _cut(piece, request.stops) if cuts_replies else piece
-
-    def _reply(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The first choice of the reply, and ``usage``; retries what may pass. Raises EngineError."""
-        problem = ""
-        for attempt in range(self._config.max_tries):
-            if attempt and self._closing.wait(_backoff_seconds(self._config.backoff_seconds, attempt)):
-                break
-            try:
-                response = self._client.post("chat/completions", json=body)
-            except httpx.TransportError as error:
-                problem = f"{type(error).__name__}: {error}"
-                continue
-            if response.is_success:
-                return _parsed(response)
-            problem = f"status {response.status_code}: {response.text[:300]}"
-            if response.status_code not in _RETRIED_STATUS and response.status_code < 500:
-                if "context length" in response.text or "context_length" in response.text:
-                    raise _ContextFull
-                raise EngineError(f"{self._config.endpoint} refused the request, {problem}")
-            log.info("%s, try %d: %s", self._config.endpoint, attempt + 1, problem)
-        raise EngineError(
-            f"{self._config.endpoint} gave no reply in {self._config.max_tries} tries, the last: {problem}"
-        )
-
-
-class _ContextFull(Exception):
-    """The endpoint says that the request is longer than its context."""
 
 
 def chat_body(request: GenerationRequest, config: EngineConfig) -> dict[str, Any]:
@@ -127,9 +91,16 @@ def chat_body(request: GenerationRequest, config: EngineConfig) -> dict[str, Any
     body: dict[str, Any] = {
         "model": config.served_model,
         "messages": messages,
-        config.token_limit_field: request.max_new_tokens,
     }
-    wanted = {"temperature": request.temperature, "stop": list(request.stops) or None, "seed": request.seed}
+    wanted = {
+        # A limit beyond the context is none, and servers refuse it. Theirs may be shorter than we were told.
+        config.token_limit_field: request.max_new_tokens
+        if request.max_new_tokens < config.max_model_len
+        else None,
+        "temperature": request.temperature,
+        "stop": list(request.stops) or None,
+        "seed": request.seed,
+    }
     body |= {name: value for name, value in wanted.items() if value is not None and name not in config.omit}
     if config.continuation == "user_turn":
         messages += _alternating(request.spans)
@@ -143,7 +114,7 @@ def chat_body(request: GenerationRequest, config: EngineConfig) -> dict[str, Any
 
 def _question_messages(request: GenerationRequest) -> list[dict[str, Any]]:
     prompt = request.prompt
-    content = [*map(_image_part, prompt.pictures), _text_part(prompt.text)]
+    content = [_text_part(part) if isinstance(part, str) else _image_part(part) for part in prompt.parts()]
     user = {"role": "user", "content": content}
     return [user] if prompt.system is None else [{"role": "system", "content": prompt.system}, user]
 
@@ -192,18 +163,6 @@ def _data_uri(picture: Picture) -> str:
     return "data:image/png;base64," + base64.b64encode(png_bytes(picture.image)).decode()
 
 
-def _parsed(response: httpx.Response) -> Mapping[str, Any]:
-    """The reply as JSON. Raises EngineError when it is not a chat completion with text."""
-    try:
-        reply = response.json()
-        content = reply["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError) as error:
-        raise EngineError(f"The reply is no chat completion ({error!r}): {response.text[:300]!r}") from error
-    if not isinstance(content, str):
-        raise EngineError(f"The reply has no text: {response.text[:300]!r}")
-    return reply
-
-
 def _piece(request: GenerationRequest, reply: Mapping[str, Any]) -> Piece:
     choice = reply["choices"][0]
     text, stop = _with_stop(choice, request.stops)
@@ -246,8 +205,3 @@ def _with_stop(choice: Mapping[str, Any], stops: Sequence[str]) -> tuple[str, st
     if BOX_STOP in stops and text.count("{") > text.count(BOX_STOP):
         return text + BOX_STOP, BOX_STOP
     return text, None
-
-
-def _backoff_seconds(first: float, attempt: int) -> float:
-    """Doubles with every try, with up to 50 % of chance so that clients do not return in step."""
-    return min(first * 2 ** (attempt - 1) * random.uniform(1.0, 1.5), _MAX_BACKOFF_SECONDS)

@@ -1,7 +1,8 @@
 """The text contract of looking again (paper 3.2): system prompt, tags, the box JSON.
 
 The model thinks inside ``<think>``, asks for a region by writing ``{"bbox_2d": [x1, y1, x2, y2]}``, receives
-the crop right there, goes on, and closes with ``<answer>``.
+the crop right there, goes on, and closes with ``<answer>``. The paper shows one picture per question; of
+several the command may name one: ``{"bbox_2d": [x1, y1, x2, y2], "image": 2}``.
 """
 
 import json
@@ -18,6 +19,12 @@ SYSTEM_PROMPT = (
     "<answer> </answer> tags respectively."
 )
 
+# Follows the system prompt where a question shows several pictures, which the paper does not treat.
+SEVERAL_IMAGES = (
+    " There are {number} images. To crop another one than Image 1, name it, for example Image 2 by "
+    '{{"bbox_2d": [x1, y1, x2, y2], "image": 2}}.'
+)
+
 # Generation pauses at these strings: the first may close a box, the second ends the trajectory.
 BOX_STOP = "}"
 ANSWER_STOP = "</answer>"
@@ -30,8 +37,16 @@ _BOX_JSON = re.compile(r"\{[^{}]*\"bbox_2d\"[^{}]*\}")
 
 
 @dataclass(frozen=True, slots=True)
+class BoxRequest:
+    """A crop command: a box in seen pixels of picture number ``image``, from 1."""
+
+    box: Box
+    image: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class BadJSON:
-    """The model wrote a box that is not four numbers in valid JSON."""
+    """The model wrote a box that is not four numbers in valid JSON, or a picture that is no whole number."""
 
     text: str
 
@@ -42,8 +57,8 @@ def render_box(box: Box) -> str:
     return f'{{"bbox_2d": [{numbers}]}}'
 
 
-def box_request(text: str) -> Box | BadJSON | None:
-    """The crop command that ``text`` closes with, in seen pixels; None when its last JSON object is not one.
+def box_request(text: str) -> BoxRequest | BadJSON | None:
+    """The crop command that ``text`` closes with; None when its last JSON object is not one.
 
     Generation pauses at every closing brace, so this is asked of prose and other JSON too. Text around the
     object does not matter; a tokenizer may have glued characters to the closing brace.
@@ -62,8 +77,11 @@ def box_request(text: str) -> Box | BadJSON | None:
     numbers = found.get("bbox_2d")
     if not isinstance(numbers, list) or len(numbers) != 4 or not all(_is_number(value) for value in numbers):
         return BadJSON(literal)
+    image = found.get("image", 1)
+    if not isinstance(image, int) or isinstance(image, bool):
+        return BadJSON(literal)
     x1, y1, x2, y2 = map(float, numbers)
-    return Box(x1, y1, x2, y2, space="seen")
+    return BoxRequest(Box(x1, y1, x2, y2, space="seen"), image)
 
 
 def _opening_brace(text: str, end: int) -> int | None:

@@ -9,19 +9,20 @@ the queue as soon as its crop is cut; nobody waits for the others (no barrier be
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
 
-from models.config import CropSourceName, Look
+from models.config import Look
+from models.crops import CROP_SOURCES
 from models.engine import Engine
 from models.errors import EngineError, RecordError, RegionError
-from models.protocol import ANSWER_STOP, STOPS, BadJSON, box_request
+from models.protocol import ANSWER_STOP, SEVERAL_IMAGES, STOPS, BadJSON, BoxRequest, box_request
 from models.records import Question
-from models.region import Box, Picture, PixelBudget, Size, View, find_fault, look, look_low_resolution, see
+from models.region import Size, View, find_fault, see
 from models.trajectory import (
     BoxEvent,
     CropSpan,
@@ -35,55 +36,11 @@ from models.trajectory import (
     TurnError,
 )
 
-# What a crop command is answered with; the names are those of the ablations.
-CropSource = Callable[[Image.Image, Box, PixelBudget, np.random.Generator], tuple[Picture, Box] | None]
-
-
-def crop_from_original(
-    image: Image.Image, box: Box, budget: PixelBudget, rng: np.random.Generator
-) -> tuple[Picture, Box]:
-    """The paper's rule: the region, cut from the original picture and zoomed."""
-    view = View.of(Size(image.width, image.height), budget)
-    return look(image, view.convert(box, "original"), budget), box
-
-
-def crop_low_resolution(
-    image: Image.Image, box: Box, budget: PixelBudget, rng: np.random.Generator
-) -> tuple[Picture, Box]:
-    """The fair control: the same region and number of tokens, but only what the model already saw."""
-    view = View.of(Size(image.width, image.height), budget)
-    return look_low_resolution(image, view.convert(box, "original"), budget), box
-
-
-def crop_random_region(
-    image: Image.Image, box: Box, budget: PixelBudget, rng: np.random.Generator
-) -> tuple[Picture, Box]:
-    """A region of the asked size at a uniformly random place: what is the choice of the region worth?"""
-    view = View.of(Size(image.width, image.height), budget)
-    x = float(rng.uniform(0, view.seen.width - box.width))
-    y = float(rng.uniform(0, view.seen.height - box.height))
-    moved = Box(x, y, x + box.width, y + box.height, "seen")
-    return look(image, view.convert(moved, "original"), budget), moved
-
-
-def no_crop(image: Image.Image, box: Box, budget: PixelBudget, rng: np.random.Generator) -> None:
-    """Nothing is injected: the model goes on right after its crop command."""
-    return
-
-
-CROP_SOURCES: Mapping[CropSourceName, CropSource] = MappingProxyType(
-    {
-        "original": crop_from_original,
-        "low_resolution": crop_low_resolution,
-        "random_region": crop_random_region,
-        "none": no_crop,
-    }
-)
-
 # What the model is told about a refused box when the policy is "tell".
 MESSAGES: Mapping[TurnError, str] = MappingProxyType(
     {
         TurnError.BAD_JSON: " [crop refused: bbox_2d must be four numbers]",
+        TurnError.NO_SUCH_IMAGE: " [crop refused: there is no such image]",
         TurnError.INVERTED_BOX: " [crop refused: x1 must be less than x2 and y1 less than y2]",
         TurnError.OUTSIDE_IMAGE: " [crop refused: the box is outside the image]",
         TurnError.TOO_SMALL: " [crop refused: the box is too small]",
@@ -138,33 +95,58 @@ def stream(
     waiting = _episodes(
         questions, look=look, num_samples=num_samples, temperature=temperature, seed=seed, stops=stops
     )
-    live: dict[str, Episode] = {}
+    loop = Loop(engine)
     exhausted = False
     try:
         while True:
-            while not exhausted and (max_in_flight is None or len(live) < max_in_flight):
+            while not exhausted and (max_in_flight is None or len(loop.live) < max_in_flight):
                 episode = next(waiting, None)
                 if episode is None:
                     exhausted = True
                     break
-                live[episode.id] = episode
-                engine.submit(episode.request())
-            if not live:
+                loop.start(episode)
+            if not loop.live:
                 return
-            for piece in engine.step():
-                if piece.request_id not in live:
-                    raise EngineError(f"The engine returned {piece.request_id!r}, which nobody waits for.")
-                episode = live[piece.request_id]
-                episode.receive(piece)
-                if episode.stop is None:
-                    engine.submit(episode.request())
-                else:
-                    del live[episode.id]
+            for episode in loop.step():
+                if episode.stop is not None:
                     yield episode.trajectory()
     finally:
         # The caller stopped early or something failed: leave no request running in the engine.
-        for request_id in live:
-            engine.abort(request_id)
+        for request_id in tuple(loop.live):
+            loop.abort(request_id)
+
+
+class Loop:
+    """The episodes that are in flight in one engine; new ones may start at any time."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.live: dict[str, Episode] = {}
+
+    def start(self, episode: "Episode") -> None:
+        """Take an episode in and submit its first turn; its id must not be in flight."""
+        self.live[episode.id] = episode
+        self.engine.submit(episode.request())
+
+    def step(self) -> "Iterator[Episode]":
+        """One step of the engine: the episodes that got a piece, as they are answered. One that has ended is
+        live no more, another is on its way again.
+        """
+        for piece in self.engine.step():
+            episode = self.live.get(piece.request_id)
+            if episode is None:
+                raise EngineError(f"The engine returned {piece.request_id!r}, which nobody waits for.")
+            episode.receive(piece)
+            if episode.stop is None:
+                self.engine.submit(episode.request())
+            else:
+                del self.live[episode.id]
+            yield episode
+
+    def abort(self, episode_id: str) -> None:
+        """Forget an episode and free its place in the engine; unknown ids are ignored."""
+        if self.live.pop(episode_id, None) is not None:
+            self.engine.abort(episode_id)
 
 
 def _episodes(
@@ -177,35 +159,50 @@ def _episodes(
     stops: tuple[str, ...],
 ) -> Iterator["Episode"]:
     """One episode per entry; the samples of a question, which come in a row, share its decoded picture."""
-    asked: Asked | None = None
+    previous: Question | Asked | None = None
     for index, question in enumerate(questions):
-        if isinstance(question, Asked):
-            asked = question
-        elif asked is None or asked.question is not question:
-            asked = Asked.of(question, look)
+        if question is not previous:
+            asked = question if isinstance(question, Asked) else Asked.of(question, look)
+            previous = question
         yield Episode(asked, index % num_samples, look=look, temperature=temperature, seed=seed, stops=stops)
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question made ready to be asked: its picture decoded and smart-resized once for all samples."""
+    """A question made ready to be asked: its pictures decoded and smart-resized once for all samples."""
 
-    question: Question
-    image: Image.Image
-    view: View
+    id: str
+    images: tuple[Image.Image, ...]
+    views: tuple[View, ...]
     prompt: Prompt
 
     @classmethod
     def of(cls, question: Question, look: Look) -> "Asked":
         """Decode and resize. Raises RecordError or RegionError for a picture that cannot be used."""
-        image = question.image()
-        view = View.of(Size(image.width, image.height), look.budget)
-        prompt = Prompt(text=question.text, pictures=(see(image, look.budget),), system=look.system)
-        return cls(question, image, view, prompt)
+        return cls.about(question.id, question.text, [question.image()], look)
+
+    @classmethod
+    def about(
+        cls, id: str, text: str, images: Sequence[Image.Image], look: Look, *, places: tuple[int, ...] = ()
+    ) -> "Asked":
+        """A question about any number of pictures, also none, which stand at ``places`` in the text.
+
+        The system prompt of several pictures says how to name one. Raises RegionError for a picture that
+        cannot be used.
+        """
+        system = look.system
+        if system is not None and len(images) > 1:
+            system += SEVERAL_IMAGES.format(number=len(images))
+        pictures = tuple(see(image, look.budget) for image in images)
+        views = tuple(View.of(Size(image.width, image.height), look.budget) for image in images)
+        return cls(id, tuple(images), views, Prompt(text, pictures, system, places))
 
 
 class Episode:
-    """One trajectory while it is alive: takes pieces, answers crop commands, knows when it is over."""
+    """One trajectory while it is alive: takes pieces, answers crop commands, knows when it is over.
+
+    ``id`` names it in the engine where question and sample do not; what is sampled does not depend on it.
+    """
 
     def __init__(
         self,
@@ -216,16 +213,19 @@ class Episode:
         temperature: float = 0.0,
         seed: int = 0,
         stops: tuple[str, ...] = STOPS,
+        id: str = "",
+        shows_drafts: bool = False,
     ) -> None:
-        question = asked.question
-        self.id = f"{question.id}#{sample_index}"
+        self._name = f"{asked.id}#{sample_index}"
+        self.id = id or self._name
         self.stop: StopReason | None = None
         self._asked = asked
         self._sample_index = sample_index
         self._look = look
         self._temperature = temperature
         self._stops = stops
-        self._seed = derive_seed(seed, question.id, sample_index)
+        self._shows_drafts = shows_drafts
+        self._seed = derive_seed(seed, asked.id, sample_index)
         self._rng = np.random.default_rng(self._seed)
         self._spans: list[Span] = []
         self._events: list[BoxEvent] = []
@@ -243,8 +243,19 @@ class Episode:
             max_new_tokens=self._look.max_sampled_tokens - self._sampled,
             temperature=self._temperature,
             # A fresh stream per turn: the same seed would repeat the same random numbers after every crop.
-            seed=derive_seed(self._seed, self.id, self._turns),
+            seed=derive_seed(self._seed, self._name, self._turns),
+            shows_drafts=self._shows_drafts,
         )
+
+    @property
+    def spans(self) -> Sequence[Span]:
+        """What has been written and given so far."""
+        return self._spans
+
+    @property
+    def events(self) -> Sequence[BoxEvent]:
+        """The crop commands so far."""
+        return self._events
 
     def receive(self, piece: Piece) -> None:
         """Append what was sampled and decide: answered, over, a crop, or on with the text."""
@@ -274,7 +285,7 @@ class Episode:
         if self.stop is None:
             raise EngineError(f"Trajectory {self.id!r} is still running.")
         return Trajectory(
-            question_id=self._asked.question.id,
+            question_id=self._asked.id,
             sample_index=self._sample_index,
             prompt=self._asked.prompt,
             spans=tuple(self._spans),
@@ -286,43 +297,57 @@ class Episode:
     def _answer_command(self) -> None:
         """Give the crop that the text so far asks for, if it asks for one."""
         written = "".join(span.text for span in self._spans if not isinstance(span, CropSpan))
-        box = box_request(written)
-        if box is None:
+        asked = box_request(written)
+        if asked is None:
             return
-        if isinstance(box, BadJSON):
-            self._refuse(None, TurnError.BAD_JSON, box.text)
+        if isinstance(asked, BadJSON):
+            self._refuse(BoxEvent(None, TurnError.BAD_JSON), asked.text)
             return
         if sum(event.error is None for event in self._events) >= self._look.max_crops:
             self._end(StopReason.CROP_LIMIT)
             return
-        accepted = tuple(event.box for event in self._events if event.box is not None and event.error is None)
+        box, number = asked.box, asked.image
+        error = self._find_error(asked)
+        if error is not None:
+            self._refuse(BoxEvent(box, error, number), f"box {list(box.corners())} of image {number}")
+            return
+        image = self._asked.images[number - 1]
+        try:
+            given = CROP_SOURCES[self._look.crop_source](image, box, self._look.budget, self._rng)
+        except RegionError as unusable:
+            # Not too long as seen, but too long in the original, whose sides are scaled differently.
+            self._refuse(BoxEvent(box, TurnError.ASPECT_RATIO, number), str(unusable))
+            return
+        self._events.append(BoxEvent(box, image=number))
+        if given is not None:
+            self._spans.append(CropSpan(*given, image=number))
+
+    def _find_error(self, asked: BoxRequest) -> TurnError | None:
+        """The first rule that a crop command breaks; a box can repeat only one of the same picture."""
+        if not 1 <= asked.image <= len(self._asked.images):
+            return TurnError.NO_SUCH_IMAGE
+        earlier = tuple(
+            event.box
+            for event in self._events
+            if event.box is not None and event.error is None and event.image == asked.image
+        )
         fault = find_fault(
-            box,
-            self._asked.view,
-            accepted,
+            asked.box,
+            self._asked.views[asked.image - 1],
+            earlier,
             min_side=self._look.min_side,
             max_aspect_ratio=self._look.max_aspect_ratio,
             repeated_iou=self._look.repeated_iou,
         )
-        if fault is not None:
-            self._refuse(box, TurnError(fault.value), f"box {list(box.corners())}")
-            return
-        try:
-            given = CROP_SOURCES[self._look.crop_source](self._asked.image, box, self._look.budget, self._rng)
-        except RegionError as unusable:
-            # Not too long as seen, but too long in the original, whose sides are scaled differently.
-            self._refuse(box, TurnError.ASPECT_RATIO, str(unusable))
-            return
-        self._events.append(BoxEvent(box))
-        if given is not None:
-            self._spans.append(CropSpan(*given))
+        return None if fault is None else TurnError(fault.value)
 
-    def _refuse(self, box: Box | None, error: TurnError, detail: str) -> None:
-        self._events.append(BoxEvent(box, error))
-        if error in self._look.end_on:
-            self._end(StopReason.PROTOCOL_ERROR, f"{error}: {detail}")
+    def _refuse(self, event: BoxEvent, detail: str) -> None:
+        assert event.error is not None, "a refusal has a reason"
+        self._events.append(event)
+        if event.error in self._look.end_on:
+            self._end(StopReason.PROTOCOL_ERROR, f"{event.error}: {detail}")
         else:
-            self._spans.append(TextSpan(MESSAGES[error]))
+            self._spans.append(TextSpan(MESSAGES[event.error]))
 
     def _end(self, stop: StopReason, detail: str = "") -> None:
         self.stop = stop

@@ -123,6 +123,7 @@ class BenchmarkRun(Config):
     benchmark: str = Field(description="Name of the benchmark, as in models/benchmarks/.")
     data_path: str = Field(description="Folder of the published Parquet files.")
     split: str = Field(description="Split as the benchmark's module names it.")
+    data_digest: str = Field("", description="What the digest of the set must be; empty accepts any.")
     allow_partial: bool = Field(False, description="Measure even when rows are missing; the report says so.")
     style: Style = Field(
         "look-again",
@@ -130,6 +131,9 @@ class BenchmarkRun(Config):
     )
     model_path: str = Field(
         "", description="Folder in Hugging Face layout, or 'embedded'; empty when an endpoint answers."
+    )
+    model_source: str = Field(
+        "", description="What the folder is a copy of: models:/vlm-r3/NUMBER, or s3://; empty for itself."
     )
     model_name: str = Field("", description="The model's name in tables; empty takes its folder or endpoint.")
     direct: DirectPrompt = DirectPrompt()

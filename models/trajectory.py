@@ -4,6 +4,7 @@ A token is marked *sampled* here, where it is born, and the mark is only read af
 as the engine returned them and are never re-tokenised.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
@@ -47,6 +48,7 @@ class TurnError(StrEnum):
     """Every way a crop command can break the protocol."""
 
     BAD_JSON = "bad_json"
+    NO_SUCH_IMAGE = "no_such_image"
     INVERTED_BOX = "inverted_box"
     OUTSIDE_IMAGE = "outside_image"
     TOO_SMALL = "too_small"
@@ -56,11 +58,32 @@ class TurnError(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model is asked: an optional system text, pictures, then the text."""
+    """What the model is asked: an optional system text, then text and pictures.
+
+    ``places`` says before which character of the text each picture stands, in ascending order; without them
+    all pictures stand before the text.
+    """
 
     text: str
     pictures: tuple[Picture, ...] = ()
     system: str | None = None
+    places: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.places:
+            assert len(self.places) == len(self.pictures), "one place per picture"
+            assert list(self.places) == sorted(self.places), "places ascend"
+
+    def parts(self) -> Iterator[str | Picture]:
+        """Text and pictures in order, no empty text; adjacent texts are joined."""
+        start = 0
+        for picture, place in zip(self.pictures, self.places or (0,) * len(self.pictures), strict=True):
+            if place > start:
+                yield self.text[start:place]
+                start = place
+            yield picture
+        if start < len(self.text) or not self.pictures:
+            yield self.text[start:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +116,11 @@ class TextSpan:
 
 @dataclass(frozen=True, slots=True)
 class CropSpan:
-    """A crop that we put into the assistant's turn, between vision start and vision end."""
+    """A crop of picture number ``image`` that we put into the assistant's turn, between vision markers."""
 
     picture: Picture
     box: Box
+    image: int = 1
 
 
 Span = SampledSpan | TextSpan | CropSpan
@@ -104,10 +128,14 @@ Span = SampledSpan | TextSpan | CropSpan
 
 @dataclass(frozen=True, slots=True)
 class BoxEvent:
-    """One crop command: what was asked, and what became of it. ``box`` is None when it did not parse."""
+    """One crop command: what was asked of which picture (from 1), and what became of it.
+
+    ``box`` is None when it did not parse.
+    """
 
     box: Box | None
     error: TurnError | None = None
+    image: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,13 +201,18 @@ class Trajectory:
         return replace(self, reward=reward)
 
 
+# A token limit that is none: only the context bounds the turn.
+AS_MANY_AS_FIT = 2**31 - 1
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One turn to generate: the prompt, the assistant's turn so far, and when to stop.
 
     Generation ends after a string of ``stops`` was sampled (its tokens are kept), at the end-of-turn token,
     or after ``max_new_tokens``. ``temperature`` 0 is greedy. The seed makes a sampled turn reproducible on
-    one engine.
+    one engine. ``shows_drafts`` asks an engine that can (:class:`models.engine.DraftingEngine`) for the text
+    while it is written.
     """
 
     request_id: str
@@ -189,6 +222,7 @@ class GenerationRequest:
     max_new_tokens: int
     temperature: float
     seed: int | None = None
+    shows_drafts: bool = False
 
 
 Finish = Literal["stop", "end", "length", "context", "error"]
@@ -200,9 +234,23 @@ class Piece:
 
     ``finish`` says why it stopped: a stop string, the end-of-turn token, the request's token limit, the
     engine's context limit, or an engine failure (``error`` says which, ``span`` is then empty).
+    ``context_tokens`` is the length of the sequence that the piece was appended to, 0 for an engine that does
+    not count it.
     """
 
     request_id: str
     span: SampledSpan
     finish: Finish
     error: str = ""
+    context_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a request in flight has written since its last draft; whole characters.
+
+    The drafts of a turn, joined, are the beginning of its piece's text.
+    """
+
+    request_id: str
+    text: str

@@ -28,7 +28,7 @@ from models.trajectory import (
     TurnError,
 )
 
-TRANSCRIPT_VERSION = "transcript/1"
+TRANSCRIPT_VERSION = "transcript/2"
 
 _BOX = pa.list_(pa.float64())
 _SPAN = pa.struct(
@@ -40,10 +40,15 @@ _SPAN = pa.struct(
         ("policy_version", pa.int32()),
         ("reported_tokens", pa.int32()),
         ("box", _BOX),
+        ("image", pa.int32()),
         ("crop_sha256", pa.string()),
         ("crop_width", pa.int32()),
         ("crop_height", pa.int32()),
     ]
+)
+# A picture of the prompt as it was seen; "place" is the character of the question before which it stands.
+_VIEW = pa.struct(
+    [("sha256", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("place", pa.int32())]
 )
 _REWARD = pa.struct([(name, pa.float64()) for name in ("accuracy", "format", "validity", "length")])
 TRANSCRIPT_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
@@ -51,11 +56,9 @@ TRANSCRIPT_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
     ("sample_index", pa.int32()),
     ("question_text", pa.string()),
     ("system", pa.string()),
-    ("view_sha256", pa.string()),
-    ("view_width", pa.int32()),
-    ("view_height", pa.int32()),
+    ("views", pa.list_(_VIEW)),
     ("spans", pa.list_(_SPAN)),
-    ("events", pa.list_(pa.struct([("box", _BOX), ("error", pa.string())]))),
+    ("events", pa.list_(pa.struct([("box", _BOX), ("image", pa.int32()), ("error", pa.string())]))),
     ("stop", pa.string()),
     ("detail", pa.string()),
     ("reward", _REWARD),
@@ -64,12 +67,27 @@ TRANSCRIPT_SCHEMA = pa.schema(list(TRANSCRIPT_FIELDS))
 
 
 @dataclass(frozen=True, slots=True)
+class GivenView:
+    """A picture of the prompt: its digest and size as the model saw it, its place in the question's text."""
+
+    digest: str
+    size: Size
+    place: int
+
+    @classmethod
+    def of(cls, picture: Picture, place: int) -> "GivenView":
+        """A picture without its pixels."""
+        return cls(picture.digest, picture.size, place)
+
+
+@dataclass(frozen=True, slots=True)
 class GivenCrop:
-    """A crop that was shown: its region (seen pixels), its digest, and its size as the model saw it."""
+    """A crop that was shown: its region (seen pixels) of picture number ``image``, its digest, its size."""
 
     box: Box
     digest: str
     size: Size
+    image: int = 1
 
     @property
     def text(self) -> str:
@@ -85,8 +103,7 @@ class Transcript:
     sample_index: int
     question_text: str
     system: str | None
-    view_digest: str
-    view_size: Size
+    views: tuple[GivenView, ...]
     spans: tuple[SampledSpan | TextSpan | GivenCrop, ...]
     events: tuple[BoxEvent, ...]
     stop: StopReason
@@ -95,15 +112,15 @@ class Transcript:
 
     @classmethod
     def of(cls, trajectory: Trajectory) -> "Transcript":
-        """The transcript of a finished trajectory, whose prompt must show exactly one picture."""
-        (view,) = trajectory.prompt.pictures
+        """The transcript of a finished trajectory."""
+        prompt = trajectory.prompt
+        places = prompt.places or (0,) * len(prompt.pictures)
         return cls(
             question_id=trajectory.question_id,
             sample_index=trajectory.sample_index,
-            question_text=trajectory.prompt.text,
-            system=trajectory.prompt.system,
-            view_digest=view.digest,
-            view_size=view.size,
+            question_text=prompt.text,
+            system=prompt.system,
+            views=tuple(map(GivenView.of, prompt.pictures, places)),
             spans=tuple(_without_pixels(span) for span in trajectory.spans),
             events=trajectory.events,
             stop=trajectory.stop,
@@ -175,11 +192,12 @@ def transcript_row(transcript: Transcript) -> dict[str, object]:
         "sample_index": transcript.sample_index,
         "question_text": transcript.question_text,
         "system": transcript.system,
-        "view_sha256": transcript.view_digest,
-        "view_width": transcript.view_size.width,
-        "view_height": transcript.view_size.height,
+        "views": [_view_row(view) for view in transcript.views],
         "spans": [_span_row(span) for span in transcript.spans],
-        "events": [{"box": _corners(event.box), "error": event.error} for event in transcript.events],
+        "events": [
+            {"box": _corners(event.box), "image": event.image, "error": event.error}
+            for event in transcript.events
+        ],
         "stop": transcript.stop,
         "detail": transcript.detail,
         "reward": None if transcript.reward is None else asdict(transcript.reward),
@@ -193,11 +211,17 @@ def transcript_of(row: dict[str, Any]) -> Transcript:
         sample_index=row["sample_index"],
         question_text=row["question_text"],
         system=row["system"],
-        view_digest=row["view_sha256"],
-        view_size=Size(row["view_width"], row["view_height"]),
+        views=tuple(
+            GivenView(view["sha256"], Size(view["width"], view["height"]), view["place"])
+            for view in row["views"]
+        ),
         spans=tuple(_span(span) for span in row["spans"]),
         events=tuple(
-            BoxEvent(_box(event["box"]), None if event["error"] is None else TurnError(event["error"]))
+            BoxEvent(
+                _box(event["box"]),
+                None if event["error"] is None else TurnError(event["error"]),
+                event["image"],
+            )
             for event in row["events"]
         ),
         stop=StopReason(row["stop"]),
@@ -206,9 +230,18 @@ def transcript_of(row: dict[str, Any]) -> Transcript:
     )
 
 
+def _view_row(view: GivenView) -> dict[str, object]:
+    return {
+        "sha256": view.digest,
+        "width": view.size.width,
+        "height": view.size.height,
+        "place": view.place,
+    }
+
+
 def _without_pixels(span: Span) -> SampledSpan | TextSpan | GivenCrop:
     if isinstance(span, CropSpan):
-        return GivenCrop(box=span.box, digest=span.picture.digest, size=span.picture.size)
+        return GivenCrop(box=span.box, digest=span.picture.digest, size=span.picture.size, image=span.image)
     return span
 
 
@@ -217,6 +250,7 @@ def _span_row(span: SampledSpan | TextSpan | GivenCrop) -> dict[str, object]:
         return {
             "kind": "crop",
             "box": _corners(span.box),
+            "image": span.image,
             "crop_sha256": span.digest,
             "crop_width": span.size.width,
             "crop_height": span.size.height,
@@ -238,7 +272,8 @@ def _span(row: dict[str, Any]) -> SampledSpan | TextSpan | GivenCrop:
         box = _box(row["box"])
         if box is None:
             raise RecordError("A crop in the transcript has no box; the file is damaged.")
-        return GivenCrop(box, row["crop_sha256"], Size(row["crop_width"], row["crop_height"]))
+        size = Size(row["crop_width"], row["crop_height"])
+        return GivenCrop(box, row["crop_sha256"], size, row["image"])
     if row["kind"] == "text":
         return TextSpan(row["text"])
     return SampledSpan(

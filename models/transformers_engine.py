@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from models.config import EngineConfig
-from models.encoding import Encoded
+from models.encoding import Encoded, TextSoFar
 from models.errors import EncodingError, EngineError
 from models.policy import Policy, collate
-from models.trajectory import Finish, GenerationRequest, Piece, SampledSpan
+from models.trajectory import Draft, Finish, GenerationRequest, Piece, SampledSpan
 
 
 @dataclass(slots=True)
@@ -24,6 +24,8 @@ class _Live:
     request: GenerationRequest
     encoded: Encoded
     generator: torch.Generator
+    num_given: int
+    text: TextSoFar
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
@@ -55,6 +57,7 @@ class TransformersEngine:
         self._config = config
         self._live: dict[str, _Live] = {}
         self._done: list[Piece] = []
+        self._drafts: list[Draft] = []
 
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request; its id must not be in flight."""
@@ -73,12 +76,15 @@ class TransformersEngine:
             generator.seed()
         else:
             generator.manual_seed(request.seed)
-        self._live[request.request_id] = _Live(request, encoded, generator)
+        self._live[request.request_id] = _Live(
+            request, encoded, generator, len(encoded), TextSoFar(self.encoder)
+        )
 
     @torch.no_grad()
     def step(self) -> list[Piece]:
         """Sample one token for every request in flight; the pieces that are finished by it."""
         pieces, self._done = self._done, []
+        self._drafts = []
         batch = list(self._live.values())[: self._config.max_num_seqs]
         if batch:
             for live, logits in zip(batch, self._next_logits(batch), strict=True):
@@ -87,8 +93,14 @@ class TransformersEngine:
                 if finish is not None:
                     del self._live[live.request.request_id]
                     span = self._span(tuple(live.ids), tuple(live.logprobs))
-                    pieces.append(Piece(live.request.request_id, span, finish))
+                    pieces.append(Piece(live.request.request_id, span, finish, context_tokens=live.num_given))
+                elif live.request.shows_drafts and (added := live.text.grow(live.ids)):
+                    self._drafts.append(Draft(live.request.request_id, added))
         return pieces
+
+    def drafts(self) -> list[Draft]:
+        """The requests with ``shows_drafts`` whose text grew in the last step."""
+        return self._drafts
 
     def abort(self, request_id: str) -> None:
         """Forget a request in flight; unknown ids are ignored."""

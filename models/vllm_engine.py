@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from models.config import EngineConfig, Look
-from models.encoding import Collapsed, Encoder  # first: it declares torchvision's operators
+from models.encoding import Collapsed, Encoder, TextSoFar  # first: it declares torchvision's operators
 from models.errors import EncodingError, EngineError
-from models.trajectory import GenerationRequest, Piece, SampledSpan
+from models.trajectory import Draft, Finish, GenerationRequest, Piece, SampledSpan
 
 # vLLM reads these when it is imported: the engine core belongs in this process, beside the trainer, and its
 # log is not ours to show.
@@ -66,6 +66,8 @@ class VLLMEngine:
         self._config = config
         self._waiting: dict[str, GenerationRequest] = {}
         self._failed: list[Piece] = []
+        self._texts: dict[str, TextSoFar] = {}
+        self._drafts: list[Draft] = []
         self._shares_process_group = torch.distributed.is_initialized()
         self._engine = _start(model_path, config, look=look, seed=seed)
         self._engine.apply_model(_ban(self.encoder.banned_ids))
@@ -82,26 +84,37 @@ class VLLMEngine:
     def step(self) -> list[Piece]:
         """One step of vLLM; the pieces that finished in it."""
         pieces, self._failed = self._failed, []
+        self._drafts = []
         if self._engine.has_unfinished_requests():
             try:
                 outputs = self._eagerly(self._engine.step)
             except RuntimeError as error:
                 raise EngineError(f"vLLM failed in a step: {error}") from error
-            pieces += [self._piece(output) for output in outputs if output.finished]
+            for output in outputs:
+                if output.finished:
+                    pieces.append(self._piece(output))
+                else:
+                    self._note_draft(output)
         elif self._waiting:
             raise EngineError(
                 f"vLLM lost {len(self._waiting)} requests, the first {next(iter(self._waiting))!r}."
             )
         return pieces
 
+    def drafts(self) -> list[Draft]:
+        """The requests with ``shows_drafts`` whose text grew in the last step."""
+        return self._drafts
+
     def abort(self, request_id: str) -> None:
         """Forget a request in flight; unknown ids are ignored."""
+        self._texts.pop(request_id, None)
         if self._waiting.pop(request_id, None) is not None:
             self._engine.abort_request([request_id])
 
     def close(self) -> None:
         """Shut the engine down and free its memory; the trainer's process group stays."""
         self._waiting.clear()
+        self._texts.clear()
         with _keep_default_group() if self._shares_process_group else nullcontext():
             self._engine.engine_core.shutdown()
         del self._engine
@@ -139,6 +152,8 @@ class VLLMEngine:
             )
         self._engine.add_request(request.request_id, rendered, self._sampling(request, room))
         self._waiting[request.request_id] = request
+        if request.shows_drafts:
+            self._texts[request.request_id] = TextSoFar(self.encoder)
 
     def _render(self, collapsed: Collapsed) -> dict[str, Any]:
         prompt: dict[str, Any] = {"prompt_token_ids": list(collapsed.ids)}
@@ -158,21 +173,32 @@ class VLLMEngine:
             stop=list(request.stops),
             include_stop_str_in_output=True,
             stop_token_ids=list(self.encoder.end_ids),
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.CUMULATIVE
+            if request.shows_drafts
+            else RequestOutputKind.FINAL_ONLY,
             skip_clone=True,
         )
 
     def _piece(self, output: RequestOutput) -> Piece:
         request = self._waiting.pop(output.request_id)
+        self._texts.pop(output.request_id, None)
+        num_given = len(output.prompt_token_ids or ())
         sampled = output.outputs[0]
         flat = sampled.logprobs
         span = self._span(sampled.token_ids, [flat.logprobs[start] for start in flat.start_indices])
         if sampled.finish_reason == "stop":
-            return Piece(output.request_id, span, "stop" if isinstance(sampled.stop_reason, str) else "end")
+            finish: Finish = "stop" if isinstance(sampled.stop_reason, str) else "end"
+            return Piece(output.request_id, span, finish, context_tokens=num_given)
         if sampled.finish_reason == "length":
             cut_by_request = len(span.token_ids or ()) >= request.max_new_tokens
-            return Piece(output.request_id, span, "length" if cut_by_request else "context")
+            finish = "length" if cut_by_request else "context"
+            return Piece(output.request_id, span, finish, context_tokens=num_given)
         return Piece(output.request_id, self._span((), ()), "error", f"vLLM: {sampled.finish_reason}")
+
+    def _note_draft(self, output: RequestOutput) -> None:
+        added = self._texts[output.request_id].grow(output.outputs[0].token_ids)
+        if added:
+            self._drafts.append(Draft(output.request_id, added))
 
     def _span(self, ids: Iterable[int], logprobs: Iterable[float]) -> SampledSpan:
         kept = tuple(ids)

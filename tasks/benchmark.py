@@ -6,8 +6,8 @@ from prefect import task
 
 from models.run_config import BenchmarkRun
 from models.rundir import RunDir
-from tasks.serving import model_server
 from tasks.stage import StageOutput, stage_run
+from tasks.vllm_server import model_server
 
 _BENCHMARK = "models.evaluation.benchmark"
 BENCHMARK = "benchmark"  # the artifact: predictions, metrics, table

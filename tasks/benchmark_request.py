@@ -6,11 +6,38 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 
 from models.baselines import Baseline
-from models.benchmarks.published import get_published
-from models.benchmarks.sets import find_set
-from models.config import Preset, Style, resolve_model_path
-from models.errors import ConfigError, RecordError, RowCountError
+from models.benchmarks.published import PublishedSet, get_published
+from models.config import Preset, Style
+from models.errors import ConfigError
 from models.run_config import BenchmarkRun, DirectPrompt
+from tasks.benchmark_data import Pinning, check_digest, check_set, fetch_set
+from tasks.model_source import FoundModel, check_model, find_model
+from tasks.settings import Settings
+
+
+def check_request(
+    name: str,
+    data: str,
+    preset: Preset,
+    *,
+    split: str = "",
+    allow_partial: bool,
+    settings: Settings,
+    baseline: Baseline | None = None,
+) -> None:
+    """Everything that can be told without fetching data or weights.
+
+    Raises ConfigError for an unknown benchmark or split, a place that does not hold the published set, a
+    model that there is not or that is not the baseline, or an endpoint that is no URL.
+    """
+    published, split = _published(name, split)
+    check_set(published, data, split, allow_partial=allow_partial)
+    if preset.engine.kind == "http":
+        _check_url(preset.engine.endpoint)
+    else:
+        check_model(preset.model.path, settings)
+        if baseline is not None and Path(preset.model.path).is_dir():
+            baseline.check_folder(preset.model.path)
 
 
 def request_of(
@@ -21,36 +48,37 @@ def request_of(
     split: str = "",
     style: Style,
     allow_partial: bool,
+    settings: Settings,
+    pinning: Pinning,
     baseline: Baseline | None = None,
 ) -> BenchmarkRun:
-    """The configuration of the child; an empty split is the benchmark's usual one.
+    """The configuration of the child, its data and its model being on this machine; an empty split is the
+    usual.
 
     A ``baseline`` gives its name and how it is asked directly; its settings are already in the preset.
 
-    Raises ConfigError for an unknown benchmark or split, a folder that does not hold the published set, a
-    model folder that is none, or an endpoint that is no URL.
+    Raises as :func:`check_request`, ConfigError also when the data are not those that are pinned, or the
+    model is not the baseline.
     """
-    published = get_published(name)
-    split = split or next(iter(published.splits))
-    folder = Path(data).expanduser().absolute()
-    try:
-        find_set(published, folder, split, allow_partial=allow_partial)
-    except RecordError as error:
-        way_out = " (--allow-partial)" if isinstance(error, RowCountError) else ""
-        raise ConfigError(f"{error}{way_out}") from error
+    published, split = _published(name, split)
     is_endpoint = preset.engine.kind == "http"
     if is_endpoint:
         _check_url(preset.engine.endpoint)
-    else:
-        resolve_model_path(preset.model.path)
+    local = fetch_set(published, data, split, allow_partial=allow_partial, settings=settings)
+    check_digest(local, data, pinning)
+    model = FoundModel("") if is_endpoint else find_model(preset.model.path, settings)
+    if baseline is not None and model.path:
+        baseline.check_folder(model.path)
     try:
         return BenchmarkRun(
             benchmark=name,
-            data_path=str(folder),
+            data_path=str(local.folder),
             split=split,
+            data_digest=local.digest,
             allow_partial=allow_partial,
             style=style,
-            model_path="" if is_endpoint else _absolute(preset.model.path),
+            model_path=model.path,
+            model_source=model.source,
             model_name="" if baseline is None else baseline.name,
             direct=DirectPrompt() if baseline is None else baseline.direct,
             look=preset.look,
@@ -88,21 +116,24 @@ def model_overrides(*, model: str, endpoint: str, served_model: str) -> list[str
 def baseline_place(baseline: Baseline, *, model: str, endpoint: str, served_model: str) -> list[str]:
     """Where a known model is, as overrides: weights in a folder that we serve, or an endpoint.
 
-    Raises ConfigError when an open model has neither, when a closed one is given weights, or when the folder
-    holds another architecture.
+    Raises ConfigError when an open model has neither, or when a closed one is given weights.
     """
     if not baseline.is_open:
         if model:
             raise ConfigError(f"{baseline.name} has no weights to load, so --model {model} cannot be it.")
         endpoint, served_model = endpoint or baseline.endpoint, served_model or baseline.served_model
-    elif model and not endpoint:
-        baseline.check_folder(model)
-    elif not endpoint:
+    elif not model and not endpoint:
         raise ConfigError(
             f"{baseline.name} needs --model FOLDER with the weights of {baseline.repository}, or --endpoint "
             "URL --served-model NAME where it is served."
         )
     return model_overrides(model=model, endpoint=endpoint, served_model=served_model)
+
+
+def _published(name: str, split: str) -> tuple[PublishedSet, str]:
+    """The benchmark, and the split that is meant."""
+    published = get_published(name)
+    return published, split or next(iter(published.splits))
 
 
 def _check_url(endpoint: str) -> None:
@@ -112,10 +143,6 @@ def _check_url(endpoint: str) -> None:
             f"Endpoint {endpoint!r} is no URL. Give the base URL with its version, for example "
             "http://127.0.0.1:8000/v1."
         )
-
-
-def _absolute(path: str) -> str:
-    return path if path == "embedded" else str(Path(path).absolute())
 
 
 def _quoted(text: str) -> str:

@@ -28,6 +28,9 @@ _POLL_SECONDS = 0.25
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 BIN = Path(sys.executable).parent
 
+# A command under the supervisor.
+Process = subprocess.Popen[bytes]
+
 
 class Tail:
     """The lines that were appended to a growing file since the last look; a half-written line waits."""
@@ -89,7 +92,7 @@ def start(
     output: Any,
     environment: Mapping[str, str],
     grace_seconds: float = GRACE_SECONDS,
-) -> "subprocess.Popen[bytes]":
+) -> Process:
     """Start a command under the supervisor, in a session of its own; its output goes to an open file."""
     return subprocess.Popen(
         [sys.executable, "-I", str(_SUPERVISOR), str(grace_seconds), str(os.getpid()), *command],
@@ -101,7 +104,7 @@ def start(
     )
 
 
-def stop(process: "subprocess.Popen[bytes]", *, grace_seconds: float = GRACE_SECONDS) -> None:
+def stop(process: Process, *, grace_seconds: float = GRACE_SECONDS) -> None:
     """End a supervised command and everything below it; does nothing when it has ended."""
     if process.poll() is not None:
         return

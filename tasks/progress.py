@@ -32,6 +32,8 @@ STAGES = (
     "promote",
     "report",
 )
+# What is fetched from a store before a stage, in megabytes.
+FETCH = "fetch MB"
 # The numbers worth a glance while a stage runs.
 _SHOWN = (
     ("sft/loss", "loss"),
@@ -166,6 +168,11 @@ def use(chosen: Board) -> None:
     """Make this the board of the process."""
     global _board
     _board = chosen
+
+
+def show_megabytes(done: int, total: int) -> None:
+    """Show how many bytes of a download are here."""
+    _board.update(FETCH, {"progress/done": done // 1_000_000, "progress/total": -(-total // 1_000_000)})
 
 
 def duration(seconds: float) -> str:

@@ -1,39 +1,24 @@
-"""MLflow's model registry: the only module that registers with it.
+"""MLflow's model registry: the only module that registers with it; :mod:`tasks.versions` reads from it.
 
-One registered model, ``vlm-r3``. A version points at weights in the artifact store, where they exist once,
-and carries its evidence as tags; an alias says what it is. The decision itself is :mod:`models.promotion`.
+The decision about promotion itself is :mod:`models.promotion`.
 """
 
 import json
 from collections.abc import Mapping
 
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 from prefect import task
 from pydantic import BaseModel, ConfigDict
 
-from models.config import PromotionConfig
+from models.config import Preset, PromotionConfig
 from models.errors import TrackingError
 from models.promotion import REQUIRED_EVIDENCE, Decision, decide
-from tasks import tracking
 from tasks.artifacts import ArtifactRef
 from tasks.evaluation import FINAL, baseline_row, read_results
-from tasks.settings import Settings
+from tasks.model_flavor import log_flavor
+from tasks.model_source import MODEL_NAME
 from tasks.stage import read_store
-
-MODEL_NAME = "vlm-r3"
-CHALLENGER, CHAMPION = "challenger", "champion"
-
-
-class Version(BaseModel):
-    """A registered version: its number, its weights, and its evidence."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    number: str
-    model: ArtifactRef
-    evidence: dict[str, str]
+from tasks.versions import CHALLENGER, CHAMPION, Version, find_version, registry_client, version_of
 
 
 class Verdict(BaseModel):
@@ -47,33 +32,26 @@ class Verdict(BaseModel):
     reasons: tuple[str, ...]
 
 
-def find_version(alias_or_number: str) -> Version | None:
-    """The version with that alias or number, None when there is none."""
-    client = _client()
-    try:
-        if alias_or_number.isdigit():
-            return _version(client.get_model_version(MODEL_NAME, alias_or_number))
-        return _version(client.get_model_version_by_alias(MODEL_NAME, alias_or_number))
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise TrackingError(f"The model registry could not be read: {error}") from error
-
-
 @task(name="register", persist_result=False)
 async def register(
     model: ArtifactRef, evidence: dict[str, str], label: str = "register", parent: str = ""
 ) -> Version:
     """The version of this model with this evidence, made if there is none; it gets alias ``challenger``."""
-    client = _client()
+    client = registry_client()
     if not client.search_registered_models(f"name = '{MODEL_NAME}'"):
         client.create_registered_model(MODEL_NAME, description="Models that look again, with their evidence.")
     found = _same(client, model, evidence)
     if found is None:
+        preset = Preset.model_validate_json(evidence["preset"])
+        logged = log_flavor(client, model, preset, run_id=parent)
         made = client.create_model_version(
-            MODEL_NAME, source=model.uri, run_id=parent or None, tags=_tags(model, evidence)
+            MODEL_NAME,
+            source=f"models:/{logged}",
+            run_id=parent or None,
+            model_id=logged,
+            tags=_tags(model, evidence),
         )
-        found = _version(made)
+        found = version_of(made)
     client.set_registered_model_alias(MODEL_NAME, CHALLENGER, found.number)
     return found
 
@@ -88,7 +66,7 @@ async def promote_version(
         reason = f"Version {champion.number} with the same weights is champion already."
         return Verdict(version=version.number, is_champion=True, baseline=CHAMPION, reasons=(reason,))
     decision = judge(version, champion, config)
-    client = _client()
+    client = registry_client()
     if decision.promoted:
         client.set_registered_model_alias(MODEL_NAME, CHAMPION, version.number)
     for name, value in _audit(decision, champion).items():
@@ -140,7 +118,7 @@ def _same(client: MlflowClient, model: ArtifactRef, evidence: Mapping[str, str])
     """A version with the same weights and the same required evidence."""
     wanted = _tags(model, evidence)
     for found in client.search_model_versions(f"name = '{MODEL_NAME}'"):
-        version = _version(found)
+        version = version_of(found)
         if all(version.evidence.get(name) == wanted.get(name) for name in REQUIRED_EVIDENCE):
             return version
     return None
@@ -148,15 +126,3 @@ def _same(client: MlflowClient, model: ArtifactRef, evidence: Mapping[str, str])
 
 def _tags(model: ArtifactRef, evidence: Mapping[str, str]) -> dict[str, str]:
     return {**evidence, "model_uri": model.uri, "model_digest": model.sha256}
-
-
-def _version(found: ModelVersion) -> Version:
-    tags = dict(found.tags)
-    model = ArtifactRef(
-        uri=tags.get("model_uri", found.source), sha256=tags.get("model_digest", ""), kind="model"
-    )
-    return Version(number=str(found.version), model=model, evidence=tags)
-
-
-def _client() -> MlflowClient:
-    return tracking.client(Settings.read())

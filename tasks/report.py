@@ -17,9 +17,10 @@ from tasks import tracking
 from tasks.data import read_verdict
 from tasks.evaluation import FINAL, read_results
 from tasks.progress import board, duration
-from tasks.registry import Verdict, Version
+from tasks.registry import Verdict
 from tasks.settings import Settings
 from tasks.stage import StageOutput, read_store
+from tasks.versions import Version
 
 HEADLINE = (FINAL, "sft")
 

@@ -60,6 +60,16 @@ class Settings:
         return self.work_dir / "results"
 
     @property
+    def mirror(self) -> Path:
+        """Local copies of what lies in S3."""
+        return self.work_dir / "mirror"
+
+    @property
+    def benchmark_lock(self) -> Path:
+        """Where the digests of published benchmarks are pinned, unless another file is named."""
+        return self.work_dir / "benchmarks.lock.json"
+
+    @property
     def tracking_files(self) -> Path:
         """Where MLflow keeps files when it has no server."""
         return self.work_dir / "mlflow"

@@ -19,6 +19,8 @@ def some_results(
         "data": SetFacts(**data),
         "model": ModelFacts(**{**facts, "engine": "vllm", **(model or {})}),
         "style": "direct",
+        "crop_source": "original",
+        "categories": {},
         "seed": 0,
         "scorer": benchmark,
         "scorer_version": "1",

@@ -54,7 +54,9 @@ LIGHT = (
     "models.evaluation.report",
     "models.evaluation.variants",
     "models.evaluation.benchmark",
+    "tasks.benchmark_data",
     "tasks.benchmark_request",
+    "tasks.model_source",
     "tasks.settings",
     "tasks.artifacts",
     "tasks.launch",
@@ -73,7 +75,7 @@ ENVIRONMENT_USERS = {
     "models/child.py",
     "models/distributed.py",
     "models/evaluation/benchmark.py",
-    "models/evaluation/run.py",
+    "models/evaluation/ranks.py",
     "models/vllm_engine.py",
 }
 
@@ -98,7 +100,7 @@ def test_the_light_tier_imports_nothing_heavy() -> None:
 
 @pytest.mark.parametrize(
     ("module", "allowed"),
-    [("subprocess", SUBPROCESS_USERS), ("boto3", {"tasks/artifacts.py"})],
+    [("subprocess", SUBPROCESS_USERS), ("boto3", {"tasks/s3.py"})],
 )
 def test_each_outside_system_has_one_adapter(module: str, allowed: set[str]) -> None:
     users = {name for name, tree in trees().items() if module in imported(tree)}
@@ -113,7 +115,7 @@ def test_only_settings_reads_the_environment() -> None:
 @pytest.mark.parametrize("module", ["mlflow"])
 def test_only_tracking_and_registry_know_mlflow(module: str) -> None:
     users = {name for name, tree in trees().items() if module in imported(tree)}
-    assert users == {"tasks/tracking.py", "tasks/registry.py"}
+    assert users == {"tasks/tracking.py", "tasks/registry.py", "tasks/versions.py"}
 
 
 def test_nothing_catches_everything() -> None:

@@ -13,12 +13,17 @@ Beside it, over the same predictions:
   percent. It flatters: 57 % of the answers are no.
 * the authors' metric (tianyi-lab/HallusionBench @744007c2, utils.py and evaluation.py), when every row has
   the verdict of a judge in ``judge_verdict``: 0 incorrect, 1 correct, 2 unclear. Rounded to four decimals.
+
+With a judge (``JUDGING``) every text gets the authors' verdict (``evaluate_by_chatgpt`` of utils.py, in our
+words): does it conflict with the reference answer in ``gt_answer_details``? The same verdicts also decide, as
+in VLMEvalKit, the rows in which the words do not.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
+from models.benchmarks.judging import GUARD, Judging, read_word
 from models.benchmarks.published import PublishedSet
 from models.benchmarks.scorer import Row, Score, Scorer, column, percent
 from models.benchmarks.yes_or_no import yes_or_no
@@ -192,6 +197,60 @@ SCORER = Scorer(
     counts=counts,
     headline="score",
     line_fields=("judge_verdict",),
+)
+
+_VERDICTS = {"incorrect": "0", "correct": "1", "unclear": "2"}
+_TEMPLATE = f"""\
+You are a teacher who marks an answer. Read the question, the reference answer and the answer, and say \
+whether the answer agrees with the reference. {GUARD}
+Reply with one word and nothing else: correct when the answer does not conflict with the reference, \
+incorrect when it does, unclear when the answer does not settle the question.
+
+Question: {{question}}
+Answer: {{answer}}
+Verdict:"""
+
+
+def _read_verdict(row: Row, reply: str) -> str | None:
+    word = read_word(tuple(_VERDICTS), reply)
+    return None if word is None else _VERDICTS[word]
+
+
+def _score_with_judge(row: Row, prediction: str, verdict: str | None) -> Score:
+    judged = row if verdict is None else {**row, "judge_verdict": verdict}
+    right = _is_right_by_judge(judged)
+    return {**score(row, prediction), "judge_verdict": str(judged["judge_verdict"]), "correct": right}
+
+
+def _aggregate_with_judge(
+    rows: Sequence[Row], predictions: Sequence[str], scores: Sequence[Score]
+) -> dict[str, Any]:
+    judged = [
+        {**row, "judge_verdict": found["judge_verdict"]} for row, found in zip(rows, scores, strict=True)
+    ]
+    words_first = [
+        (row, row["judge_verdict"] == "1" if found["parsed"] == "Unknown" else found["score"])
+        for row, found in zip(judged, scores, strict=True)
+        if has_image(row)
+    ]
+    overall = accuracies(words_first)
+    return {
+        **{name: found for name, found in aggregate(judged, predictions, scores).items() if "judge" in name},
+        "vlmevalkit_judge_image_rows": {"Overall": overall, "average_of_three": _mean(overall.values())},
+    }
+
+
+JUDGING = Judging(
+    version="verdict/1",
+    template=_TEMPLATE,
+    reminder="Reply with one word and nothing else: correct, incorrect or unclear.",
+    question=lambda row: f"{column(row, 'question')}\nReference answer: {column(row, 'gt_answer_details')}",
+    gold=_gold,
+    needs_llm=lambda row, prediction: yes_or_no(prediction) == "Unknown",
+    asks=lambda row, prediction: "judge_verdict" not in row,
+    read=_read_verdict,
+    score=_score_with_judge,
+    aggregate=_aggregate_with_judge,
 )
 
 

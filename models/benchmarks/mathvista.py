@@ -3,10 +3,10 @@ form of the question's type and compared as text.
 
 The score follows lupantech/MathVista @53d52587: evaluation/extract_answer.py with its quick rule, then
 ``normalize_extracted_answer`` and ``safe_equal`` of evaluation/calculate_score.py. The authors ask a language
-model when the quick rules find nothing. Here nobody is asked unless a caller brings a model
-(:func:`with_extractor`); the extraction is then empty, as when the authors' model fails, and
-``needs_llm_quick`` says so. Published numbers are made with a model, and which one moves them by several
-points, so a number from the rules alone is comparable only with another one of its kind.
+model when the quick rules find nothing. Here a judge is asked only if there is one (``JUDGING``); else the
+extraction is empty, as when the authors' model fails, and ``needs_llm_quick`` says so. Published numbers are
+made with a model, and which one moves them by several points, so a number from the rules alone is comparable
+only with another one of its kind.
 
 Traps that are kept: a multiple-choice answer that names no option counts as the option nearest to it by edit
 distance, even when it is empty; a float is rounded to the question's decimals first, an integer is cut off.
@@ -17,22 +17,19 @@ and VLMEvalKit @e8e78f05 (``post_check`` of vlmeval/dataset/utils/mathvista.py).
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
+from models.benchmarks.judging import Judging
+from models.benchmarks.mathvista_extraction import LABEL, NO_ANSWER, REMINDER, TEMPLATE
 from models.benchmarks.option_matching import infer_option
 from models.benchmarks.published import PublishedSet, with_options
 from models.benchmarks.scorer import Row, Score, Scorer, column, percent, text_column
+from models.chat import bare_word
 from models.errors import ScoringError
-
-# A language model behind a function: it takes the prompt of :func:`extraction_prompt`, perhaps puts
-# demonstrations before it, and gives the extracted answer.
-Extract = Callable[[str], str]
 
 # What an accuracy is broken down by, besides the average: columns of the row, then fields of its metadata.
 _COLUMNS = ("question_type", "answer_type")
@@ -43,9 +40,10 @@ _QUOTE_OPENS, _QUOTE_CLOSES = 'The answer is "', '".'
 _DECIMALS = 2
 
 
-def score(row: Row, prediction: str, extract: Extract | None = None) -> Score:
+def score(row: Row, prediction: str, by_model: str = "") -> Score:
     """What was extracted, what it means for the question, and whether that is the answer.
 
+    ``by_model`` is what a model extracted; it counts only where the quick rules find nothing. The fields:
     ``extraction``; ``needs_llm_quick`` and ``needs_llm_default`` (a model would have to extract, with and
     without the quick rule); ``normalized`` (None when it has not the form of the type); ``true_false``.
     A row whose ``kind`` is "extraction" comes with the extracted answer as prediction: both needs are None.
@@ -59,9 +57,7 @@ def score(row: Row, prediction: str, extract: Extract | None = None) -> Score:
         found = direct_answer(row, prediction)
         quoted = quoted_answer(prediction) if found is None else found
         needs = (quoted is None, found is None)
-        extraction = quoted or ""
-        if quoted is None and extract is not None:
-            extraction = extract(extraction_prompt(row, prediction))
+        extraction = by_model if quoted is None else quoted
     meant = normalised(row, extraction)
     return {
         "extraction": extraction,
@@ -70,24 +66,6 @@ def score(row: Row, prediction: str, extract: Extract | None = None) -> Score:
         "normalized": meant,
         "true_false": meant == column(row, "answer"),
     }
-
-
-def with_extractor(extract: Extract, *, model: str) -> Scorer:
-    """The scorer that asks a model where the quick rules find nothing; ``model`` is recorded in its version.
-
-    Whatever ``extract`` raises is raised: a failed call leaves the row unscored and is no wrong answer.
-    """
-    return replace(
-        SCORER,
-        version=f"{SCORER.version}, extraction by {model}",
-        primary=f"{SCORER.primary}, extraction by {model}",
-        score=partial(score, extract=extract),
-    )
-
-
-def extraction_prompt(row: Row, prediction: str) -> str:
-    """The question and the text, and a line to complete. The authors put five demonstrations before it."""
-    return f"{text_column(row, 'query')}\n\n{prediction}\n\nExtracted answer: "
 
 
 def direct_answer(row: Row, prediction: str) -> str | None:
@@ -252,6 +230,55 @@ SCORER = Scorer(
     counts=counts,
     headline="true_false",
     line_fields=("kind",),
+)
+
+
+def read_extraction(row: Row, reply: str) -> str | None:
+    """The answer that a reply consists of, "" when it says that there is none; None when it is no answer.
+
+    An option must be named by its letter or in full, a number must be one, a list must stand in brackets:
+    the nearest option is no reading of a judge that talks.
+    """
+    said = bare_word(reply.strip().removeprefix(LABEL))
+    if not said or "\n" in said:
+        return None
+    if _is_multiple_choice(row):
+        return _chosen(_choices(row), said)
+    if said.casefold() == NO_ANSWER:
+        return ""
+    if column(row, "answer_type") == "list":
+        return said if said.startswith("[") and said.endswith("]") else None
+    return said if normalised(row, said) is not None else None
+
+
+def _chosen(choices: Sequence[str], said: str) -> str | None:
+    for letter, choice in zip(ascii_uppercase, choices):
+        forms = (letter, f"({letter})", choice, f"({letter}) {choice}", f"{letter}. {choice}")
+        if said.casefold() in map(str.casefold, forms):
+            return letter
+    return "" if said.casefold() == NO_ANSWER else None
+
+
+def _needs_llm(row: Row, prediction: str) -> bool:
+    return score(row, prediction)["needs_llm_quick"] is True
+
+
+def _score_with_judge(row: Row, prediction: str, verdict: str | None) -> Score:
+    found = score(row, prediction, by_model=verdict or "")
+    return {**found, "correct": found["true_false"]}
+
+
+JUDGING = Judging(
+    version="extraction/1",
+    template=TEMPLATE,
+    reminder=REMINDER,
+    question=lambda row: text_column(row, "query"),
+    gold=lambda row: text_column(row, "answer"),
+    needs_llm=_needs_llm,
+    asks=_needs_llm,
+    read=read_extraction,
+    score=_score_with_judge,
+    aggregate=aggregate,
 )
 
 

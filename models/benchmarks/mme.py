@@ -8,12 +8,14 @@ perception (at most 2000) and cognition (at most 800).
 Beside it, over the same predictions: the authors' own tool (deepcs233/Visual-CoT @83212ae4,
 playground/data/eval/MME/calculation.py) and VLMEvalKit @e8e78f05 without a judge
 (vlmeval/dataset/utils/yorn.py, ``MME_rating``). All three give the same points for the same right answers.
+With a judge (``JUDGING``) VLMEvalKit's whole rule is followed: words first, a model where they do not tell.
 """
 
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, Literal
 
+from models.benchmarks.judging import of_yes_or_no
 from models.benchmarks.published import ANSWER_WITH_A_WORD, PublishedSet
 from models.benchmarks.scorer import Row, Score, Scorer, column, text_column
 from models.benchmarks.yes_or_no import yes_or_no
@@ -75,11 +77,10 @@ def aggregate(rows: Sequence[Row], predictions: Sequence[str], scores: Sequence[
     words = [float(yes_or_no(text).lower() == gold) for text, gold in zip(predictions, golds, strict=True)]
     lmms_eval = category_points(rows, [found["score"] for found in scores])
     eval_tool = category_points(rows, official)
-    vlmevalkit = category_points(rows, words)
     return {
         "lmms_eval": _totals(lmms_eval, perception="mme_perception_score", cognition="mme_cognition_score"),
         "mme_eval_tool": _totals(eval_tool, perception="perception", cognition="cognition"),
-        "vlmevalkit_exact": _totals(vlmevalkit, perception="perception", cognition="reasoning"),
+        "vlmevalkit_exact": _by_vlmevalkit(rows, words),
     }
 
 
@@ -112,6 +113,10 @@ def _points(category: str, pairs: dict[Any, list[float]]) -> float:
     accuracy = fmean(fmean(values) for values in pairs.values())
     pair_accuracy = fmean(float(all(values)) for values in pairs.values())
     return 100 * accuracy + 100 * pair_accuracy
+
+
+def _by_vlmevalkit(rows: Sequence[Row], right: Sequence[float]) -> dict[str, Any]:
+    return _totals(category_points(rows, right), perception="perception", cognition="reasoning")
 
 
 def _totals(points: dict[str, float], *, perception: str, cognition: str) -> dict[str, Any]:
@@ -149,10 +154,22 @@ SCORER = Scorer(
 _ASKS_FOR_YES_OR_NO = " Please answer yes or no."
 
 
+def _bare_question(row: Row) -> str:
+    return text_column(row, "question").strip().replace(_ASKS_FOR_YES_OR_NO, "")
+
+
+JUDGING = of_yes_or_no(
+    question=_bare_question,
+    answer=lambda row: _gold(row).capitalize(),
+    aggregate=lambda rows, predictions, scores: {
+        "vlmevalkit_judge": _by_vlmevalkit(rows, [float(found["correct"]) for found in scores])
+    },
+)
+
+
 def direct_prompt(row: Row) -> str:
     """The prompt of lmms-eval: its own request for a short answer in place of the question's."""
-    question = text_column(row, "question").strip().replace(_ASKS_FOR_YES_OR_NO, "")
-    return f"{question}\n{ANSWER_WITH_A_WORD}"
+    return f"{_bare_question(row)}\n{ANSWER_WITH_A_WORD}"
 
 
 PUBLISHED = PublishedSet(

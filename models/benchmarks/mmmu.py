@@ -15,15 +15,18 @@ Beside it, over the same predictions, for comparison only:
 * the multiple-choice parser of lmms-eval @75571cfe, and its wheel 0.7.3 on open questions, which keeps a
   list of gold answers as one text.
 * VLMEvalKit @e8e78f05 without a judge (:mod:`models.benchmarks.option_matching`); it makes an open question
-  one with two options, the gold answer and "Other Answers".
+  one with two options, the gold answer and "Other Answers". With a judge (``JUDGING``) its whole rule is
+  followed, as for most published numbers: the matcher, and a model where that cannot tell.
 """
 
 import ast
+import re
 from collections.abc import Mapping, Sequence
 from random import Random
 from string import ascii_uppercase
 from typing import Any
 
+from models.benchmarks.judging import of_options
 from models.benchmarks.mmmu_parsing import LMMS_LOOKS, normalise, parse_open, parse_option
 from models.benchmarks.option_matching import infer_option
 from models.benchmarks.published import ANSWER_WITH_A_LETTER, ANSWER_WITH_A_WORD, PublishedSet, with_options
@@ -112,10 +115,19 @@ def is_open_right(parsed: Sequence[str | float], golds: Sequence[str]) -> bool:
 
 def is_right_by_vlmevalkit(row: Row, prediction: str) -> bool:
     """True when VLMEvalKit without a judge reads the right option."""
+    return infer_option(prediction, _vlmevalkit_options(row)) == _vlmevalkit_letter(row)
+
+
+def _vlmevalkit_options(row: Row) -> dict[str, str]:
+    if is_multiple_choice(row):
+        return options_of(row)
+    return {"A": text_column(row, "answer"), "B": "Other Answers"}
+
+
+def _vlmevalkit_letter(row: Row) -> str:
+    """An open question whose answer is a capital letter keeps it as its option: nothing can be right then."""
     gold = text_column(row, "answer")
-    options = options_of(row) if is_multiple_choice(row) else {"A": gold, "B": "Other Answers"}
-    # An open question whose answer is a capital letter keeps it as its option: nothing can be right then.
-    return infer_option(prediction, options) == (gold if gold in set(ascii_uppercase) else "A")
+    return gold if gold in set(ascii_uppercase) else "A"
 
 
 def subject_of(row: Row) -> str:
@@ -227,6 +239,16 @@ def question_with_options(row: Row) -> str:
     return with_options(question, list(options_of(row).values())) if is_multiple_choice(row) else question
 
 
+JUDGING = of_options(
+    question=lambda row: with_options(text_column(row, "question"), list(_vlmevalkit_options(row).values())),
+    choices=_vlmevalkit_options,
+    answer=_vlmevalkit_letter,
+    aggregate=lambda rows, predictions, scores: {
+        "vlmevalkit_judge": accuracies(rows, [bool(found["correct"]) for found in scores])
+    },
+)
+
+
 def direct_prompt(row: Row) -> str:
     """The prompt of lmms-eval."""
     request = ANSWER_WITH_A_LETTER if is_multiple_choice(row) else ANSWER_WITH_A_WORD
@@ -265,4 +287,5 @@ PUBLISHED = PublishedSet(
     answers=published_answers,
     direct=direct_prompt,
     look_again=question_with_options,
+    picture_mark=re.compile(r"<image (\d+)>"),
 )

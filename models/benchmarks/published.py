@@ -5,8 +5,9 @@ Hugging Face hub write them, with ``list<...>`` for a sequence, ``struct<...>`` 
 order, and ``image`` for the pair of bytes and path in which pictures are stored there.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from string import ascii_uppercase
 
@@ -23,7 +24,10 @@ class PublishedSet:
     """One benchmark as published.
 
     ``splits`` maps a split to its number of rows; where the benchmark has several configurations a split is
-    written "configuration/split". ``pictures`` are the image columns in the order in which they are shown.
+    written "configuration/split". ``digests`` maps a split to the digest of its rows
+    (:class:`models.benchmarks.sets.LocalSet`), where we have read the published files; a digest that is there
+    wins over every other pin. ``pictures`` are the image columns in order; ``picture_mark`` names the
+    n-th of them in a text, n in its one group, where the authors do that.
     ``id_of`` gets a row and its place in the split, from 0; an id occurs once. ``answers`` are the gold
     answers as text, empty where the authors keep them; the scorer, not these, decides what is right.
     ``direct`` is the usual prompt; ``look_again`` has the question and its options but asks for no form.
@@ -40,6 +44,8 @@ class PublishedSet:
     answers: Callable[[Row], tuple[str, ...]]
     direct: Callable[[Row], str]
     look_again: Callable[[Row], str]
+    picture_mark: re.Pattern[str] | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     def prompt(self, row: Row, style: Style) -> str:
         """The text that a model is asked, in one of the two styles."""

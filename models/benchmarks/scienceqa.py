@@ -10,6 +10,7 @@ Beside it, over the same predictions:
   numbers with this one.
 * ``llava``: haotian-liu/LLaVA, llava/eval/eval_science_qa.py as in deepcs233/Visual-CoT @83212ae4.
 * ``lenient``: the matcher of VLMEvalKit @e8e78f05 without a judge (:mod:`models.benchmarks.option_matching`).
+  With a judge (``JUDGING``) its whole rule is followed: the matcher, and a model where that cannot tell.
 
 Where the authors' own script (lupantech/ScienceQA @2cbf8318, models/run_gpt3.py) draws an option at random,
 every rule here says wrong; :func:`counts` says how often that was.
@@ -20,6 +21,7 @@ from collections.abc import Callable, Sequence
 from string import ascii_uppercase
 from typing import Any
 
+from models.benchmarks.judging import of_options
 from models.benchmarks.option_matching import infer_option
 from models.benchmarks.published import ANSWER_WITH_A_LETTER, PublishedSet, with_options
 from models.benchmarks.scorer import Row, Score, Scorer, column, percent
@@ -156,6 +158,23 @@ def question_with_options(row: Row) -> str:
     """The hint, if there is one, the question and its options. Lecture and solution give the answer away."""
     context = f"Context: {row['hint']}\n" if row["hint"] else ""
     return with_options(f"{context}{row['question']}", row["choices"])
+
+
+def _shares_with_judge(
+    rows: Sequence[Row], predictions: Sequence[str], scores: Sequence[Score]
+) -> dict[str, Any]:
+    judged = list(zip(rows, [found["correct"] for found in scores], strict=True))
+    return {
+        "vlmevalkit_judge": {
+            "all_rows": percent(right for _, right in judged),
+            "image_rows": percent(right for row, right in judged if has_image(row)),
+        }
+    }
+
+
+JUDGING = of_options(
+    question=question_with_options, choices=_choices, answer=target, aggregate=_shares_with_judge
+)
 
 
 PUBLISHED = PublishedSet(

@@ -1,4 +1,4 @@
-"""Read a published benchmark from a local folder of Parquet files, as the Hugging Face hub holds them.
+"""Read a published benchmark from a folder of Parquet files, as the Hugging Face hub holds them.
 
 A set is used only if it is the published one: the columns and their types are those that the benchmark's
 module declares, and the number of rows is the published number. A part of a set is read only on request, and
@@ -8,20 +8,21 @@ says so. Every set has a digest over what defines it, so that two measurements c
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from models.benchmarks.interleave import Interleaved, interleave
 from models.benchmarks.published import PublishedSet
 from models.benchmarks.scorer import Row
 from models.config import Style
 from models.errors import RecordError, RowCountError
-from models.records import Question, sha256
 
 # Rows held in memory at a time; a page of DocVQA is about half a megabyte.
 _BATCH_SIZE = 64
@@ -32,48 +33,30 @@ class BenchmarkQuestion:
     """One row of a benchmark, ready to be asked and scored.
 
     ``row`` is what a scorer needs: the published columns but for the pictures, and ``_has_image``.
-    ``pictures`` are encoded pictures in the order in which they are shown; there may be none or several.
+    ``pictures`` are encoded pictures by their number, the place of their column from 1; there may be none or
+    several.
     """
 
     published: PublishedSet
     split: str
     id: str
     row: Row
-    pictures: tuple[bytes, ...]
+    pictures: Mapping[int, bytes]
 
-    def text(self, style: Style) -> str:
-        """What the model is asked."""
-        return self.published.prompt(self.row, style)
+    def prompt(self, style: Style, *, wrap: Callable[[str], str] = str) -> Interleaved:
+        """What the model is asked, and where its pictures stand; ``wrap`` puts the text into a longer one."""
+        text = wrap(self.published.prompt(self.row, style))
+        return interleave(text, tuple(self.pictures), self.published.picture_mark, style)
 
-    def question(self, style: Style) -> Question:
-        """The same as a record that a model can be asked. Raises RecordError unless there is one picture."""
-        if len(self.pictures) != 1:
-            raise RecordError(
-                f"{self.published.name} {self.id!r} has {len(self.pictures)} pictures; a question is asked "
-                "about exactly one. Leave it out and say so, or ask it in another way."
-            )
-        data = self.pictures[0]
+    def image(self, number: int) -> Image.Image:
+        """A decoded picture. Raises RecordError when it does not open."""
         try:
-            with Image.open(io.BytesIO(data)) as image:
-                width, height = image.size
-        except (OSError, SyntaxError, ValueError) as error:
+            return Image.open(io.BytesIO(self.pictures[number])).convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise RecordError(
-                f"{self.published.name} {self.id!r}: its picture does not open ({error}). Fetch the set "
-                "again."
+                f"{self.published.name} {self.id!r}: its picture {number} does not open ({error}). Fetch the "
+                "set again."
             ) from error
-        return Question(
-            id=self.id,
-            source=self.published.name,
-            split=self.split,
-            image_bytes=data,
-            image_sha256=sha256(data),
-            width=width,
-            height=height,
-            text=self.text(style),
-            answers=self.published.answers(self.row),
-            licence=self.published.licence,
-            kind=self.published.kind_of(self.row),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +65,7 @@ class LocalSet:
 
     published: PublishedSet
     split: str
+    folder: Path
     files: tuple[Path, ...]
     num_rows: int
     digest: str
@@ -113,14 +97,45 @@ def read_set(published: PublishedSet, folder: Path, split: str, *, allow_partial
 
     Raises RecordError as :func:`find_set` does, and when an id occurs twice.
     """
-    files, num_rows = find_set(published, folder, split, allow_partial=allow_partial)
-    return LocalSet(published, split, files, num_rows, _digest(_questions(published, split, files)))
+    names, num_rows = find_set(published, LocalFiles(folder), split, allow_partial=allow_partial)
+    files = tuple(folder / name for name in names)
+    return LocalSet(published, split, folder, files, num_rows, _digest(_questions(published, split, files)))
+
+
+class SetFiles(Protocol):
+    """Where the files of a set are; written as text, the place for a person."""
+
+    def names(self) -> Iterable[str]:
+        """The Parquet files, relative to the place, with forward slashes."""
+
+    def open(self, name: str) -> BinaryIO:
+        """One of them, to be read anywhere in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFiles:
+    """The files of a set in a folder."""
+
+    folder: Path
+
+    def names(self) -> Iterable[str]:
+        """As deep as a clone of the hub has them."""
+        for depth in ("*", "*/*", "*/*/*"):
+            for path in self.folder.glob(f"{depth}.parquet"):
+                yield path.relative_to(self.folder).as_posix()
+
+    def open(self, name: str) -> BinaryIO:
+        """The file."""
+        return (self.folder / name).open("rb")
+
+    def __str__(self) -> str:
+        return str(self.folder)
 
 
 def find_set(
-    published: PublishedSet, folder: Path, split: str, *, allow_partial: bool = False
-) -> tuple[tuple[Path, ...], int]:
-    """The files of a split and the number of their rows, none of which is read.
+    published: PublishedSet, place: SetFiles, split: str, *, allow_partial: bool = False
+) -> tuple[tuple[str, ...], int]:
+    """The names of a split's files and the number of their rows; only the end of each file is read.
 
     Raises RecordError when there are no files or no rows, or when a column is missing, unexpected or of
     another type; RowCountError when the number of rows is not the published one (unless ``allow_partial``).
@@ -129,47 +144,60 @@ def find_set(
         raise RecordError(
             f"{published.name} has no split {split!r}, only {', '.join(published.splits)}. Name one of these."
         )
-    files = _files(folder, split)
-    parquets = [_open(file) for file in files]
-    for file, parquet in zip(files, parquets, strict=True):
-        _check_columns(published, file, parquet.schema_arrow)
-    found, expected = sum(parquet.metadata.num_rows for parquet in parquets), published.splits[split]
+    names = _names(place, split)
+    found = sum(_checked_rows(published, place, name) for name in names)
+    expected = published.splits[split]
     if found == 0:
-        raise RecordError(f"{folder}: 0 rows in {len(files)} files of split {split!r}. Fetch them again.")
+        raise RecordError(f"{place}: 0 rows in {len(names)} files of split {split!r}. Fetch them again.")
     if found != expected and not allow_partial:
         raise RowCountError(
-            f"{folder}: {found} rows in {len(files)} files; {published.name} has {expected} in split "
+            f"{place}: {found} rows in {len(names)} files; {published.name} has {expected} in split "
             f"{split!r}. Fetch all its files, or allow a partial set, whose numbers are not the benchmark's."
         )
-    return files, found
+    return names, found
 
 
-def _files(folder: Path, split: str) -> tuple[Path, ...]:
+def _names(place: SetFiles, split: str) -> tuple[str, ...]:
     """The files of a split, in name order, from the first place where a clone of the hub has them."""
     configuration, _, name = split.rpartition("/")
     # Last: one folder per configuration that together make the split, as the 30 subjects of MMMU.
-    places = (".", configuration, "data") if configuration else (".", "data", "*")
-    for place in places:
+    folders = ("", f"{configuration}/", "data/") if configuration else ("", "data/", "*/")
+    names = sorted(place.names())
+    for folder in folders:
         for pattern in (f"{name}-*.parquet", f"{name}.parquet", f"{name}/*.parquet"):
-            files = sorted(folder.glob(f"{place}/{pattern}"))
+            files = [each for each in names if _matches(each, folder + pattern)]
             if files:
                 return tuple(files)
     raise RecordError(
-        f"{folder}: no Parquet file of split {split!r} ({name}-*.parquet). Give the folder into which the "
+        f"{place}: no Parquet file of split {split!r} ({name}-*.parquet). Give the place into which the "
         "data set was downloaded."
     )
 
 
-def _open(file: Path) -> pq.ParquetFile:
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a name is of a pattern, folder by folder."""
+    parts, wanted = name.split("/"), pattern.split("/")
+    return len(parts) == len(wanted) and all(fnmatchcase(*pair) for pair in zip(parts, wanted, strict=True))
+
+
+def _checked_rows(published: PublishedSet, place: SetFiles, name: str) -> int:
+    """The number of rows of a file whose columns are right."""
+    with place.open(name) as file:
+        parquet = _open(file, f"{place}/{name}")
+        _check_columns(published, f"{place}/{name}", parquet.schema_arrow)
+        return int(parquet.metadata.num_rows)
+
+
+def _open(file: Path | BinaryIO, name: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file)
     except (OSError, pa.ArrowInvalid) as error:
         raise RecordError(
-            f"{file} is no Parquet file, or only a part of one ({error}). Fetch it again."
+            f"{name} is no Parquet file, or only a part of one ({error}). Fetch it again."
         ) from error
 
 
-def _check_columns(published: PublishedSet, file: Path, schema: pa.Schema) -> None:
+def _check_columns(published: PublishedSet, file: str, schema: pa.Schema) -> None:
     found = {field.name: type_name(field.type) for field in schema}
     wanted = published.columns
     problems = [
@@ -206,7 +234,7 @@ def type_name(kind: pa.DataType) -> str:
 def _questions(published: PublishedSet, split: str, files: tuple[Path, ...]) -> Iterator[BenchmarkQuestion]:
     place = 0
     for file in files:
-        for batch in _open(file).iter_batches(batch_size=_BATCH_SIZE):
+        for batch in _open(file, str(file)).iter_batches(batch_size=_BATCH_SIZE):
             for row in batch.to_pylist():
                 yield _question(published, split, row, place)
                 place += 1
@@ -214,8 +242,11 @@ def _questions(published: PublishedSet, split: str, files: tuple[Path, ...]) -> 
 
 def _question(published: PublishedSet, split: str, row: dict[str, Any], place: int) -> BenchmarkQuestion:
     id = published.id_of(row, place)
-    shown = [row[name] for name in published.pictures if row[name] is not None]
-    pictures = tuple(_picture_bytes(published, id, picture) for picture in shown)
+    pictures = {
+        number: _picture_bytes(published, id, row[name])
+        for number, name in enumerate(published.pictures, start=1)
+        if row[name] is not None
+    }
     plain = {name: value for name, value in row.items() if published.columns[name] != "image"}
     return BenchmarkQuestion(published, split, id, {**plain, "_has_image": bool(pictures)}, pictures)
 
@@ -231,7 +262,7 @@ def _picture_bytes(published: PublishedSet, id: str, picture: Mapping[str, Any])
 
 
 def _digest(questions: Iterator[BenchmarkQuestion]) -> str:
-    """sha256 over ids, question texts, gold answers and picture bytes, in order."""
+    """sha256 over ids, all published columns and the bytes of the pictures, in the order of the rows."""
     digest = hashlib.sha256()
     seen: set[str] = set()
     for each in questions:
@@ -240,8 +271,8 @@ def _digest(questions: Iterator[BenchmarkQuestion]) -> str:
                 f"{each.published.name}: id {each.id!r} occurs more than once. A file may be there twice."
             )
         seen.add(each.id)
-        parts = [each.id, each.row["question"], each.published.answers(each.row), [*map(len, each.pictures)]]
-        digest.update(json.dumps(parts).encode())
-        for data in each.pictures:
+        sizes = {str(name): len(data) for name, data in each.pictures.items()}
+        digest.update(json.dumps([each.id, each.row, sizes], sort_keys=True).encode())
+        for data in each.pictures.values():
             digest.update(data)
     return digest.hexdigest()

@@ -1,11 +1,13 @@
 """Run a published benchmark as a child process, on a checkpoint or an OpenAI-compatible endpoint.
 
     python -m models.evaluation.benchmark RUN_DIR
+    torchrun --standalone --nproc-per-node N -m models.evaluation.benchmark RUN_DIR
 
 Reads :class:`models.run_config.BenchmarkRun` and leaves in the run directory ``predictions.parquet`` (every
-row of the set, :mod:`models.evaluation.benchmark_rows`), ``metrics.json`` and ``table.txt``
-(:mod:`models.evaluation.benchmark_results`). Rows are kept as they are answered: a start that finds rows of
-the same model, set and prompt does not ask them again. An endpoint's key is ``VLM_R3_API_KEY``.
+row of the set, :mod:`models.evaluation.benchmark_rows`), ``metrics.json``, ``table.txt`` and ``chart.html``
+(:mod:`models.evaluation.benchmark_files`). Rows are kept as they are answered: a start that finds rows of
+the same model, set and prompt does not ask them again, however many ranks asked them. Of ``num_ranks`` ranks
+each asks every ``num_ranks``-th row; the first sums up. An endpoint's key is ``VLM_R3_API_KEY``.
 """
 
 import hashlib
@@ -15,10 +17,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
+from models.benchmarks.interleave import Interleaved
 from models.benchmarks.published import PublishedSet, get_published
 from models.benchmarks.scorer import Row, get_scorer
 from models.benchmarks.sets import BenchmarkQuestion, LocalSet, read_set
@@ -26,15 +29,19 @@ from models.child import run_stage
 from models.config import EngineConfig, Look, resolve_model_path
 from models.engine import Engine
 from models.errors import ConfigError, EngineError, RecordError, RegionError, ScoringError
-from models.evaluation.benchmark_results import BenchmarkResults, ModelFacts, summarise, to_text
-from models.evaluation.benchmark_rows import AskedRow, Ledger, write_asked
-from models.evaluation.evaluate import ALONE, Progress
+from models.evaluation.benchmark_files import CHART, RESULTS, ROWS, TABLE, save
+from models.evaluation.benchmark_results import BenchmarkResults, ModelFacts, summarise
+from models.evaluation.benchmark_rows import ASKED, AskedRow, write_asked
+from models.evaluation.evaluate import Progress
+from models.evaluation.ledger import Deliveries, Ledger
+from models.evaluation.ranks import ALONE, Share, take_device, this_launch, this_share
 from models.evaluation.switch import folder_digest
 from models.http_engine import HTTPEngine
 from models.protocol import STOPS
 from models.rollout import Asked, stream
 from models.run_config import BenchmarkRun
-from models.rundir import Result, RunDir, write_atomically
+from models.rundir import Result, RunDir
+from models.trajectory import AS_MANY_AS_FIT
 
 log = logging.getLogger(__name__)
 
@@ -47,43 +54,70 @@ _QUEUE_FACTOR = 2
 
 
 def run(directory: RunDir, config: BenchmarkRun) -> Result:
-    """Ask and score every row of the set."""
+    """Ask and score every row of the set, or ask this rank's share of them."""
     results = measure(
-        directory, config, get_published(config.benchmark), lambda: open_engine(config, directory)
+        directory,
+        config,
+        get_published(config.benchmark),
+        lambda: open_engine(config, directory),
+        share=this_share(),
+        launch=this_launch(),
     )
+    if results is None:
+        return Result(status="done", reason="asked its share of the rows")
     return Result(
         status="done",
-        artifacts={name: name for name in ("metrics.json", "predictions.parquet", "table.txt")},
+        artifacts={name: name for name in (RESULTS, ROWS, TABLE, CHART)},
         metrics=dict(results.numbers()),
     )
 
 
 def measure(
-    directory: RunDir, config: BenchmarkRun, published: PublishedSet, open_engine: Callable[[], Engine]
-) -> BenchmarkResults:
+    directory: RunDir,
+    config: BenchmarkRun,
+    published: PublishedSet,
+    open_engine: Callable[[], Engine],
+    *,
+    share: Share = ALONE,
+    launch: str = "",
+) -> BenchmarkResults | None:
     """The results of a benchmark; ``open_engine`` is called only if there is a row to ask.
+
+    The ranks of one start have the same ``launch``; all but the first return None.
 
     Raises RecordError for a set that is not the published one, ScoringError or EngineError when we broke more
     rows than ``max_unscored_share`` allows: what was answered is kept, and the next start asks the rest.
     """
     local = read_set(published, Path(config.data_path), config.split, allow_partial=config.allow_partial)
+    if config.data_digest not in ("", local.digest):
+        raise RecordError(
+            f"{config.data_path} has digest {local.digest}, and {config.data_digest} was asked for: its "
+            "files changed since. Start again."
+        )
     scorer, model = get_scorer(config.benchmark), model_facts(config)
-    asking = Asking(local, config, Ledger(directory.path / "rows" / _identity(local, model)))
-    asking.ask_all(open_engine, Progress(directory, local.num_rows, ALONE))
-    asked = [(row, asking.found[id].scored(row, scorer)) for id, row in asking.rows.items()]
+    ledger = Ledger(directory.path / "rows" / _identity(local, model), share, ASKED)
+    asking = Asking(local, config, ledger, share)
+    progress = Progress(directory, local.num_rows, share)
+    asking.ask_all(open_engine, progress)
+    deliveries = Deliveries(directory.path / "ranks", launch, share, ASKED)
+    if not share.is_first:
+        deliveries.hand_in(asking.found.values())
+        return None
+    found = asking.found | {row.id: row for row in deliveries.collect()}
+    progress.finish()
+    asked = [(row, found[id].about(row, published).scored(row, scorer)) for id, row in asking.rows.items()]
     assert len(asked) == local.num_rows, "every row of the set has an outcome"
-    write_asked(directory.path / "predictions.parquet", (found for _, found in asked))
+    write_asked(directory.path / ROWS, (found for _, found in asked))
     results = summarise(
         scorer,
         local,
         model,
         asked,
         style=config.style,
-        seed=config.seed,
         crop_source=config.look.crop_source,
+        seed=config.seed,
     )
-    results.save(directory.path / "metrics.json")
-    write_atomically(directory.path / "table.txt", to_text(results) + "\n")
+    save(directory.path, results)
     directory.log(local.num_rows, results.numbers())
     _check_failures(config, [found for _, found in asked if found.outcome == "failed"], local.num_rows)
     return results
@@ -91,21 +125,24 @@ def measure(
 
 @dataclass
 class Asking:
-    """The rows of a set on their way: ``rows`` as published, ``found`` what became of each, by id."""
+    """The rows of a set on their way, by id: ``rows`` are all as published, ``found`` is what became of those
+    of this rank's share.
+    """
 
     local: LocalSet
     config: BenchmarkRun
-    ledger: Ledger
+    ledger: Ledger[AskedRow]
+    share: Share
     rows: dict[str, Row] = field(default_factory=dict)
     found: dict[str, AskedRow] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._earlier = self.ledger.read()
+        self._earlier = {row.id: row for row in self.ledger.read()}
         self._look = rules(self.config)
         self._started: dict[str, float] = {}
 
     def ask_all(self, open_engine: Callable[[], Engine], progress: Progress) -> None:
-        """Ask every row that no earlier start has asked."""
+        """Ask every row of the share that no earlier start has asked."""
         ready = self._ready(progress)
         first = next(ready, None)
         if first is not None:
@@ -115,8 +152,9 @@ class Asking:
             finally:
                 self.ledger.flush()
                 engine.close()
-        progress.finish()
-        log.info("%s: %d rows, %d of an earlier start", self.config.benchmark, len(self.rows), self._num_kept)
+        log.info(
+            "%s: %d rows, %d of an earlier start", self.config.benchmark, len(self.found), self._num_kept
+        )
 
     def _ask(self, engine: Engine, ready: Iterator[Asked], progress: Progress) -> None:
         trajectories = stream(
@@ -145,9 +183,11 @@ class Asking:
                 _check_failures(self.config, failed, self.local.num_rows)
 
     def _ready(self, progress: Progress) -> Iterator[Asked]:
-        """The rows that are still to be asked, made ready as they are wanted; notes all others."""
-        for each in self.local.questions():
+        """The rows of the share that are still to be asked, made ready as they are wanted; notes the rest."""
+        for place, each in enumerate(self.local.questions()):
             self.rows[each.id] = each.row
+            if not self.share.has(place):
+                continue
             asked = self._make_ready(each)
             if isinstance(asked, Asked):
                 self._started[each.id] = time.monotonic()
@@ -160,22 +200,23 @@ class Asking:
         if not each.published.answers(each.row):
             raise ConfigError(
                 f"{each.published.name}, split {each.split!r}: {each.id!r} has no gold answer, so it cannot "
-                f"be scored. The authors keep the answers of some splits; there are: "
+                "be scored. The authors keep the answers of some splits; there are: "
                 f"{', '.join(each.published.splits)}."
             )
-        text = self._text(each)
+        prompt = self._prompt(each)
         earlier = self._earlier.get(each.id)
-        if earlier is not None and earlier.question_text == text:
+        if earlier is not None and earlier.question_text == prompt.text:
             return earlier
         try:
-            question = replace(each.question(self.config.style), text=text)
-            return Asked.of(question, self._look)
+            images = [each.image(number) for number in prompt.numbers]
+            return Asked.about(each.id, prompt.text, images, self._look, places=prompt.places)
         except (RecordError, RegionError) as error:
-            return AskedRow.unasked(each.id, text, str(error))
+            return AskedRow.unasked(each.id, prompt.text, str(error))
 
-    def _text(self, each: BenchmarkQuestion) -> str:
-        prompt = each.text(self.config.style)
-        return self.config.direct.ask(prompt) if self.config.style == "direct" else prompt
+    def _prompt(self, each: BenchmarkQuestion) -> Interleaved:
+        if self.config.style == "direct":
+            return each.prompt("direct", wrap=self.config.direct.ask)
+        return each.prompt(self.config.style)
 
     @property
     def _num_kept(self) -> int:
@@ -185,13 +226,14 @@ class Asking:
 def rules(config: BenchmarkRun) -> Look:
     """The rules of looking again for a benchmark.
 
-    A direct answer has no crops, and no system prompt but the model's own. Otherwise only tokens and crops
-    bound a rationale, not turns: every closing brace pauses generation, and formulas are full of them.
+    A direct answer has no crops, and no system prompt but the model's own. Only the context and the number of
+    crops bound a rationale: a cap on tokens would cut it off before its answer, and so would one on turns,
+    because every closing brace pauses generation and formulas are full of them.
     """
-    look = config.look
+    unbounded = {"max_sampled_tokens": AS_MANY_AS_FIT, "max_turns": AS_MANY_AS_FIT}
     if config.style == "direct":
-        return look.model_copy(update={"system": config.direct.system, "max_crops": 0})
-    return look.model_copy(update={"max_turns": look.max_sampled_tokens})
+        return config.look.model_copy(update={**unbounded, "system": config.direct.system, "max_crops": 0})
+    return config.look.model_copy(update=unbounded)
 
 
 def model_facts(config: BenchmarkRun) -> ModelFacts:
@@ -200,6 +242,7 @@ def model_facts(config: BenchmarkRun) -> ModelFacts:
     return ModelFacts(
         name=config.model_name,
         path=path,
+        source=config.model_source,
         digest=folder_digest(resolve_model_path(path)) if path else None,
         endpoint="" if path else config.engine.endpoint,
         served_model="" if path else config.engine.served_model,
@@ -213,9 +256,13 @@ def open_engine(config: BenchmarkRun, directory: RunDir) -> Engine:
         return HTTPEngine(at_server(config.engine, directory))
     if config.engine.kind == "http":
         return HTTPEngine(config.engine, api_key=os.environ.get("VLM_R3_API_KEY", ""))
+    take_device()
     from models.evaluation.engines import checkpoint_engines
 
-    engines = checkpoint_engines(config.engine, look=config.look, seed=config.seed)
+    num_pictures = len(get_published(config.benchmark).pictures)
+    max_images = max(config.engine.max_images, num_pictures + config.look.max_crops)
+    engine = config.engine.model_copy(update={"max_images": max_images})
+    engines = checkpoint_engines(engine, look=config.look, seed=config.seed)
     return engines.open(resolve_model_path(config.model_path))
 
 

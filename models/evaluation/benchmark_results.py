@@ -21,7 +21,7 @@ from models.protocol import is_well_formed
 
 log = logging.getLogger(__name__)
 
-BENCHMARK_VERSION = "benchmark/1"
+BENCHMARK_VERSION = "benchmark/3"
 
 _NOT_IN_A_NAME = re.compile(r"[^a-z0-9_.@]+")
 _MAX_METRIC_LINES = 24
@@ -41,22 +41,54 @@ class SetFacts(Frozen):
 
 class ModelFacts(Frozen):
     """Who answered. ``name`` is that of a known model, empty for any other. ``digest`` covers every file of a
-    model folder; an endpoint shows us none.
+    model folder; an endpoint shows us none. ``source`` is the registered version (models:/vlm-r3/NUMBER) or
+    s3:// prefix that the folder is a copy of, if it is one.
     """
 
     name: str = ""
     path: str
+    source: str = ""
     digest: str | None
     endpoint: str
     served_model: str
     engine: str
 
 
+class CategoryScore(Frozen):
+    """The headline over the scored rows of one category."""
+
+    num_rows: int
+    num_scored: int
+    headline: Estimate | None
+
+
+class OtherRun(Frozen):
+    """The run that another one is compared with: what it was called, and what it measured."""
+
+    name: str
+    model: ModelFacts
+    style: Style
+    headline: Estimate
+
+
+class BenchmarkComparison(Frozen):
+    """The headline minus that of another run on the same rows, paired by row (bootstrap).
+
+    ``num_rows`` rows are compared; ``num_left_out`` have no score in one of the two runs, or in both.
+    """
+
+    against: OtherRun
+    difference: Estimate
+    num_rows: int
+    num_left_out: int
+
+
 class BenchmarkResults(SavedResults):
     """One benchmark, one model. ``headline`` is the mean of the scorer's headline field with its interval:
     Wilson for an accuracy, bootstrap for a similarity. ``table_number`` is what tables print
     (:mod:`models.evaluation.table_numbers`), None where it has no meaning on the scored rows. ``answer_rate``
-    is the share of texts in which an answer was found at all.
+    is the share of texts in which an answer was found at all. ``categories`` are those of the benchmark's
+    authors.
 
     ``metrics`` and ``parse_counts`` are the scorer's own, over the ``num_scored`` rows; None, with
     ``metrics_note``, where it needs whole groups of rows and some row of a group is missing. Rates and means
@@ -68,7 +100,7 @@ class BenchmarkResults(SavedResults):
     data: SetFacts
     model: ModelFacts
     style: Style
-    crop_source: CropSourceName = "original"
+    crop_source: CropSourceName
     seed: int
     scorer: str
     scorer_version: str
@@ -79,17 +111,19 @@ class BenchmarkResults(SavedResults):
     num_unasked: int
     headline_field: str
     headline: Estimate
-    table_number: Estimate | None = None
+    table_number: Estimate | None
+    categories: dict[str, CategoryScore]
     metrics: dict[str, Any] | None
     metrics_note: str
     parse_counts: dict[str, int] | None
     truncation_rate: float
     protocol_error_rate: float
     format_rate: float | None
-    answer_rate: float | None = None
+    answer_rate: float
     crops_per_question: float
     tokens_per_question: float | None
     seconds_per_question: float
+    comparison: BenchmarkComparison | None = None
 
     def numbers(self) -> Mapping[str, float]:
         """Every number under its name of docs/metrics.md, for ``metrics.jsonl`` and the tracker."""
@@ -111,8 +145,21 @@ class BenchmarkResults(SavedResults):
             "tokens_per_question": self.tokens_per_question,
             "seconds_per_question": self.seconds_per_question,
             **{f"metrics/{name}": value for name, value in flatten(self.metrics or {})},
+            **self._difference(),
         }
         return {f"{area}/{name}": value for name, value in found.items() if value is not None}
+
+    def _difference(self) -> Mapping[str, float]:
+        if self.comparison is None:
+            return {}
+        found = self.comparison
+        return {
+            "difference": found.difference.value,
+            "difference_low": found.difference.low,
+            "difference_high": found.difference.high,
+            "difference_num_rows": found.num_rows,
+            "difference_num_left_out": found.num_left_out,
+        }
 
 
 def summarise(
@@ -122,8 +169,8 @@ def summarise(
     asked: Sequence[tuple[Row, AskedRow]],
     *,
     style: Style,
+    crop_source: CropSourceName,
     seed: int,
-    crop_source: CropSourceName = "original",
 ) -> BenchmarkResults:
     """The results of all rows, in the order of the set. Raises ScoringError when no row was scored."""
     scored = [(row, found) for row, found in asked if found.score is not None]
@@ -153,6 +200,7 @@ def summarise(
         headline_field=scorer.headline,
         headline=headline,
         table_number=_table_number(scorer, headline, scored, seed=seed),
+        categories=_categories(scorer, [found for _, found in asked], seed=seed),
         metrics=None if metrics is None else metrics["metrics"],
         metrics_note=note,
         parse_counts=None if metrics is None else metrics["counts"],
@@ -168,10 +216,16 @@ def summarise(
     )
 
 
+def worth(found: AskedRow, headline_field: str) -> float | None:
+    """What a row's answer is worth, from 0 to 1; None for a row that has no score."""
+    return None if found.score is None else float(found.score[headline_field] or 0.0)
+
+
 def to_text(results: BenchmarkResults) -> str:
     """The results for a terminal, ASCII."""
     data, unit = results.data, results.headline
-    model = results.model.path or f"{results.model.served_model} at {results.model.endpoint}"
+    facts = results.model
+    model = facts.source or facts.path or f"{facts.served_model} at {facts.endpoint}"
     tokens = "-" if results.tokens_per_question is None else f"{results.tokens_per_question:.1f}"
     lines = [
         f"{data.benchmark} ({data.source}, split {data.split}), {results.style}, {model}",
@@ -182,7 +236,9 @@ def to_text(results: BenchmarkResults) -> str:
         f"per row     {tokens} tokens, {results.crops_per_question:.2f} crops, "
         f"{results.seconds_per_question:.2f} s; cut off {100 * results.truncation_rate:.1f} %, protocol "
         f"errors {100 * results.protocol_error_rate:.1f} %",
-        f"scorer      {results.scorer} version {results.scorer_version} ({results.primary})",
+        f"scorer      {results.scorer} version {results.scorer_version} ({results.primary}), seed "
+        f"{results.seed}, data {data.digest[:12]}, model {(results.model.digest or 'unknown')[:12]}",
+        *_difference_lines(results),
     ]
     numbers = list(flatten(results.metrics or {}))
     lines += [f"  {name:60} {value:g}" for name, value in numbers[:_MAX_METRIC_LINES]]
@@ -215,7 +271,7 @@ def _metrics(scorer: Scorer, scored: Sequence[tuple[Row, AskedRow]]) -> tuple[di
 def _table_number(
     scorer: Scorer, headline: Estimate, scored: Sequence[tuple[Row, AskedRow]], *, seed: int
 ) -> Estimate | None:
-    judged = [(row, _worth(scorer, found)) for row, found in scored]
+    judged = [(row, worth(found, scorer.headline) or 0.0) for row, found in scored]
     try:
         return table_number(scorer, headline, judged, seed=seed)
     except ScoringError as error:
@@ -223,15 +279,36 @@ def _table_number(
         return None
 
 
-def _worth(scorer: Scorer, found: AskedRow) -> float:
-    return float((found.score or {})[scorer.headline] or 0.0)
-
-
 def _headline(scorer: Scorer, scored: Sequence[AskedRow], *, seed: int) -> Estimate:
-    values = [_worth(scorer, found) for found in scored]
+    values = [value for found in scored if (value := worth(found, scorer.headline)) is not None]
     if scorer.is_similarity:
         return bootstrap_mean(values, seed=seed)
     return wilson_interval(sum(value == 1.0 for value in values), len(values))
+
+
+def _categories(scorer: Scorer, asked: Sequence[AskedRow], *, seed: int) -> dict[str, CategoryScore]:
+    """The headline per category, in the order of their names; None where no row has a score."""
+    by_name: dict[str, list[AskedRow]] = {}
+    for found in asked:
+        by_name.setdefault(found.category, []).append(found)
+    return {name: _category(scorer, rows, seed=seed) for name, rows in sorted(by_name.items())}
+
+
+def _category(scorer: Scorer, rows: Sequence[AskedRow], *, seed: int) -> CategoryScore:
+    scored = [row for row in rows if row.score is not None]
+    headline = _headline(scorer, scored, seed=seed) if scored else None
+    return CategoryScore(num_rows=len(rows), num_scored=len(scored), headline=headline)
+
+
+def _difference_lines(results: BenchmarkResults) -> Iterator[str]:
+    if results.comparison is not None:
+        compared = results.comparison
+        found, other = compared.difference, compared.against
+        yield (
+            f"difference  {100 * found.value:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}] "
+            f"to {other.name!r} ({100 * other.headline.value:.1f} %) over {compared.num_rows} rows; "
+            f"{compared.num_left_out} left out, without a score in one of the two"
+        )
 
 
 def _warnings(results: BenchmarkResults) -> Iterator[str]:
@@ -246,5 +323,5 @@ def _warnings(results: BenchmarkResults) -> Iterator[str]:
     if results.truncation_rate > 0:
         yield (
             f"WARNING: {100 * results.truncation_rate:.1f} % of the answers were cut off by a limit; see "
-            "look.max_sampled_tokens, look.max_crops and engine.max_model_len."
+            "look.max_crops and engine.max_model_len."
         )

@@ -1,22 +1,23 @@
 """The rows of a benchmark after they were asked: Parquet with the full transcript, one row per benchmark row.
 
 Three outcomes are kept apart: *scored*; *failed*, because we broke (the engine, the scorer); and *unasked*,
-because the row has not exactly one usable picture or does not fit the context. Only the first has a score.
+because a picture of the row cannot be used or the row does not fit the context. Only the first has a score.
 """
 
 import json
-import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from models.answer_rules import AnswerRule, read_answer
+from models.benchmarks.published import PublishedSet
 from models.benchmarks.scorer import Row, Score, Scorer
 from models.config import Style
 from models.errors import ScoringError
+from models.evaluation.ledger import RowFiles
 from models.records import read_rows, write_rows
 from models.trajectory import StopReason, Trajectory
 from models.transcripts import (
@@ -32,6 +33,8 @@ Outcome = Literal["scored", "failed", "unasked"]
 ROW_SCHEMA = pa.schema(
     [
         *TRANSCRIPT_FIELDS,
+        ("category", pa.string()),
+        ("gold", pa.list_(pa.string())),
         ("outcome", pa.string()),
         ("reason", pa.string()),
         ("prediction", pa.string()),
@@ -40,10 +43,6 @@ ROW_SCHEMA = pa.schema(
         ("num_tokens", pa.int64()),
     ]
 )
-
-# A file is closed after so many rows, or so many seconds: what a killed process loses at most.
-_ROWS_PER_FILE = 64
-_SECONDS_PER_FILE = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +53,7 @@ class AskedRow:
     gets: what the model's rule reads in a direct answer, otherwise the body of ``<answer>``; None when there
     is none. ``score`` is None before scoring and for a row that has no score; ``reason`` then says why.
     ``seconds`` run from handing the row to the engine to its last token, the wait in a queue included.
+    ``category`` and the ``gold`` answers are those of the published row.
     """
 
     id: str
@@ -64,6 +64,8 @@ class AskedRow:
     prediction: str | None = None
     score: Score | None = None
     seconds: float = 0.0
+    category: str = ""
+    gold: tuple[str, ...] = ()
 
     @classmethod
     def unasked(cls, id: str, question_text: str, reason: str) -> "AskedRow":
@@ -94,6 +96,10 @@ class AskedRow:
             return None
         return self.transcript.num_sampled_tokens or (None if self.transcript.sampled_text else 0)
 
+    def about(self, row: Row, published: PublishedSet) -> "AskedRow":
+        """The same with what its published row says."""
+        return replace(self, category=published.kind_of(row), gold=published.answers(row))
+
     def scored(self, row: Row, scorer: Scorer) -> "AskedRow":
         """The same with its score. No answer is scored as an empty text: that is the model's doing."""
         if self.outcome != "scored":
@@ -114,38 +120,7 @@ def read_asked(path: Path) -> list[AskedRow]:
     return [_asked(row) for row in read_rows(path, ROW_SCHEMA, version=TRANSCRIPT_VERSION)]
 
 
-@dataclass(slots=True)
-class Ledger:
-    """The rows that were asked so far, in a folder of small files that outlive an interruption.
-
-    Rows that we broke are not kept: the next start asks them again.
-    """
-
-    folder: Path
-    _waiting: list[AskedRow] = field(default_factory=list)
-    _written: float = field(default_factory=time.monotonic)
-
-    def read(self) -> dict[str, AskedRow]:
-        """The rows of earlier starts by id."""
-        if not any(self.folder.glob("*.parquet")):
-            return {}
-        return {row.id: row for row in read_asked(self.folder)}
-
-    def add(self, row: AskedRow) -> None:
-        """Take a row; it is on disk after some more rows or seconds, or after :meth:`flush`."""
-        if row.outcome != "failed":
-            self._waiting.append(row)
-        is_due = time.monotonic() - self._written >= _SECONDS_PER_FILE
-        if is_due or len(self._waiting) >= _ROWS_PER_FILE:
-            self.flush()
-
-    def flush(self) -> None:
-        """Put on disk what waits."""
-        if self._waiting:
-            number = 1 + max((int(path.stem) for path in self.folder.glob("*.parquet")), default=0)
-            write_asked(self.folder / f"{number:06d}.parquet", self._waiting)
-            self._waiting = []
-        self._written = time.monotonic()
+ASKED = RowFiles(read=read_asked, write=write_asked, is_broken=lambda row: row.outcome == "failed")
 
 
 def _outcome(trajectory: Trajectory) -> tuple[Outcome, str]:
@@ -162,6 +137,8 @@ def _row(asked: AskedRow) -> dict[str, object]:
         **transcript,
         "question_id": asked.id,
         "question_text": asked.question_text,
+        "category": asked.category,
+        "gold": asked.gold,
         "outcome": asked.outcome,
         "reason": asked.reason,
         "prediction": asked.prediction,
@@ -181,4 +158,6 @@ def _asked(row: dict[str, Any]) -> AskedRow:
         prediction=row["prediction"],
         score=None if row["score"] is None else json.loads(row["score"]),
         seconds=row["seconds"],
+        category=row["category"],
+        gold=tuple(row["gold"]),
     )

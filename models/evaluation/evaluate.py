@@ -1,37 +1,36 @@
 """Measure variants: roll out, score, sum up, compare. Independent of which engine answers.
 
-Work is divided among ranks by question (:mod:`models.evaluation.shards`). A shard that an earlier,
-interrupted run of the same directory has finished is not measured again.
+Work is divided among ranks by question (:mod:`models.evaluation.shards`). What an earlier, interrupted run of
+the same directory has asked is not asked again.
 """
 
 import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
-from models.config import Look, resolve_model_path
-from models.engine import Engine
+from models.config import resolve_model_path
 from models.errors import ConfigError, ScoringError
+from models.evaluation.attempts import Work, attempt
+from models.evaluation.ledger import Ledger
 from models.evaluation.metrics import check_unscored, compare, summarise, summarise_samples
-from models.evaluation.predictions import Prediction, score, write_predictions
+from models.evaluation.predictions import ATTEMPTS, Prediction, write_predictions
+from models.evaluation.ranks import ALONE, Share
 from models.evaluation.results import Comparison, Results, VariantResult
-from models.evaluation.shards import Shards, Share
+from models.evaluation.shards import Shards
 from models.evaluation.switch import Engines, EngineSwitch, folder_digest
 from models.records import Question
-from models.rollout import derive_seed, stream
+from models.rollout import derive_seed
 from models.run_config import EvaluationRun, EvaluationVariant
 from models.rundir import RunDir
 
 log = logging.getLogger(__name__)
 
 SAMPLING_TEMPERATURE = 1.0
-ALONE = Share()
-# Attempts in flight, in batches of the engine.
-_QUEUE_FACTOR = 2
 # Progress lines come about this often.
 _SECONDS_BETWEEN_LINES = 1.0
 
@@ -138,8 +137,11 @@ def variant_metrics(row: VariantResult) -> Mapping[str, float]:
         "crops_per_question": overall.crops_per_question,
         "first_box_on_object": overall.first_box_on_object,
         "first_box_iou": overall.first_box_iou,
+        "gold_recall": overall.gold_recall,
+        "crops_with_answer": overall.crops_with_answer,
         "crop_tokens": overall.crop_tokens,
         "tokens_per_question": overall.tokens_per_question,
+        "seconds_per_question": overall.seconds_per_question,
         "tokens_per_second": row.tokens_per_second,
         "seconds": row.seconds,
     }
@@ -172,7 +174,7 @@ def _measure(
     switch: EngineSwitch,
     progress: Progress,
 ) -> None:
-    """This rank's shard of a variant, unless an earlier run of the same directory has finished it."""
+    """This rank's shard of a variant, but for what an earlier run of the same directory has asked."""
     share = progress.share
     greedy = share.of(questions[: variant.num_questions])
     sampled = share.of(questions[: variant.num_sampled_questions])
@@ -180,52 +182,37 @@ def _measure(
         log.info("%s: finished by an earlier run", variant.name)
         progress.advance(len(greedy) + len(sampled) * config.evaluation.num_samples)
         return
-    engine = switch.use(resolve_model_path(variant.model_path))
-    started = time.monotonic()
-    predictions = [
-        *_attempt(engine, variant, greedy, config, progress, num_samples=1, temperature=0.0),
-        *_attempt(
-            engine,
-            variant,
-            sampled,
-            config,
-            progress,
-            num_samples=config.evaluation.num_samples,
-            temperature=SAMPLING_TEMPERATURE,
-        ),
+    ledger = Ledger(shards.rows, share, ATTEMPTS)
+    kept = {p.key: p for p in ledger.read()}
+    work = [
+        Work(greedy, num_samples=1, temperature=0.0),
+        Work(sampled, num_samples=config.evaluation.num_samples, temperature=SAMPLING_TEMPERATURE),
     ]
+    missing = [part.without(kept) for part in work]
+    again = {key for part in missing for key in part.attempts()}
+    predictions = [kept[key] for part in work for key in part.attempts() if key not in again]
+    progress.advance(len(predictions))
+    started = time.monotonic()
+    asked: list[Prediction] = []
+    if again:
+        engine = switch.use(resolve_model_path(variant.model_path))
+        started = time.monotonic()
+        try:
+            for part in missing:
+                for prediction in attempt(engine, variant, part, config):
+                    asked.append(prediction)
+                    ledger.add(prediction)
+                    progress.advance()
+        finally:
+            ledger.flush()
     seconds = time.monotonic() - started
-    shards.finish(share.rank, predictions, seconds=seconds)
-    log.info("%s: %d attempts in %.1f s", variant.name, len(predictions), seconds)
-
-
-def _attempt(
-    engine: Engine,
-    variant: EvaluationVariant,
-    questions: Sequence[Question],
-    config: EvaluationRun,
-    progress: Progress,
-    *,
-    num_samples: int,
-    temperature: float,
-) -> Iterator[Prediction]:
-    """Scored attempts as they finish."""
-    look = _look(config.look, variant)
-    by_id = {question.id: question for question in questions}
-    attempts = stream(
-        engine,
-        questions=[question for question in questions for _ in range(num_samples)],
-        look=look,
-        num_samples=num_samples,
-        temperature=temperature,
-        seed=config.seed,
-        # Enough to keep the engine's batch full, without holding every picture of the set in memory.
-        max_in_flight=_QUEUE_FACTOR * config.engine.max_num_seqs,
+    shards.finish(
+        share.rank,
+        [*predictions, *asked],
+        seconds=seconds,
+        num_tokens=sum(p.transcript.num_sampled_tokens for p in asked),
     )
-    for trajectory in attempts:
-        question = by_id[trajectory.question_id]
-        yield score(trajectory, question, style=variant.style, temperature=temperature, budget=look.budget)
-        progress.advance()
+    log.info("%s: %d attempts in %.1f s, %d kept", variant.name, len(asked), seconds, len(predictions))
 
 
 def _merge(
@@ -240,7 +227,7 @@ def _merge(
     rows: list[VariantResult] = []
     predictions: dict[str, list[Prediction]] = {}
     for variant in config.variants:
-        found, seconds = shards[variant.name].collect()
+        found, seconds, num_tokens = shards[variant.name].collect()
         found.sort(key=lambda p: (p.temperature, place[p.question_id], p.transcript.sample_index))
         write_predictions(run.path / "predictions" / f"{variant.name}.parquet", found)
         try:
@@ -249,8 +236,16 @@ def _merge(
         except ScoringError:
             shards[variant.name].forget()
             raise
-        digest = shards[variant.name].model_digest
-        rows.append(_summarise(variant, config, found, model_digest=digest, seconds=seconds))
+        rows.append(
+            _summarise(
+                variant,
+                config,
+                found,
+                model_digest=shards[variant.name].model_digest,
+                seconds=seconds,
+                num_tokens=num_tokens,
+            )
+        )
         predictions[variant.name] = found
         run.log(progress.total, variant_metrics(rows[-1]))
     progress.finish()
@@ -273,13 +268,6 @@ def _split(predictions: Sequence[Prediction]) -> tuple[list[Prediction], list[Pr
     return [p for p in predictions if p.temperature == 0], [p for p in predictions if p.temperature > 0]
 
 
-def _look(look: Look, variant: EvaluationVariant) -> Look:
-    """The rules of looking again for this variant: a direct answer has no system prompt and no crops."""
-    if variant.style == "direct":
-        return look.model_copy(update={"system": None, "max_crops": 0})
-    return look.model_copy(update={"crop_source": variant.crop_source})
-
-
 def _summarise(
     variant: EvaluationVariant,
     config: EvaluationRun,
@@ -287,11 +275,11 @@ def _summarise(
     *,
     model_digest: str,
     seconds: float,
+    num_tokens: int,
 ) -> VariantResult:
     greedy, sampled = _split(predictions)
     factor = config.look.pixel_factor
     kinds = sorted({p.kind for p in greedy if p.kind})
-    num_tokens = sum(p.transcript.num_sampled_tokens for p in predictions)
     return VariantResult(
         name=variant.name,
         label=variant.label or variant.name,
@@ -303,7 +291,7 @@ def _summarise(
         kinds={kind: summarise([p for p in greedy if p.kind == kind], pixel_factor=factor) for kind in kinds},
         sampled=summarise_samples(sampled, seed=config.seed) if sampled else None,
         seconds=round(seconds, 3),
-        tokens_per_second=num_tokens / seconds,
+        tokens_per_second=num_tokens / seconds if num_tokens else None,
     )
 
 

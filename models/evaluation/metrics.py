@@ -19,6 +19,10 @@ Z_95 = 1.959963984540054
 # The first box looks at the asked object when its IoU with a gold box exceeds this. Low on purpose: a
 # generous box around a small object has an IoU of 0.2 to 0.3 with it, the whole picture less than 0.01.
 ON_OBJECT_IOU = 0.1
+# A gold box is found when an accepted box has this IoU with it.
+FOUND_IOU = 0.5
+# A crop holds a gold box when so much of the box's area lies in it: rounding to whole pixels may cut an edge.
+HOLDS_COVERAGE = 0.9
 NUM_RESAMPLES = 10_000
 # Indices held in memory at a time.
 _DRAWS_PER_BLOCK = 2_000_000
@@ -120,10 +124,13 @@ def summarise(predictions: Sequence[Prediction], *, pixel_factor: int) -> Scores
         else None,
         first_box_iou=_mean(p.first_box_iou for p in looks),
         first_box_coverage=_mean(p.first_box_coverage for p in looks),
+        gold_recall=_mean(float(iou >= FOUND_IOU) for p in looks for iou in p.gold_ious),
+        crops_with_answer=_mean(float(part >= HOLDS_COVERAGE) for p in looks for part in p.crop_coverages),
         crop_width=_mean(crop.box.width for crop in crops),
         crop_height=_mean(crop.box.height for crop in crops),
         crop_tokens=_mean(crop.size.area / pixel_factor**2 for crop in crops),
         tokens_per_question=fmean(p.transcript.num_sampled_tokens for p in scored),
+        seconds_per_question=fmean(p.seconds for p in scored),
     )
 
 

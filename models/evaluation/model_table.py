@@ -6,7 +6,7 @@ is.
 Nothing is averaged and nothing is left out without a word.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -105,13 +105,16 @@ def build_table(
         )
         for column in printed.columns
     }
-    rows_of = _measured_rows(measured, baselines, printed.columns, footnotes)
+    groups = _groups(measured, printed.columns)
+    crop_notes = {baseline.name: baseline.crop_note for baseline in baselines}
     rows: list[TableRow] = []
     for shown in _published_rows(published, printed, footnotes):
+        rows.append(shown)
         names = {baseline.name for baseline in baselines if baseline.published == shown.model}
-        rows += [shown, *(row for name, row in rows_of if name in names)]
-    placed = {baseline.name for baseline in baselines if baseline.published in {row.model for row in rows}}
-    rows += [row for name, row in rows_of if name not in placed]
+        for group in [group for group in groups if group[0].results.model.name in names]:
+            rows.append(_measured_row(group, printed.columns, crop_notes, footnotes))
+            groups.remove(group)
+    rows += [_measured_row(group, printed.columns, crop_notes, footnotes) for group in groups]
     return ModelTable(
         title=f"Table {printed.number} of {published.source}, with what was measured here",
         columns=printed.columns,
@@ -127,6 +130,8 @@ def model_label(results: BenchmarkResults) -> str:
     model = results.model
     if model.name:
         return model.name
+    if model.source:
+        return model.source
     if model.path:
         return f"{Path(model.path).name} ({(model.digest or '')[:8]})"
     return f"{model.served_model} at {model.endpoint}"
@@ -148,34 +153,24 @@ def _published_rows(
         yield TableRow(row.label, "published", "", cells, footnotes.numbers(whole))
 
 
-def _measured_rows(
-    measured: Sequence[Measured],
-    baselines: Sequence[Baseline],
-    columns: Sequence[str],
-    footnotes: Footnotes,
-) -> list[tuple[str, TableRow]]:
-    """Every measured row with the name of its known model (empty for any other)."""
-    crop_notes = {baseline.name: baseline.crop_note for baseline in baselines}
-    ordered = sorted(measured, key=_row_key)
-    rows = []
-    for _, group in groupby(ordered, key=_row_key):
-        runs = list(group)
-        cells = {
-            column: cell
-            for column in columns
-            if (
-                cell := _measured_cell(
-                    [run for run in runs if run.results.data.benchmark == column], footnotes
-                )
-            )
-        }
-        if not cells:
-            continue
-        first = runs[0].results
-        note = crop_notes.get(first.model.name, "") if first.style == "look-again" else ""
-        notes = footnotes.numbers([note] if note else [])
-        rows.append((first.model.name, TableRow(model_label(first), "measured", _asked(first), cells, notes)))
-    return rows
+def _groups(measured: Sequence[Measured], columns: Sequence[str]) -> list[list[Measured]]:
+    """The runs that make up each row, of the benchmarks that have a column."""
+    wanted = sorted((run for run in measured if run.results.data.benchmark in columns), key=_row_key)
+    return [list(group) for _, group in groupby(wanted, key=_row_key)]
+
+
+def _measured_row(
+    runs: Sequence[Measured], columns: Sequence[str], crop_notes: Mapping[str, str], footnotes: Footnotes
+) -> TableRow:
+    first = runs[0].results
+    note = crop_notes.get(first.model.name, "") if first.style == "look-again" else ""
+    notes = footnotes.numbers([note] if note else [])
+    cells = {
+        column: cell
+        for column in columns
+        if (cell := _measured_cell([run for run in runs if run.results.data.benchmark == column], footnotes))
+    }
+    return TableRow(model_label(first), "measured", _asked(first), cells, notes)
 
 
 def _row_key(run: Measured) -> tuple[str, ...]:

@@ -14,9 +14,10 @@ import pyarrow as pa
 from models.answers import matches
 from models.config import Style
 from models.errors import ScoringError
+from models.evaluation.ledger import RowFiles
 from models.protocol import extract_answer, is_well_formed
 from models.records import Question, read_rows, write_rows
-from models.region import PixelBudget, Size, View
+from models.region import Box, PixelBudget, Size, View
 from models.trajectory import Trajectory
 from models.transcripts import (
     TRANSCRIPT_FIELDS,
@@ -37,6 +38,10 @@ PREDICTION_SCHEMA = pa.schema(
         ("needs_look", pa.bool_()),
         ("first_box_iou", pa.float64()),
         ("first_box_coverage", pa.float64()),
+        ("gold", pa.list_(pa.string())),
+        ("gold_ious", pa.list_(pa.float64())),
+        ("crop_coverages", pa.list_(pa.float64())),
+        ("seconds", pa.float64()),
     ]
 )
 
@@ -49,6 +54,11 @@ class Prediction:
     we broke. ``needs_look`` says that the question has gold boxes. The first box is the first one that was
     not refused; ``first_box_iou`` is its best IoU with a gold box and ``first_box_coverage`` the largest
     share of a gold box inside it, both None without a box or without gold.
+
+    ``gold_ious`` has for every gold box the best IoU of an accepted box (0 without one), ``crop_coverages``
+    for every crop that was shown the largest share of a gold box inside it; both are empty without gold.
+    ``gold`` are the gold answers. ``seconds`` run from handing the question to the engine to its last token,
+    the wait in a queue included.
     """
 
     transcript: Transcript
@@ -60,6 +70,15 @@ class Prediction:
     needs_look: bool
     first_box_iou: float | None
     first_box_coverage: float | None
+    gold: tuple[str, ...] = ()
+    gold_ious: tuple[float, ...] = ()
+    crop_coverages: tuple[float, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def key(self) -> tuple[str, float, int]:
+        """What makes it one attempt of a variant: question, temperature and number of the sample."""
+        return self.question_id, self.temperature, self.transcript.sample_index
 
     @property
     def question_id(self) -> str:
@@ -78,7 +97,13 @@ class Prediction:
 
 
 def score(
-    trajectory: Trajectory, question: Question, *, style: Style, temperature: float, budget: PixelBudget
+    trajectory: Trajectory,
+    question: Question,
+    *,
+    style: Style,
+    temperature: float,
+    budget: PixelBudget,
+    seconds: float = 0.0,
 ) -> Prediction:
     """The attempt, compared with the question's gold answers and gold boxes.
 
@@ -92,17 +117,28 @@ def score(
         )
     text = trajectory.sampled_text
     answer = text.strip() if style == "direct" else extract_answer(text)
-    iou, coverage = _grounding(trajectory, question, budget)
+    transcript = Transcript.of(trajectory)
+    golds = _gold_boxes(question, budget)
+    first = transcript.accepted_boxes[0] if golds and transcript.accepted_boxes else None
     return Prediction(
-        transcript=Transcript.of(trajectory),
+        transcript=transcript,
         kind=question.kind,
         style=style,
         temperature=temperature,
         answer=answer,
         correct=None if trajectory.stop.is_our_failure else matches(answer, question.answers),
         needs_look=bool(question.gold_boxes),
-        first_box_iou=iou,
-        first_box_coverage=coverage,
+        # Of several gold boxes, any may be looked at first.
+        first_box_iou=max(first.iou(gold) for gold in golds) if first else None,
+        first_box_coverage=max(first.coverage_of(gold) for gold in golds) if first else None,
+        gold=question.answers,
+        gold_ious=tuple(
+            max((box.iou(gold) for box in transcript.accepted_boxes), default=0.0) for gold in golds
+        ),
+        crop_coverages=tuple(
+            max(crop.box.coverage_of(gold) for gold in golds) for crop in transcript.crops if golds
+        ),
+        seconds=seconds,
     )
 
 
@@ -116,16 +152,13 @@ def read_predictions(path: Path) -> list[Prediction]:
     return [_prediction(row) for row in read_rows(path, PREDICTION_SCHEMA, version=TRANSCRIPT_VERSION)]
 
 
-def _grounding(
-    trajectory: Trajectory, question: Question, budget: PixelBudget
-) -> tuple[float | None, float | None]:
-    """Best IoU and coverage of the first accepted box. Of several gold boxes, any may be looked at first."""
-    if not question.gold_boxes or not trajectory.accepted_boxes:
-        return None, None
+ATTEMPTS = RowFiles(read=read_predictions, write=write_predictions, is_broken=lambda p: not p.is_scored)
+
+
+def _gold_boxes(question: Question, budget: PixelBudget) -> list[Box]:
+    """The gold boxes in seen pixels."""
     view = View.of(Size(question.width, question.height), budget)
-    first = trajectory.accepted_boxes[0]
-    golds = [view.convert(box, "seen") for box in question.gold_boxes]
-    return max(first.iou(gold) for gold in golds), max(first.coverage_of(gold) for gold in golds)
+    return [view.convert(box, "seen") for box in question.gold_boxes]
 
 
 def _row(prediction: Prediction) -> dict[str, object]:
@@ -139,6 +172,10 @@ def _row(prediction: Prediction) -> dict[str, object]:
         "needs_look": prediction.needs_look,
         "first_box_iou": prediction.first_box_iou,
         "first_box_coverage": prediction.first_box_coverage,
+        "gold": prediction.gold,
+        "gold_ious": prediction.gold_ious,
+        "crop_coverages": prediction.crop_coverages,
+        "seconds": prediction.seconds,
     }
 
 
@@ -153,4 +190,8 @@ def _prediction(row: dict[str, Any]) -> Prediction:
         needs_look=row["needs_look"],
         first_box_iou=row["first_box_iou"],
         first_box_coverage=row["first_box_coverage"],
+        gold=tuple(row["gold"]),
+        gold_ious=tuple(row["gold_ious"]),
+        crop_coverages=tuple(row["crop_coverages"]),
+        seconds=row["seconds"],
     )

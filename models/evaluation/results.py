@@ -9,11 +9,12 @@ from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from models.answers import MATCHER, MATCHER_VERSION
 from models.config import CropSourceName, Style
 from models.errors import ScoringError
 from models.rundir import write_atomically
 
-RESULTS_VERSION = "evaluation/1"
+RESULTS_VERSION = "evaluation/2"
 
 
 class Frozen(BaseModel):
@@ -59,7 +60,9 @@ class Scores(Frozen):
     """Greedy answers summed up, one per question. Rates are over the attempts that we did not break.
 
     ``num_unscored`` attempts were broken by us: they are neither right nor wrong, and are missing from
-    ``num_scored``.
+    ``num_scored``. ``gold_recall`` is over gold boxes: the share that an accepted box meets with an IoU of at
+    least 0.5. ``crops_with_answer`` is over the crops at questions with gold boxes: the share that holds a
+    gold box (:data:`models.evaluation.metrics.HOLDS_COVERAGE`).
     """
 
     num_scored: int
@@ -74,10 +77,13 @@ class Scores(Frozen):
     first_box_on_object: float | None
     first_box_iou: float | None
     first_box_coverage: float | None
+    gold_recall: float | None
+    crops_with_answer: float | None
     crop_width: float | None
     crop_height: float | None
     crop_tokens: float | None
     tokens_per_question: float
+    seconds_per_question: float
 
 
 class SampledScores(Frozen):
@@ -91,7 +97,11 @@ class SampledScores(Frozen):
 
 
 class VariantResult(Frozen):
-    """One row of the results. ``model_digest`` covers every file of the model's folder."""
+    """One row of the results. ``model_digest`` covers every file of the model's folder.
+
+    ``seconds`` is the time of the start that finished the row, of its slowest rank; ``tokens_per_second`` are
+    the tokens sampled in it, None when it sampled none.
+    """
 
     name: str
     label: str
@@ -103,7 +113,7 @@ class VariantResult(Frozen):
     kinds: dict[str, Scores]
     sampled: SampledScores | None = None
     seconds: float
-    tokens_per_second: float
+    tokens_per_second: float | None
 
 
 class Comparison(Frozen):
@@ -131,12 +141,16 @@ class Comparison(Frozen):
 
 
 class Results(SavedResults):
-    """A whole evaluation. ``questions_digest`` covers the questions asked: ids, pictures, texts, answers."""
+    """A whole evaluation. ``questions_digest`` covers the questions asked: ids, pictures, texts, answers.
+    ``scorer`` and ``scorer_version`` name the rule that compared answers (:mod:`models.answers`).
+    """
 
     contents = "an evaluation"
     version: str = RESULTS_VERSION
     seed: int
     questions_digest: str
+    scorer: str = MATCHER
+    scorer_version: str = MATCHER_VERSION
     variants: tuple[VariantResult, ...]
     comparisons: tuple[Comparison, ...] = ()
 

@@ -1,10 +1,12 @@
 """Shards: each rank measures its share of every variant's questions, and leaves a file that says so.
 
 A shard is finished when its marker (``shards/<variant>-<rank>of<ranks>.json``) names the present model and
-questions; a restart measures only what is missing. The first rank waits for the others' files and merges
+questions. Of a shard that is not, a restart asks only the questions that no rank has asked before it, however
+many ranks there were (:mod:`models.evaluation.ledger`). The first rank waits for the others' files and merges
 them: there is no other communication, because a launcher ends all ranks when one fails.
 """
 
+import hashlib
 import logging
 import time
 from collections.abc import Sequence
@@ -15,7 +17,6 @@ from pydantic import ValidationError
 
 from models.evaluation.predictions import Prediction, read_predictions, write_predictions
 from models.evaluation.results import Frozen
-from models.records import Question
 from models.rundir import write_atomically
 
 log = logging.getLogger(__name__)
@@ -23,29 +24,13 @@ log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LOOKS = 0.2
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    """Which part of the work is this process's: every ``num_ranks``-th question, from ``rank`` on."""
-
-    rank: int = 0
-    num_ranks: int = 1
-
-    @property
-    def is_first(self) -> bool:
-        """True in the one process that merges and writes results."""
-        return self.rank == 0
-
-    def of(self, questions: Sequence[Question]) -> Sequence[Question]:
-        """The questions of this share."""
-        return questions[self.rank :: self.num_ranks]
-
-
 class Marker(Frozen):
-    """What a shard was measured on, and how long it took."""
+    """What a shard was measured on; how long the start that finished it took, and how much that sampled."""
 
     model_digest: str
     questions_digest: str
     seconds: float
+    num_tokens: int
 
     def is_of(self, model_digest: str, questions_digest: str) -> bool:
         """True when the shard was measured on these."""
@@ -66,27 +51,40 @@ class Shards:
         """True when that shard need not be measured again."""
         return self._marker(rank) is not None
 
-    def finish(self, rank: int, predictions: Sequence[Prediction], *, seconds: float) -> None:
+    @property
+    def rows(self) -> Path:
+        """Where the attempts of all starts lie, whatever shards they were made for."""
+        identity = hashlib.sha256(f"{self.model_digest} {self.questions_digest}".encode()).hexdigest()
+        return self.folder.with_name("rows") / f"{self.variant}-{identity[:16]}"
+
+    def finish(
+        self, rank: int, predictions: Sequence[Prediction], *, seconds: float, num_tokens: int
+    ) -> None:
         """Write a measured shard; its marker comes last."""
         write_predictions(self._path(rank, ".parquet"), predictions)
         marker = Marker(
-            model_digest=self.model_digest, questions_digest=self.questions_digest, seconds=seconds
+            model_digest=self.model_digest,
+            questions_digest=self.questions_digest,
+            seconds=seconds,
+            num_tokens=num_tokens,
         )
         write_atomically(self._path(rank, ".json"), marker.model_dump_json())
 
-    def collect(self) -> tuple[list[Prediction], float]:
-        """All shards' predictions in order of rank, and the seconds of the slowest; waits for other ranks."""
+    def collect(self) -> tuple[list[Prediction], float, int]:
+        """All shards' predictions in order of rank, the seconds of the slowest, and the tokens sampled in
+        them; waits for other ranks.
+        """
         predictions: list[Prediction] = []
-        slowest = 0.0
+        slowest, num_tokens = 0.0, 0
         for rank in range(self.num_ranks):
             while (marker := self._marker(rank)) is None:
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
             predictions += read_predictions(self._path(rank, ".parquet"))
-            slowest = max(slowest, marker.seconds)
-        return predictions, slowest
+            slowest, num_tokens = max(slowest, marker.seconds), num_tokens + marker.num_tokens
+        return predictions, slowest, num_tokens
 
     def forget(self) -> None:
-        """Have all shards measured again by the next start, because we broke too many of their attempts."""
+        """Have the next start look at all shards again, because we broke too many of their attempts."""
         for rank in range(self.num_ranks):
             self._path(rank, ".json").unlink(missing_ok=True)
 

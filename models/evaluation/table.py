@@ -9,7 +9,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from models.evaluation.metrics import ON_OBJECT_IOU
+from models.evaluation.metrics import FOUND_IOU, HOLDS_COVERAGE, ON_OBJECT_IOU
 from models.evaluation.results import Comparison, Estimate, Results, Scores, VariantResult
 
 TEXT_WIDTH = 150
@@ -56,6 +56,19 @@ def columns(results: Results) -> tuple[Column, ...]:
     )
 
 
+def cost_columns() -> tuple[Column, ...]:
+    """The columns of the second table: where the model looked, what it cost, what went wrong."""
+    return (
+        Column("", "model", lambda v: v.label),
+        Column("gold boxes", "found %", lambda v: percent(v.overall.gold_recall)),
+        Column("crops with", "answer %", lambda v: percent(v.overall.crops_with_answer)),
+        Column("cut off", "%", lambda v: percent(v.overall.truncation_rate)),
+        Column("protocol", "errors %", lambda v: percent(v.overall.protocol_error_rate)),
+        Column("tokens /", "question", lambda v: _decimal(v.overall.tokens_per_question, 1)),
+        Column("seconds /", "question", lambda v: _decimal(v.overall.seconds_per_question, 2)),
+    )
+
+
 def rows(results: Results) -> tuple[VariantResult, ...]:
     """The rows as they are shown: models first, then the ablations, each in the order they were measured."""
     return tuple(sorted(results.variants, key=_is_ablation))
@@ -64,20 +77,13 @@ def rows(results: Results) -> tuple[VariantResult, ...]:
 def to_text(results: Results) -> str:
     """The table with its differences, its warnings and its legend, for people at a terminal."""
     shown, variants = columns(results), rows(results)
-    cells = [[column.cell(variant) for column in shown] for variant in variants]
-    widths = [
-        max(len(column.group), len(column.name), *(len(row[index]) for row in cells))
-        for index, column in enumerate(shown)
-    ]
-    lines = [
-        _line([column.group for column in shown], widths),
-        _line([column.name for column in shown], widths),
-        "-" * (sum(widths) + 2 * (len(widths) - 1)),
-    ]
-    for index, (variant, row) in enumerate(zip(variants, cells, strict=True)):
+    lines, body = _grid(shown, variants)
+    for index, (variant, row) in enumerate(zip(variants, body, strict=True)):
         if _opens_ablations(variants, index):
             lines.append(f"crop commands of {_same_weights(results, variant)} answered in other ways:")
-        lines.append(_line(row, widths))
+        lines.append(row)
+    heads, body = _grid(cost_columns(), variants)
+    lines += ["", *heads, *body]
     lines += ["", *_difference_lines(results)] if results.comparisons else []
     lines += ["", *legend(results)]
     return "\n".join(line.rstrip() for line in lines) + "\n"
@@ -85,12 +91,7 @@ def to_text(results: Results) -> str:
 
 def to_markdown(results: Results) -> str:
     """The same as Markdown, for README, MLflow and Prefect."""
-    shown = columns(results)
-    lines = [
-        "| " + " | ".join(column.title for column in shown) + " |",
-        "| :-- |" + " --: |" * (len(shown) - 1),
-        *("| " + " | ".join(column.cell(variant) for column in shown) + " |" for variant in rows(results)),
-    ]
+    lines = [*_markdown(columns(results), results), "", *_markdown(cost_columns(), results)]
     if results.comparisons:
         lines += [
             "",
@@ -146,6 +147,10 @@ def legend(results: Results) -> list[str]:
         "mean@k: mean over questions of the share right among k samples at temperature 1.",
         f"1st box on object: its IoU with a gold box is above {ON_OBJECT_IOU}; no box is a miss.",
         "crop: mean region in pixels of the picture as the model sees it, and its picture tokens.",
+        f"gold boxes found: an accepted box has an IoU of at least {FOUND_IOU} with it; crops with answer: "
+        f"{100 * HOLDS_COVERAGE:.0f} % of a gold box lies in it.",
+        f"questions {results.questions_digest[:12]}, scorer {results.scorer} {results.scorer_version}, "
+        f"seed {results.seed}.",
     ]
 
 
@@ -187,6 +192,29 @@ def _crop_size(scores: Scores) -> str:
 def _count(scores: Scores) -> str:
     broken = f" (-{scores.num_unscored})" if scores.num_unscored else ""
     return f"{scores.num_scored + scores.num_unscored}{broken}"
+
+
+def _grid(shown: Sequence[Column], variants: Sequence[VariantResult]) -> tuple[list[str], list[str]]:
+    """The header's lines and one line per variant, in columns of equal width."""
+    cells = [[column.cell(variant) for column in shown] for variant in variants]
+    widths = [
+        max(len(column.group), len(column.name), *(len(row[index]) for row in cells))
+        for index, column in enumerate(shown)
+    ]
+    heads = [
+        _line([column.group for column in shown], widths),
+        _line([column.name for column in shown], widths),
+        "-" * (sum(widths) + 2 * (len(widths) - 1)),
+    ]
+    return heads, [_line(row, widths) for row in cells]
+
+
+def _markdown(shown: Sequence[Column], results: Results) -> list[str]:
+    return [
+        "| " + " | ".join(column.title for column in shown) + " |",
+        "| :-- |" + " --: |" * (len(shown) - 1),
+        *("| " + " | ".join(column.cell(variant) for column in shown) + " |" for variant in rows(results)),
+    ]
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

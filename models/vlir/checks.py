@@ -20,7 +20,7 @@ from PIL import Image
 from models import answers
 from models.config import Look
 from models.errors import RecordError, RegionError
-from models.protocol import box_request, extract_answer, is_well_formed
+from models.protocol import BoxRequest, box_request, extract_answer, is_well_formed
 from models.records import RECORD_SCHEMA, SCHEMA_VERSION, sha256
 from models.region import Box, Size, View, find_fault
 from models.vlir.build import MANIFEST, QUESTIONS, RECORDS
@@ -127,7 +127,11 @@ def check_record(row: Mapping[str, Any], look: Look, held_out: set[str]) -> Reco
     stored = [step["box"] for step in steps if step["box"] is not None]
     literals = _BOX_LITERAL.findall(text)
     requests = [box_request(literal) for literal in literals]
-    asked = [list(request.corners()) for request in requests if isinstance(request, Box)]
+    asked = [
+        list(request.box.corners())
+        for request in requests
+        if isinstance(request, BoxRequest) and request.image == 1
+    ]
     num_mentions = len(_BOX_MENTION.findall(text))
     return RecordFinding(
         id=row["id"] or "",

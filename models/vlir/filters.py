@@ -26,6 +26,7 @@ class Reason(StrEnum):
     ENGINE_FAILURE = "engine_failure"
     TRUNCATED = "truncated"
     BAD_JSON = "bad_json"
+    NO_SUCH_IMAGE = "no_such_image"
     INVERTED_BOX = "inverted_box"
     OUTSIDE_IMAGE = "outside_image"
     TOO_SMALL = "too_small"

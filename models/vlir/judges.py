@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from models.chat import bare_word
 from models.engine import Engine
 from models.errors import RecordError, ScoringError
 from models.region import Picture
@@ -37,8 +38,6 @@ _COHERENCE_OPENING = (
 )
 _COHERENCE_CLOSING = "\nNow output 'yes' or 'no' directly."
 
-# Straight quotes, a backtick, and the curly quotes that the paper's own prompts print.
-_QUOTES = "'\"`\u2018\u2019\u201c\u201d"
 _MAX_REPLY_TOKENS = 8
 # A greedy judge would repeat an unclear answer for ever, so the second time it samples.
 _RETRY_TEMPERATURE = 0.7
@@ -133,7 +132,7 @@ def read_coherence_prompt(text: str) -> tuple[str, str, str]:
 
 def parse_verdict(reply: str) -> Answer:
     """``yes`` or ``no`` when the reply is that word alone; case, quotes and a full stop do not matter."""
-    word = reply.strip().strip(_QUOTES).removesuffix(".").strip(_QUOTES).casefold()
+    word = bare_word(reply).casefold()
     return "yes" if word == "yes" else "no" if word == "no" else "unclear"
 
 

@@ -104,6 +104,21 @@ def test_engine_and_trainer_agree_for_every_number_of_crops(pair):
         assert mismatch(pair.policy, requests, pieces, num_crops) < MAX_MISMATCH_KL
 
 
+def test_they_agree_on_several_pictures_in_the_text_and_on_none(pair):
+    def asked(id: str, *places: int) -> GenerationRequest:
+        pictures = tuple(picture(56 + 28 * i, 56, seed=i) for i in range(len(places)))
+        prompt = Prompt("which card is red?", pictures, "Look twice.", places)
+        spans = turn_with_crops(pair.policy.encoder, 2)
+        return GenerationRequest(id, prompt, spans, (), 20, TEMPERATURE, 7)
+
+    # With two crops three pictures make five, the most that this engine takes.
+    requests = [asked("none"), asked("before", 0, 0), asked("inside", 0, 6, 18), asked("end", 18)]
+    pieces = finish(pair.engine, requests)
+    assert not [piece.error for piece in pieces.values() if piece.error]
+    for one in requests:
+        assert mismatch(pair.policy, [one], pieces) < MAX_MISMATCH_KL
+
+
 def test_they_agree_after_all_weights_changed(pair):
     requests = mixed_requests(pair.policy.encoder)
     before = finish(pair.engine, requests)

@@ -129,6 +129,22 @@ def test_a_reply_goes_on_after_its_crops_as_in_process(endpoint, local):
     assert [piece.span.num_tokens for piece in pieces] == [piece.span.num_tokens for piece in expected]
 
 
+def test_several_pictures_and_none_are_asked_as_in_process(endpoint, local):
+    several = (picture(112, 112, seed=1), picture(56, 84, seed=2))
+    prompts = [
+        Prompt("which card is red?", several, PRESET.look.system, (0, 6)),
+        Prompt("which card is red?", several[:1], None, (18,)),
+        Prompt("which card is red?", (), PRESET.look.system),
+    ]
+    requests = [GenerationRequest(str(i), prompt, (), (), 20, 0.0) for i, prompt in enumerate(prompts)]
+    remote = at(endpoint)
+    pieces = finish(remote, requests).values()
+    remote.close()
+    expected = finish(local, requests).values()
+    assert [piece.error for piece in pieces] == [""] * 3
+    assert [piece.span.text for piece in pieces] == [piece.span.text for piece in expected]
+
+
 def test_rollouts_are_those_of_the_engine_in_process(endpoint, local):
     questions = drawn_questions(8)
     remote = at(endpoint)

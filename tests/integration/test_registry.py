@@ -1,20 +1,26 @@
 """Versions with evidence in a real registry, and who becomes champion."""
 
 import asyncio
+import base64
 import json
 from pathlib import Path
 
 import mlflow
+import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
+from PIL import Image
 
-from models.config import PromotionConfig
-from models.errors import TrackingError
+from models.config import EMBEDDED_MODEL, PromotionConfig
+from models.errors import RecordError, TrackingError
 from models.evaluation.results import Comparison, Estimate, Results, Scores, VariantResult
+from models.presets import load_preset
 from models.promotion import REQUIRED_EVIDENCE
 from tasks.artifacts import ArtifactRef
-from tasks.registry import Verdict, Version, find_version, promote_version, register
+from tasks.registry import Verdict, promote_version, register
 from tasks.settings import prepare
 from tasks.stage import read_store
+from tasks.versions import Version, find_version
 
 pytestmark = pytest.mark.integration
 
@@ -47,10 +53,13 @@ def row(name: str) -> VariantResult:
         first_box_on_object=None,
         first_box_iou=None,
         first_box_coverage=None,
+        gold_recall=None,
+        crops_with_answer=None,
         crop_width=None,
         crop_height=None,
         crop_tokens=None,
         tokens_per_question=30.0,
+        seconds_per_question=0.5,
     )
     return VariantResult(
         name=name,
@@ -84,7 +93,8 @@ def evaluation(tmp_path: Path, *, low: float, old: str, models: dict[str, Artifa
 
 def evidence(kept: ArtifactRef, **changed: str) -> dict[str, str]:
     found = {**dict.fromkeys(REQUIRED_EVIDENCE, "known"), "evaluation_uri": kept.uri}
-    return {**found, "evaluation_digest": kept.sha256, **changed}
+    known = {"evaluation_digest": kept.sha256, "preset": load_preset("tiny", []).model_dump_json()}
+    return {**found, **known, **changed}
 
 
 def registered(weights: ArtifactRef, found: dict[str, str]) -> Version:
@@ -112,9 +122,33 @@ def test_the_first_champion_must_beat_the_untrained_model(tmp_path: Path) -> Non
     assert verdict.is_champion
     assert verdict.baseline == "base_direct"
     assert version_of("champion").evidence["promotion"] == "promoted"
-    # The weights are where they were stored; MLflow finds them by the alias and keeps no copy.
-    fetched = mlflow.artifacts.download_artifacts("models:/vlm-r3@champion", dst_path=str(tmp_path / "out"))
-    assert json.loads((Path(fetched) / "config.json").read_text()) == {"weights": "a"}
+    assert version_of("champion").model == first
+
+
+def test_a_version_is_loaded_by_mlflow_and_answers(tmp_path: Path) -> None:
+    """The weights stay where they are: MLflow keeps code, signature, example and an address."""
+    weights = read_store().publish(EMBEDDED_MODEL, stage="rgrpo", kind="model")
+    measured = evaluation(tmp_path, low=0.02, old="base_direct", models={"rgrpo": weights})
+    version = registered(weights, evidence(measured))
+    loaded = mlflow.pyfunc.load_model(f"models:/vlm-r3/{version.number}")
+    kept = Path(mlflow.artifacts.download_artifacts(f"models:/vlm-r3/{version.number}"))
+    assert sum(path.stat().st_size for path in kept.rglob("*") if path.is_file()) < 50_000
+
+    image = Image.linear_gradient("L").resize((300, 200)).convert("RGB")
+    image.save(tmp_path / "picture.png")
+    data = (tmp_path / "picture.png").read_bytes()
+    uri = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    asked = [
+        {"image": image, "question": "what code?"} for image in (data, uri, str(tmp_path / "picture.png"))
+    ]
+    answers = loaded.predict(pd.DataFrame(asked))
+    assert list(answers.columns) == loaded.metadata.get_output_schema().input_names()
+    assert len(set(answers["rationale"])) == 1
+    assert loaded.input_example["question"].tolist() == ["What colour is it?"]
+    with pytest.raises(RecordError, match="cannot be read as a picture"):
+        loaded.predict(pd.DataFrame([{"image": b"no picture", "question": "?"}]))
+    with pytest.raises(MlflowException, match="missing inputs"):
+        loaded.predict(pd.DataFrame([{"question": "what code?"}]))
 
 
 def test_a_better_challenger_replaces_the_champion_and_a_worse_one_does_not(tmp_path: Path) -> None:

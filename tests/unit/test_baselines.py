@@ -59,19 +59,22 @@ def test_closed_models_have_their_endpoint_and_its_restrictions() -> None:
 
 
 def test_who_answers_must_be_said(tmp_path: Path) -> None:
-    qwen, cot = get_baseline("qwen2.5-vl-7b"), get_baseline("llava-cot-11b")
+    qwen = get_baseline("qwen2.5-vl-7b")
     with pytest.raises(
         ConfigError, match=r"needs --model FOLDER with the weights of Qwen/Qwen2.5-VL-7B-Inst"
     ):
         baseline_place(qwen, **NOWHERE)
+    with pytest.raises(ConfigError, match=r"gpt-4o has no weights"):
+        baseline_place(get_baseline("gpt-4o"), **{**NOWHERE, "model": "/models/x"})
+
+
+def test_a_folder_must_hold_the_model_and_vllm_must_run_it(tmp_path: Path) -> None:
     other = folder_of("LlavaNextForConditionalGeneration", tmp_path / "other")
     with pytest.raises(ConfigError, match=r"holds LlavaNext.*is Qwen2_5_VLForConditionalGeneration"):
-        baseline_place(qwen, **{**NOWHERE, "model": other})
-    with pytest.raises(ConfigError, match="gpt-4o has no weights"):
-        baseline_place(get_baseline("gpt-4o"), **{**NOWHERE, "model": other})
+        get_baseline("qwen2.5-vl-7b").check_folder(other)
     mllama = folder_of("MllamaForConditionalGeneration", tmp_path / "cot")
     with pytest.raises(ConfigError, match=r"vLLM 0\.10\.2 was the last to run Mllama.*give its --endpoint"):
-        baseline_place(cot, **{**NOWHERE, "model": mllama})
+        get_baseline("llava-cot-11b").check_folder(mllama)
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:

@@ -96,6 +96,16 @@ def test_the_prompt_follows_the_chat_template(encoder):
     )
 
 
+def test_pictures_stand_at_their_places_in_the_prompt(encoder):
+    pictures = (picture(28, 28), picture(56, 28))
+    prompt = Prompt("is it like that?", pictures, None, (6, 16))
+    (start, pad, end) = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
+    collapsed = encoder.collapse(prompt, ())
+    user = encoder.tokenizer.decode(collapsed.ids).split("<|im_start|>user\n")[1].split("<|im_end|>")[0]
+    assert user == f"is it {start}{pad}{end}like that?{start}{pad}{end}"
+    assert collapsed.pictures == pictures
+
+
 def test_mrope_positions_worked_out_by_hand():
     # Two texts, a picture of 2 rows and 3 columns, two texts. The picture starts at position 2; the text
     # after it goes on at 2 + max(2, 3) = 5.

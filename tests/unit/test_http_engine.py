@@ -17,7 +17,15 @@ from models.protocol import STOPS
 from models.records import Question
 from models.region import Box, Picture
 from models.rollout import rollout
-from models.trajectory import CropSpan, GenerationRequest, Prompt, SampledSpan, StopReason, TextSpan
+from models.trajectory import (
+    AS_MANY_AS_FIT,
+    CropSpan,
+    GenerationRequest,
+    Prompt,
+    SampledSpan,
+    StopReason,
+    TextSpan,
+)
 
 # (status, body) of one reply; a body that is a dictionary is sent as JSON.
 Reply = tuple[int, dict | str]
@@ -119,6 +127,11 @@ def test_the_question_is_sent_with_its_picture(endpoint):
     assert text == {"type": "text", "text": "what is red?"}
     data = base64.b64decode(image["image_url"]["url"].removeprefix("data:image/png;base64,"))
     assert Picture.of(Image.open(io.BytesIO(data))) == picture()
+
+
+def test_a_limit_beyond_the_context_is_left_to_the_endpoint():
+    request = GenerationRequest("r", Prompt("?"), (), (), AS_MANY_AS_FIT, 0.0)
+    assert "max_tokens" not in chat_body(request, EngineConfig(max_model_len=8192))
 
 
 @pytest.mark.parametrize("api_key", ["", "secret"])

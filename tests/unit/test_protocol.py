@@ -8,6 +8,7 @@ from models.protocol import (
     STOPS,
     SYSTEM_PROMPT,
     BadJSON,
+    BoxRequest,
     box_request,
     extract_answer,
     is_well_formed,
@@ -21,6 +22,10 @@ def seen(*corners):
     return Box(*map(float, corners), space="seen")
 
 
+def of_first_image(*corners):
+    return BoxRequest(seen(*corners), image=1)
+
+
 GOOD = '{"bbox_2d": [28, 30, 56, 60]}'
 
 coordinates = st.integers(0, 5000)
@@ -29,7 +34,7 @@ coordinates = st.integers(0, 5000)
 @given(st.tuples(coordinates, coordinates, coordinates, coordinates))
 def test_what_is_rendered_is_parsed(corners):
     box = seen(*corners)
-    assert box_request(render_box(box)) == box
+    assert box_request(render_box(box)) == BoxRequest(box)
 
 
 def test_a_command_has_the_form_of_the_paper():
@@ -41,11 +46,11 @@ def test_a_command_has_the_form_of_the_paper():
 @given(before=st.text(), after=st.text(alphabet=st.characters(exclude_characters="{}")))
 def test_text_around_the_command_does_not_matter(before, after):
     # A tokenizer may have glued characters to the closing brace, hence "after".
-    assert box_request(before + GOOD + after) == seen(28, 30, 56, 60)
+    assert box_request(before + GOOD + after) == of_first_image(28, 30, 56, 60)
 
 
 def test_the_last_command_counts():
-    assert box_request(GOOD + " and " + '{"bbox_2d": [1, 2, 3, 4]}') == seen(1, 2, 3, 4)
+    assert box_request(GOOD + " and " + '{"bbox_2d": [1, 2, 3, 4]}') == of_first_image(1, 2, 3, 4)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +66,14 @@ def test_the_last_command_counts():
     ],
 )
 def test_other_ways_to_write_the_same_command(text):
-    assert box_request(text) == seen(28, 30, 56, 60)
+    assert box_request(text) == of_first_image(28, 30, 56, 60)
+
+
+@pytest.mark.parametrize("number", [1, 2, 7, 0, -1, 10**30])
+def test_a_command_may_name_a_picture(number):
+    # Whether there is such a picture is for the loop to say.
+    text = f'{{"bbox_2d": [28, 30, 56, 60], "image": {number}}}'
+    assert box_request(text) == BoxRequest(seen(28, 30, 56, 60), image=number)
 
 
 # Commands that name the key but are not four numbers in JSON.
@@ -84,6 +96,10 @@ MALFORMED = {
     "an integer that Python refuses to read": '{"bbox_2d": [' + "1" * 5000 + ", 2, 3, 4]}",
     "arithmetic": '{"bbox_2d": [1+1, 2, 3, 4]}',
     "a key without a value": '{"bbox_2d"}',
+    "a picture by name": '{"bbox_2d": [1, 2, 3, 4], "image": "2"}',
+    "half a picture": '{"bbox_2d": [1, 2, 3, 4], "image": 1.5}',
+    "true is no picture": '{"bbox_2d": [1, 2, 3, 4], "image": true}',
+    "no picture": '{"bbox_2d": [1, 2, 3, 4], "image": null}',
 }
 
 
@@ -116,7 +132,7 @@ def test_prose_and_other_objects_ask_for_nothing(text):
 @given(st.text(alphabet='{}[]", :0123456789bbox_2d-.e', max_size=60))
 def test_no_text_makes_the_parser_fail(text):
     found = box_request(text)
-    assert found is None or isinstance(found, Box | BadJSON)
+    assert found is None or isinstance(found, BoxRequest | BadJSON)
 
 
 @given(st.dictionaries(st.text(), st.integers()))

@@ -8,6 +8,7 @@ from PIL import Image
 from models.config import Look
 from models.engine import ScriptedEngine
 from models.errors import EngineError, RecordError
+from models.protocol import SEVERAL_IMAGES
 from models.records import Question
 from models.region import Box, Picture, look, look_low_resolution
 from models.rollout import MESSAGES, Asked, derive_seed, rollout, stream
@@ -172,6 +173,7 @@ def test_ending_without_an_answer_is_named():
 # Every way to break the protocol; the second turn repairs it.
 ERRORS = {
     TurnError.BAD_JSON: ['{"bbox_2d": [1, 2, 3]}'],
+    TurnError.NO_SUCH_IMAGE: ['{"bbox_2d": [28, 28, 56, 56], "image": 2}'],
     TurnError.INVERTED_BOX: ['{"bbox_2d": [56, 28, 28, 56]}'],
     TurnError.OUTSIDE_IMAGE: ['{"bbox_2d": [28, 28, 113, 56]}'],
     TurnError.TOO_SMALL: ['{"bbox_2d": [28, 28, 31, 56]}'],
@@ -202,6 +204,41 @@ def test_a_broken_command_ends_the_trajectory_where_the_preset_says_so(error):
     assert trajectory.errors == (error,)
     assert error.value in trajectory.detail
     assert not trajectory.stop.is_our_failure
+
+
+def test_there_is_nothing_to_crop_in_a_question_without_picture():
+    asked = Asked.about("plain", "which one is a metal?", [], LOOK)
+    (trajectory,) = stream(
+        turns(COMMAND, ANSWER), questions=[asked], look=LOOK, num_samples=1, temperature=0, seed=0
+    )
+    assert trajectory.prompt.pictures == ()
+    assert trajectory.prompt.system == LOOK.system
+    assert trajectory.errors == (TurnError.NO_SUCH_IMAGE,)
+    assert trajectory.stop is StopReason.ANSWERED
+
+
+def test_the_system_prompt_of_several_pictures_says_how_to_name_one():
+    asked = Asked.about("two", "compare", [IMAGE, noise(200, 100)], LOOK, places=(0, 7))
+    assert asked.prompt.system == LOOK.system + SEVERAL_IMAGES.format(number=2)
+    example = asked.prompt.system[asked.prompt.system.rindex("{") :]
+    assert example == '{"bbox_2d": [x1, y1, x2, y2], "image": 2}.'
+    assert list(asked.prompt.parts()) == [asked.prompt.pictures[0], "compare", asked.prompt.pictures[1]]
+    assert [view.seen.width for view in asked.views] == [112, 140]
+    direct = LOOK.model_copy(update={"system": None})
+    assert Asked.about("two", "compare", [IMAGE, IMAGE], direct).prompt.system is None
+
+
+def test_a_box_is_judged_by_the_picture_it_names():
+    # 200 x 100 is seen at 140 x 84: the box is inside the first picture only.
+    asked = Asked.about("two", "compare", [IMAGE, noise(200, 100)], LOOK)
+    outside = '{"bbox_2d": [0, 70, 40, 110], "image": 2}'
+    (trajectory,) = stream(
+        turns(THIRD, outside, ANSWER), questions=[asked], look=LOOK, num_samples=1, temperature=0, seed=0
+    )
+    assert [(event.image, event.error) for event in trajectory.events] == [
+        (1, None),
+        (2, TurnError.OUTSIDE_IMAGE),
+    ]
 
 
 def test_the_unparsed_command_is_kept_as_an_event():

@@ -1,7 +1,9 @@
 """The evaluation loop, with engines that follow a script decided by a model's "weights"."""
 
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,8 @@ from models.engine import Engine, ScriptedEngine
 from models.errors import ConfigError, ScoringError
 from models.evaluation.evaluate import evaluate, in_fixed_order, questions_digest
 from models.evaluation.predictions import read_predictions
+from models.evaluation.ranks import Share
 from models.evaluation.results import Results
-from models.evaluation.shards import Share
 from models.evaluation.switch import architecture, folder_digest
 from models.records import Question, read_questions, write_questions
 from models.run_config import EvaluationRun, EvaluationVariant
@@ -32,6 +34,7 @@ class WeightedEngine(ScriptedEngine):
         super().__init__(self._write)
         self.weights = weights
         self.is_closed = False
+        self.asked: list[str] = []
 
     def close(self) -> None:
         self.is_closed = True
@@ -49,9 +52,19 @@ class WeightedEngine(ScriptedEngine):
         return ANSWER.format("K7" if sees and not slips else "A1")
 
     def _answer(self, request: GenerationRequest) -> Piece:
+        self.asked.append(request.request_id)
         if self.weights == "broken" and request.request_id.startswith("q0#"):
             return Piece(request.request_id, SampledSpan("", (), ()), "error", "out of memory")
         return super()._answer(request)
+
+
+def timeless(results: Results | None) -> Results:
+    """The results without what depends on the clock."""
+    assert results is not None
+    text = re.sub(
+        r'"(seconds|seconds_per_question|tokens_per_second)":[^,}]+', r'"\1":0', results.model_dump_json()
+    )
+    return Results.model_validate_json(text)
 
 
 class RecordedEngines:
@@ -230,15 +243,58 @@ def test_too_many_broken_attempts_fail_the_run_and_leave_the_evidence(make_run, 
     assert [(p.question_id, p.transcript.detail) for p in broken] == [("q0", "out of memory")]
 
 
-def test_an_interrupted_run_measures_only_what_is_missing(make_run, questions):
-    run, config = make_run(("base", "bad", {}), ("sft", "good", {}), comparisons=[("sft", "base")])
+class InterruptedEngines(RecordedEngines):
+    """The process is asked to end at the ``last`` request."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__()
+        self._left = last
+
+    def open(self, model_path: Path) -> Engine:
+        engine = super().open(model_path)
+        submit = engine.submit
+
+        def counted(request: GenerationRequest) -> None:
+            self._left -= 1
+            if self._left == 0:
+                raise KeyboardInterrupt
+            submit(request)
+
+        engine.submit = counted  # type: ignore[method-assign]
+        return engine
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_an_interrupted_run_asks_only_what_is_missing(make_run, questions, tmp_path, num_ranks):
+    """The first start ends amid the samples of row "sft"; the second has its own number of ranks."""
+    variants = [("base", "bad", {}), ("sft", "good", {"num_sampled_questions": 5})]
+    run, config = make_run(*variants, comparisons=[("sft", "base")])
+    config = config.model_copy(update={"engine": EngineConfig(max_num_seqs=1)})
+    with pytest.raises(KeyboardInterrupt):
+        # 20 requests of "base", 40 of the greedy "sft", 2 of each of 5 x 4 samples.
+        evaluate(run, config, questions, InterruptedEngines(20 + 40 + 16))
+    kept = {p.key for path in (run.path / "rows").glob("sft-*/*.parquet") for p in read_predictions(path)}
+    assert 20 < len(kept) < 40
+    asked: list[str] = []
+    for rank in reversed(range(num_ranks)):
+        engines = RecordedEngines()
+        again = evaluate(run, config, questions, engines, share=Share(rank, num_ranks))
+        asked += [id for engine in engines.opened for id in engine.asked]
+    # Every greedy attempt was kept, and all samples of the first question; its own samples begin again.
+    assert 0 < len(set(asked)) < 20
+    whole = evaluate(RunDir.create(tmp_path / "whole", config), config, questions, RecordedEngines())
+    assert timeless(again) == timeless(whole)
+
+
+def test_a_finished_row_starts_no_engine(make_run, questions):
+    run, config = make_run(("base", "bad", {}), ("sft", "good", {}))
     whole = evaluate(run, config, questions, RecordedEngines())
     (run.path / "shards" / "sft-0of1.json").unlink()
     engines = RecordedEngines()
     again = evaluate(run, config, questions, engines)
-    assert engines.calls == [("open", "good")]
-    assert [row.overall for row in again.variants] == [row.overall for row in whole.variants]
-    assert again.comparisons == whole.comparisons
+    assert engines.calls == []
+    assert again.variants[1].tokens_per_second is None
+    assert timeless(again) == timeless(whole)
 
 
 def test_ranks_share_the_questions_and_the_first_one_merges(make_run, questions, tmp_path):
@@ -260,11 +316,10 @@ def test_ranks_share_the_questions_and_the_first_one_merges(make_run, questions,
     alone = evaluate(alone_run, config, questions, RecordedEngines())
     assert merged is not None
     assert alone is not None
-    assert [row.overall for row in merged.variants] == [row.overall for row in alone.variants]
-    assert [row.sampled for row in merged.variants] == [row.sampled for row in alone.variants]
-    assert together == [
-        read_predictions(alone_run.path / "predictions" / f"{name}.parquet") for name in ("base", "sft")
-    ]
+    assert timeless(merged) == timeless(alone)
+    for name, found in zip(("base", "sft"), together, strict=True):
+        expected = read_predictions(alone_run.path / "predictions" / f"{name}.parquet")
+        assert [replace(p, seconds=0.0) for p in found] == [replace(p, seconds=0.0) for p in expected]
 
 
 def test_a_changed_model_or_question_is_measured_again(make_run, questions):

@@ -120,6 +120,10 @@ def test_scores_of_four_attempts(look):
     assert scores.first_box_on_object == 0.5
     assert scores.first_box_iou == pytest.approx((1.0 + 0.5) / 2)
     assert scores.first_box_coverage == pytest.approx(1.0)
+    # Gold boxes: one each of a, b and d, two of the other; found are that of a (IoU 1) and the second (0.5).
+    assert scores.gold_recall == 2 / 5
+    # Both crops hold a gold box whole.
+    assert scores.crops_with_answer == 1.0
     assert (scores.crop_width, scores.crop_height) == (15.0, 10.0)
     assert scores.crop_tokens == pytest.approx((9 + 10) / 2)
     # The script's tokens are characters: 44 + 39, 45, 36 + 26, and 36 + 3.
@@ -132,7 +136,18 @@ def test_a_question_that_needs_no_look_says_nothing_about_boxes():
     assert scores.look_rate is None
     assert scores.first_box_on_object is None
     assert scores.first_box_iou is None
+    assert (scores.gold_recall, scores.crops_with_answer) == (None, None)
     assert scores.crop_tokens is None
+
+
+@pytest.mark.parametrize(("edge", "holds"), [(11, 1.0), (12, 0.0)])
+def test_a_crop_that_cuts_a_part_of_the_gold_box_does_not_hold_it(edge, holds):
+    """The gold box is (10, 10, 20, 20): nine tenths of it are the limit."""
+    pieces = (f'<think>{{"bbox_2d": [{edge}, 8, 40, 24]}}', "</think><answer>K7</answer>")
+    scores = summarise([make_prediction(*pieces)], pixel_factor=28)
+    assert scores.crops_with_answer == holds
+    # 90 or 80 of a box of 29 x 16 or 28 x 16: far from an IoU of 0.5.
+    assert scores.gold_recall == 0.0
 
 
 def test_a_direct_answer_is_the_whole_text_and_has_no_format(look):

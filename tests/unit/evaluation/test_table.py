@@ -13,13 +13,16 @@ from models.evaluation.variants import pipeline_comparisons, pipeline_variants
 
 def test_text_shows_each_row_with_its_numbers(results):
     lines = to_text(results).splitlines()
-    (row,) = [line for line in lines if line.startswith("R-GRPO  ")]
+    row, cost = [line for line in lines if line.startswith("R-GRPO  ")]
     # 76.2 on read is 0.742 + 0.02; add is 0.742 - 0.3; mean@8 is 0.742 - 0.1.
     assert row.split() == [
         *("R-GRPO", "76.2", "[72.2,", "80.2]", "74.2", "[70.2,", "78.2]", "44.2", "90.0", "64.2"),
         *("98.4", "94.3", "0.71", "13.2x9.4", "9.5", "1.07", "600"),
     ]
     assert "mean@8" in lines[1]
+    # Gold boxes found, crops with the answer, cut off, protocol errors, tokens and seconds per question.
+    assert cost.split() == ["R-GRPO", "88.0", "91.0", "2.0", "1.0", "31.5", "0.25"]
+    assert f"questions {'d' * 12}, scorer exact-match 1, seed 0." in lines
 
 
 def test_text_fits_150_columns_and_any_encoding(results):
@@ -37,7 +40,7 @@ def test_text_fits_150_columns_and_any_encoding(results):
 
 
 def test_what_has_no_meaning_is_a_dash_not_a_zero(results):
-    (row,) = [line for line in to_text(results).splitlines() if line.startswith("no crop injected")]
+    row, _ = [line for line in to_text(results).splitlines() if line.startswith("no crop injected")]
     cells = row.split()
     # mean@8, crop size and crop tokens; crops per question is a real 0.
     assert cells[-8] == "-"
@@ -94,8 +97,8 @@ def test_our_failures_are_announced(results):
 def test_markdown_has_one_row_per_variant(results):
     lines = to_markdown(results).splitlines()
     rows = [line for line in lines if line.startswith("|")]
-    assert len(rows) == 2 + 4
-    assert len({row.count("|") for row in rows}) == 1
+    assert len(rows) == 2 * (2 + 4)
+    assert [len({row.count("|") for row in part}) for part in (rows[:6], rows[6:])] == [1, 1]
     assert rows[0].startswith(
         "| model | greedy, % read | greedy, % all | greedy add | greedy where | sampled mean@8 | format % |"
     )

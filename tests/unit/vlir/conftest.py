@@ -5,11 +5,11 @@ from collections.abc import Callable
 import pytest
 
 from models.config import Look, QuestionMix, VLIRConfig
+from models.crops import crop_from_original
 from models.presets import load_preset
 from models.protocol import box_request, render_box
 from models.records import Question, RationaleStep, VLIRRecord
 from models.region import Picture, Size, View
-from models.rollout import crop_from_original
 from models.trajectory import BoxEvent, CropSpan, Prompt, SampledSpan, StopReason, Trajectory
 from models.vlir.filters import Candidate
 from models.vlir.generate import Teacher, to_record
@@ -58,8 +58,7 @@ def make_candidate(look: Look) -> Callable[..., Candidate]:
         spans: list[SampledSpan | CropSpan] = []
         events = []
         for piece in pieces[:-1]:
-            box = box_request(piece)
-            picture, box = crop_from_original(question.image(), box, look.budget, None)
+            picture, box = crop_from_original(question.image(), box_request(piece).box, look.budget, None)
             spans += [SampledSpan(piece), CropSpan(picture, box)]
             events.append(BoxEvent(box))
         spans.append(SampledSpan(pieces[-1]))

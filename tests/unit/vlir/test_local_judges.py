@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from models.config import Look, QuestionMix, VLIRConfig
+from models.crops import crop_from_original
 from models.region import Box, Size, View, find_fault, snap_outwards
-from models.rollout import crop_from_original
 from models.tiny import world
 from models.tiny.teacher import EmbeddedTeacher, jittered_box
 from models.vlir.filters import Judges

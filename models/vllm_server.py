@@ -1,4 +1,4 @@
-"""vLLM's OpenAI-compatible server for a local model folder: ``python -m models.serve --model FOLDER ...``.
+"""vLLM's OpenAI-compatible server for a model folder: ``python -m models.vllm_server --model FOLDER ...``.
 
 All arguments are vLLM's own. The console command ``vllm serve`` cannot be used beside a CPU build of torch,
 because it imports torchvision before anything of ours runs. The engine core starts in a child that imports

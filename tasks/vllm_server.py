@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import httpx
 
@@ -16,13 +15,10 @@ from models.config import EngineConfig, Look, resolve_model_path
 from models.errors import LaunchError
 from models.evaluation.benchmark import SERVED_NAME, SERVER_FILE
 from models.rundir import RunDir, write_atomically
-from tasks.launch import BIN, end_of, start, stop
+from tasks.launch import BIN, Process, end_of, start, stop
 from tasks.settings import server_environment
 
-if TYPE_CHECKING:
-    from subprocess import Popen
-
-_MODULE = "models.serve"
+_MODULE = "models.vllm_server"
 _HOST = "127.0.0.1"
 _POLL_SECONDS = 0.5
 # Models whose processor takes a budget of pixels, as the paper's does.
@@ -56,7 +52,7 @@ async def model_server(
         place.unlink(missing_ok=True)
 
 
-async def _wait_until_up(process: "Popen[bytes]", url: str, log: Path, *, seconds: float) -> None:
+async def _wait_until_up(process: Process, url: str, log: Path, *, seconds: float) -> None:
     reason = f"The server is not up after engine.server_start_seconds {seconds:g}."
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

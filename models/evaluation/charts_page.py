@@ -1,0 +1,56 @@
+"""Charts of intervals as a page of their own, for MLflow, which shows HTML: the headline and its parts."""
+
+import re
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from models.evaluation.benchmark_results import BenchmarkResults
+from models.evaluation.charts import Whisker, dot_plot
+from models.evaluation.results import Estimate, Results
+
+_TEMPLATE = Path(__file__).with_name("report_template.html")
+
+
+def benchmark_page(results: BenchmarkResults) -> str:
+    """The headline of a benchmark over all rows and per category, in percent; HTML."""
+    whole = _whisker(f"all ({results.num_scored})", results.headline, is_emphasised=True)
+    parts = [
+        _whisker(f"{name} ({part.num_scored})", part.headline)
+        for name, part in results.categories.items()
+        if part.headline is not None
+    ]
+    title = f"{results.data.benchmark}, {results.style}: {results.headline_field} (rows)"
+    charts = [dot_plot(title, [whole, *parts])]
+    if results.comparison is not None:
+        found = results.comparison
+        row = _whisker(f"to {found.against.name}", found.difference)
+        charts.append(dot_plot("difference, paired by row", [row], unit="points", zero_line=True))
+    return _page(title, charts)
+
+
+def evaluation_page(results: Results) -> str:
+    """Greedy accuracy of every row of an evaluation, and the differences, in percent; HTML."""
+    rows = [_whisker(row.label, row.overall.accuracy) for row in results.variants]
+    charts = [dot_plot("greedy accuracy", rows)]
+    differences = [
+        _whisker(f"{results.label(found.new)} - {results.label(found.old)}", found.difference)
+        for found in results.comparisons
+        if not found.kind
+    ]
+    if differences:
+        charts.append(dot_plot("differences, paired by question", differences, unit="points", zero_line=True))
+    return _page("evaluation", charts)
+
+
+def _whisker(label: str, found: Estimate, *, is_emphasised: bool = False) -> Whisker:
+    return Whisker(label, 100 * found.value, 100 * found.low, 100 * found.high, is_emphasised)
+
+
+def _page(title: str, charts: Sequence[str]) -> str:
+    """Charts in the style of the report."""
+    style = re.search(r"<style>.*?</style>", _TEMPLATE.read_text(encoding="utf-8"), re.DOTALL)
+    assert style is not None, "the report has a style sheet"
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title>{style[0]}'
+    body = f"<body><main>{''.join(charts)}</main></body>"
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>{body}</html>\n'
