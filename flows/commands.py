@@ -2,34 +2,37 @@
 
 import argparse
 import asyncio
+import json
 import logging
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.baselines import Baseline, get_baseline, read_baselines
 from models.errors import ConfigError, GateError
 from models.presets import load_preset
-from models.protocol import extract_answer
-from models.trajectory import CropSpan, Trajectory
 from tasks import progress
 from tasks.benchmark_data import Pinning
-from tasks.benchmark_request import baseline_place, check_request, model_overrides
+from tasks.benchmark_request import baseline_place, check_request, judge_overrides, model_overrides
 from tasks.model_source import champion_or, find_model
-from tasks.preflight import check_preset, examine
+from tasks.preflight import check_preset
 from tasks.services import prefect_server, sole_use
 from tasks.settings import is_ci, prepare
 
 if TYPE_CHECKING:
     from flows.pipeline import Outcome
+    from models.inference import Answer
     from tasks.stage import StageOutput
 
 # Options that mean something only beside --benchmark.
 _BENCHMARK_OPTIONS = (
     *("data", "split", "style", "baseline", "model", "endpoint", "served_model", "allow_partial"),
     *("data_digest", "accept_data_digest", "lock"),
+    *("judge_endpoint", "judge_model"),
 )
 _PRESET = "tiny"  # where none is named
 
@@ -76,6 +79,7 @@ def run_benchmark(options: argparse.Namespace) -> int:
         )
     baseline = get_baseline(options.baseline) if options.baseline else None
     preset, overrides = _who_answers(options, baseline)
+    overrides += judge_overrides(endpoint=options.judge_endpoint, model=options.judge_model)
     settings = prepare(options.work_dir, refresh=options.refresh)
     lock = options.lock.absolute() if options.lock else settings.benchmark_lock
     Pinning(lock, demanded=options.data_digest, accepted=options.accept_data_digest)
@@ -134,26 +138,39 @@ def table(options: argparse.Namespace) -> int:
 
 
 def ask(options: argparse.Namespace) -> int:
-    """Ask a model one question and print how it came to its answer."""
+    """Ask a model one question, tell how it comes to its answer, and draw what it looked at."""
+    from models.annotation import annotate
+    from models.inference import answer_of
+    from models.region import Size
     from tasks.ask import ask as ask_model
-    from tasks.ask import read_question
+    from tasks.ask import check_picture, open_engine, read_question
 
     preset = load_preset(options.preset or _PRESET, options.overrides)
     question = read_question(options.image, options.question)
+    picture = check_picture(options.picture or Path(f"{options.image.stem}-looked.png"))
     settings = prepare(options.work_dir)
     model = find_model(options.model or champion_or(preset.model.path, settings), settings)
-    _print_trajectory(ask_model(question, model_path=model.path, preset=preset))
+    engine = open_engine(model.path, preset)
+    trajectory = ask_model(question, engine, preset.look, _silent if options.json else _tell)
+    annotate(trajectory, [question.image()], preset.look.budget).save(picture)
+    size = Size(question.width, question.height)
+    answer = answer_of(trajectory, [size], preset.look.budget, engine.encoder.decode)
+    name = model.source or model.path
+    print(_answer_json(answer, name, picture) if options.json else _answer_text(answer, name, picture))
     return 0
 
 
 def doctor(options: argparse.Namespace) -> int:
     """Print what was found; 1 when something is missing."""
-    prepare(options.work_dir)
-    findings = list(examine())
-    for finding in findings:
-        remedy = "" if finding.is_well else f"   <- {finding.remedy}"
-        print(f"{'ok ' if finding.is_well else 'BAD'}  {finding.name:18} {finding.found}{remedy}")
-    return 0 if all(finding.is_well for finding in findings) else 1
+    from tasks.doctor import examine
+
+    settings = prepare(options.work_dir)
+    is_well = True
+    for finding in examine(settings, endpoint=options.endpoint):
+        is_well &= finding.is_well
+        remedy = "" if finding.is_well else f"\n     {'':18} -> {finding.remedy}"
+        print(f"{'ok ' if finding.is_well else 'BAD'}  {finding.name:18} {finding.found}{remedy}", flush=True)
+    return 0 if is_well else 1
 
 
 def _flow(command: str) -> StageFlow:
@@ -235,15 +252,23 @@ def _refusal(version: str, reasons: tuple[str, ...]) -> str:
     return f"Version {version} was not promoted.\n" + "\n".join(f"  {reason}" for reason in reasons)
 
 
-def _print_trajectory(trajectory: Trajectory) -> None:
-    for span in trajectory.spans:
-        if isinstance(span, CropSpan):
-            size = span.picture.size
-            print(f"\n  [looks at {list(span.box.corners())}: a crop of {size.width}x{size.height} pixels]")
-        else:
-            print(span.text, end="")
-    answer = extract_answer(trajectory.text)
-    print(f"\n\nanswer: {answer if answer is not None else f'none ({trajectory.stop})'}")
+def _tell(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+def _answer_text(answer: "Answer", model: str, picture: Path) -> str:
+    found = f"none ({answer.stop})" if answer.answer is None else answer.answer
+    confidence = "" if answer.confidence is None else f" ({100 * answer.confidence:.0f} % sure)"
+    looks = f"{len(answer.boxes)} look{'' if len(answer.boxes) == 1 else 's'}"
+    return f"\n\nanswer   {found}{confidence}\nmodel    {model}\npicture  {picture} ({looks})"
+
+
+def _answer_json(answer: "Answer", model: str, picture: Path) -> str:
+    return json.dumps({**asdict(answer), "model": model, "picture": str(picture)}, ensure_ascii=False)
 
 
 def _say(line: str) -> None:

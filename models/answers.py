@@ -19,6 +19,8 @@ MAX_ANSWER_CHARACTERS = 1000
 _NUMBER = re.compile(r"[+-]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?|[+-]?\.\d+")
 _ARTICLE = re.compile(r"^(a|an|the)\s+")
 _EDGES = " \t\r\n.,;:!?\"'`()[]{}"
+# Straight quotes, a backtick, and the curly quotes that the paper's own prompts print.
+_QUOTES = "'\"`\u2018\u2019\u201c\u201d"
 # A full stop that opens a decimal (".5") belongs to the number.
 _LEFT_EDGE = re.compile(r"^(?:[\s,;:!?\"'`()\[\]{}]|\.(?!\d))+")
 
@@ -62,3 +64,8 @@ def _number(text: str) -> Decimal | None:
         return Decimal(text.replace(",", ""))
     except InvalidOperation:
         return None
+
+
+def bare_word(reply: str) -> str:
+    """A reply without what people put around a single word: blanks, quotes, one full stop."""
+    return reply.strip().strip(_QUOTES).removesuffix(".").strip(_QUOTES)

@@ -20,8 +20,6 @@ log = logging.getLogger(__name__)
 _RETRIED_STATUS = (408, 409, 429)
 _MAX_BACKOFF_SECONDS = 30.0
 _MAX_QUOTED = 300
-# Straight quotes, a backtick, and the curly quotes that the paper's own prompts print.
-_QUOTES = "'\"`\u2018\u2019\u201c\u201d"
 
 
 class ContextFull(EngineError):
@@ -99,11 +97,6 @@ class ChatClient:
         if self._api_key:
             text = text.replace(self._api_key, "***")
         return text[:_MAX_QUOTED]
-
-
-def bare_word(reply: str) -> str:
-    """A reply without what people put around a single word: blanks, quotes, one full stop."""
-    return reply.strip().strip(_QUOTES).removesuffix(".").strip(_QUOTES)
 
 
 def _is_too_long(response: httpx.Response) -> bool:

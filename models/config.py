@@ -336,6 +336,34 @@ class EvaluationConfig(Config):
     )
 
 
+class JudgeConfig(Config):
+    """A language model that helps to score published benchmarks; without an endpoint rules score alone."""
+
+    endpoint: str = Field("", description="Base URL of a chat endpoint, with its /v1; empty: no judge.")
+    served_model: str = Field("", description="Model name at the endpoint; part of the judge's version.")
+    num_connections: int = Field(16, ge=1, description="Requests in flight together.")
+    max_reply_tokens: int = Field(
+        64, ge=1, description="Tokens of a reply; a judge that thinks first needs many more."
+    )
+    timeout_seconds: float = Field(60.0, gt=0, description="Longest wait for one reply.")
+    max_tries: int = Field(5, ge=1, description="Tries per request: 429, 5xx, timeouts.")
+    backoff_seconds: float = Field(1.0, gt=0, description="Wait before the second try; doubles after that.")
+
+    @property
+    def is_used(self) -> bool:
+        """True when there is a judge."""
+        return bool(self.endpoint)
+
+    @model_validator(mode="after")
+    def _whole_or_none(self) -> "JudgeConfig":
+        if bool(self.endpoint) != bool(self.served_model):
+            raise ValueError(
+                f"endpoint {self.endpoint!r} with served_model {self.served_model!r}: a judge is a base URL "
+                "and the name of a model that it serves"
+            )
+        return self
+
+
 class PromotionConfig(Config):
     """Stage promote: when the challenger becomes champion."""
 
@@ -359,6 +387,7 @@ class Preset(Config):
     sft: SFTConfig
     rgrpo: RGRPOConfig
     evaluation: EvaluationConfig
+    judge: JudgeConfig = JudgeConfig()
     promotion: PromotionConfig
     controls: bool = Field(
         True, description="Also train the controls 'more SFT' and 'no SFT' and run the ablations."

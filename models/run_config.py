@@ -11,6 +11,7 @@ from models.config import (
     CropSourceName,
     EngineConfig,
     EvaluationConfig,
+    JudgeConfig,
     Look,
     RGRPOConfig,
     SFTConfig,
@@ -140,7 +141,16 @@ class BenchmarkRun(Config):
     look: Look
     engine: EngineConfig
     max_unscored_share: float = Field(0.01, ge=0, le=1, description="Rows that we broke; more fails.")
+    judge: JudgeConfig = JudgeConfig()
+    verdicts_path: str = Field(
+        "", description="Folder that keeps a judge's verdicts; empty: in the run directory."
+    )
     seed: int
+
+    @property
+    def without_judge(self) -> "BenchmarkRun":
+        """The same run scored by the rule alone: all that decides what the model is asked and answers."""
+        return self.model_copy(update={"judge": JudgeConfig(), "verdicts_path": ""})
 
     @model_validator(mode="after")
     def _somebody_answers(self) -> "BenchmarkRun":

@@ -42,15 +42,16 @@ class RunDir:
         self.path = path
 
     @classmethod
-    def create(cls, path: Path, config: BaseModel) -> "RunDir":
+    def create(cls, path: Path, config: BaseModel, *, may_change: bool = False) -> "RunDir":
         """A new run directory with its resolved configuration. An earlier unfinished run of the same config
         is kept.
 
-        Raises RunDirError when the directory holds a run of another configuration.
+        Raises RunDirError when the directory holds a run of another configuration, unless ``may_change``: the
+        caller then knows that what is there stays true.
         """
         resolved = config.model_dump_json(indent=2)
         target = path / "config.json"
-        if target.exists() and target.read_text() != resolved:
+        if not may_change and target.exists() and target.read_text() != resolved:
             raise RunDirError(
                 f"{path} holds a run of another configuration. Choose another directory or remove it."
             )

@@ -27,9 +27,18 @@ def _answering(run: RunDir, request: BenchmarkRun) -> AbstractAsyncContextManage
 async def run_benchmark(request: BenchmarkRun, label: str = "benchmark", parent: str = "") -> StageOutput:
     """Every row of a set asked and scored; artifact ``benchmark``."""
     async with stage_run("benchmark", label=label, parent=parent, params=request.model_dump()) as stage:
-        async with _answering(stage.directory(_BENCHMARK, request, ()), request):
-            run, result = await stage.child(
-                _BENCHMARK, request, inputs=(), num_threads=request.engine.num_threads, is_repeated=True
+        # Another judge reads the same answers: the model is not asked again.
+        named_by = request.without_judge
+        request = request.model_copy(update={"verdicts_path": str(stage.settings.verdicts)})
+        run = stage.directory(_BENCHMARK, request, (), named_by=named_by)
+        async with _answering(run, request):
+            _, result = await stage.child(
+                _BENCHMARK,
+                request,
+                inputs=(),
+                num_threads=request.engine.num_threads,
+                is_repeated=True,
+                named_by=named_by,
             )
         names = list(result.artifacts.values())
         for name in names:

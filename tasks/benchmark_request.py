@@ -1,13 +1,14 @@
 """What a run of a benchmark is asked to do, checked before anything is started."""
 
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
 from models.baselines import Baseline
+from models.benchmarks.judging import get_judging
 from models.benchmarks.published import PublishedSet, get_published
 from models.config import Preset, Style
+from models.endpoints import check_judge, check_url
 from models.errors import ConfigError
 from models.run_config import BenchmarkRun, DirectPrompt
 from tasks.benchmark_data import Pinning, check_digest, check_set, fetch_set
@@ -28,12 +29,14 @@ def check_request(
     """Everything that can be told without fetching data or weights.
 
     Raises ConfigError for an unknown benchmark or split, a place that does not hold the published set, a
-    model that there is not or that is not the baseline, or an endpoint that is no URL.
+    model that there is not or that is not the baseline, an endpoint that is no URL, or a judge where none is
+    used.
     """
     published, split = _published(name, split)
+    _check_judge(name, preset)
     check_set(published, data, split, allow_partial=allow_partial)
     if preset.engine.kind == "http":
-        _check_url(preset.engine.endpoint)
+        check_url(preset.engine.endpoint)
     else:
         check_model(preset.model.path, settings)
         if baseline is not None and Path(preset.model.path).is_dir():
@@ -61,9 +64,10 @@ def request_of(
     model is not the baseline.
     """
     published, split = _published(name, split)
+    _check_judge(name, preset)
     is_endpoint = preset.engine.kind == "http"
     if is_endpoint:
-        _check_url(preset.engine.endpoint)
+        check_url(preset.engine.endpoint)
     local = fetch_set(published, data, split, allow_partial=allow_partial, settings=settings)
     check_digest(local, data, pinning)
     model = FoundModel("") if is_endpoint else find_model(preset.model.path, settings)
@@ -84,6 +88,7 @@ def request_of(
             look=preset.look,
             engine=preset.engine,
             max_unscored_share=preset.evaluation.max_unscored_share,
+            judge=preset.judge,
             seed=preset.seed,
         )
     except ValidationError as error:
@@ -106,7 +111,7 @@ def model_overrides(*, model: str, endpoint: str, served_model: str) -> list[str
             "a model that it serves."
         )
     if endpoint:
-        _check_url(endpoint)
+        check_url(endpoint)
         chosen = {"engine.kind": "http", "engine.endpoint": endpoint, "engine.served_model": served_model}
     else:
         chosen = {"model.path": model} if model else {}
@@ -130,19 +135,26 @@ def baseline_place(baseline: Baseline, *, model: str, endpoint: str, served_mode
     return model_overrides(model=model, endpoint=endpoint, served_model=served_model)
 
 
+def judge_overrides(*, endpoint: str, model: str) -> list[str]:
+    """The command line's choice of a judge as overrides of the preset; none keeps the preset's judge.
+
+    Raises ConfigError for half of a choice.
+    """
+    check_judge(endpoint=endpoint, model=model)
+    chosen = {"judge.endpoint": endpoint, "judge.served_model": model} if endpoint else {}
+    return [f"{key}={_quoted(value)}" for key, value in chosen.items()]
+
+
 def _published(name: str, split: str) -> tuple[PublishedSet, str]:
     """The benchmark, and the split that is meant."""
     published = get_published(name)
     return published, split or next(iter(published.splits))
 
 
-def _check_url(endpoint: str) -> None:
-    parts = urlsplit(endpoint)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ConfigError(
-            f"Endpoint {endpoint!r} is no URL. Give the base URL with its version, for example "
-            "http://127.0.0.1:8000/v1."
-        )
+def _check_judge(name: str, preset: Preset) -> None:
+    if preset.judge.is_used:
+        get_judging(name)
+        check_url(preset.judge.endpoint)
 
 
 def _quoted(text: str) -> str:

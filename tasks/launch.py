@@ -176,6 +176,16 @@ def available_memory_gib() -> float:
     return float(free / 2**30)
 
 
+def gpus() -> list[str]:
+    """The NVIDIA GPUs of this machine with memory and driver, in words; empty without the driver's tool."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
 def _command(module: str, run: RunDir, num_ranks: int) -> list[str]:
     if num_ranks == 1:
         return [sys.executable, "-m", module, str(run.path)]

@@ -55,6 +55,11 @@ class Settings:
         return self.work_dir / "runs"
 
     @property
+    def verdicts(self) -> Path:
+        """What judges of benchmarks said, for all runs."""
+        return self.work_dir / "verdicts"
+
+    @property
     def results(self) -> Path:
         """Where Prefect keeps task results: what makes a second run skip what has not changed."""
         return self.work_dir / "results"
@@ -121,6 +126,11 @@ def server_environment(*, num_threads: int, bin_folder: Path) -> dict[str, str]:
 def compiler_name() -> str:
     """The C++ compiler that DeepSpeed's operator is built with."""
     return os.environ.get("CXX", "g++")
+
+
+def endpoint_key() -> str:
+    """The key of the chat endpoint, empty when it needs none."""
+    return os.environ.get("VLM_R3_API_KEY", "")
 
 
 def is_ci() -> bool:

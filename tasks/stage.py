@@ -61,12 +61,14 @@ class StageRun:
         num_ranks: int = 1,
         num_threads: int = 0,
         is_repeated: bool = False,
+        named_by: BaseModel | None = None,
     ) -> tuple[RunDir, Result]:
         """The run directory and result of ``python -m module``; an unfinished earlier run goes on.
 
         A finished one is not run again, unless ``is_repeated``: its child then decides what is left to do.
+        ``named_by`` names the directory in place of ``config``, a part of which may change between starts.
         """
-        run = self.directory(module, config, inputs)
+        run = self.directory(module, config, inputs, named_by=named_by)
         if _is_done(run) and not is_repeated:
             return run, run.result()
         log = _logger()
@@ -81,15 +83,23 @@ class StageRun:
         )
         return run, result
 
-    def directory(self, module: str, config: BaseModel, inputs: Iterable[ArtifactRef]) -> RunDir:
+    def directory(
+        self,
+        module: str,
+        config: BaseModel,
+        inputs: Iterable[ArtifactRef],
+        *,
+        named_by: BaseModel | None = None,
+    ) -> RunDir:
         """The run directory of this work: the same inputs, configuration and code give the same one."""
-        parts = [config.model_dump_json(), code_version(module), *(ref.sha256 for ref in inputs)]
+        name = (named_by or config).model_dump_json()
+        parts = [name, code_version(module), *(ref.sha256 for ref in inputs)]
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         path = self.settings.runs / f"{self._label}-{digest[:12]}"
         if self.settings.refresh and path not in self._refreshed:
             shutil.rmtree(path, ignore_errors=True)
             self._refreshed.add(path)
-        return RunDir.create(path, config)
+        return RunDir.create(path, config, may_change=named_by is not None)
 
     def measured(self, line: Mapping[str, Any]) -> None:
         """Show and track one line of metrics."""

@@ -67,6 +67,8 @@ LIGHT = (
     "tasks.measured",
     "tasks.vllm_server",
     "tasks.progress",
+    "tasks.ask",
+    "tasks.doctor",
     "tasks.preflight",
     "tasks.services",
     "flows.cli",
@@ -82,6 +84,7 @@ ENVIRONMENT_USERS = {
     "models/distributed.py",
     "models/evaluation/benchmark.py",
     "models/evaluation/ranks.py",
+    "models/evaluation/score.py",
     "models/vllm_engine.py",
 }
 
@@ -121,7 +124,13 @@ def test_only_settings_reads_the_environment() -> None:
 @pytest.mark.parametrize("module", ["mlflow"])
 def test_only_tracking_and_registry_know_mlflow(module: str) -> None:
     users = {name for name, tree in trees().items() if module in imported(tree)}
-    assert users == {"tasks/tracking.py", "tasks/registry.py", "tasks/versions.py"}
+    assert users == {
+        "tasks/tracking.py",
+        "tasks/registry.py",
+        "tasks/versions.py",
+        "tasks/model_flavor.py",
+        "tasks/pyfunc_model.py",
+    }
 
 
 def test_nothing_catches_everything() -> None:

@@ -217,7 +217,8 @@ def _read_verdict(row: Row, reply: str) -> str | None:
 
 
 def _score_with_judge(row: Row, prediction: str, verdict: str | None) -> Score:
-    judged = row if verdict is None else {**row, "judge_verdict": verdict}
+    # Nobody asks about an empty text: it is as unclear as can be.
+    judged = {"judge_verdict": verdict or _VERDICTS["unclear"], **row}
     right = _is_right_by_judge(judged)
     return {**score(row, prediction), "judge_verdict": str(judged["judge_verdict"]), "correct": right}
 
@@ -246,8 +247,8 @@ JUDGING = Judging(
     reminder="Reply with one word and nothing else: correct, incorrect or unclear.",
     question=lambda row: f"{column(row, 'question')}\nReference answer: {column(row, 'gt_answer_details')}",
     gold=_gold,
-    needs_llm=lambda row, prediction: yes_or_no(prediction) == "Unknown",
-    asks=lambda row, prediction: "judge_verdict" not in row,
+    needs_llm=lambda row, prediction: bool(prediction.strip()) and yes_or_no(prediction) == "Unknown",
+    asks=lambda row, prediction: bool(prediction.strip()) and "judge_verdict" not in row,
     read=_read_verdict,
     score=_score_with_judge,
     aggregate=_aggregate_with_judge,

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from models.answers import bare_word
 from models.benchmarks.option_matching import REFUSED, infer_option
 from models.benchmarks.scorer import BENCHMARKS, Row, Score
 from models.benchmarks.yes_or_no import yes_or_no
-from models.chat import bare_word
 from models.errors import ConfigError
 
 # What the judge sees of an answer: conclusions stand at the end.
@@ -40,7 +40,8 @@ class Judging:
 
     ``template`` has the places ``{question}`` and ``{answer}``; ``reminder`` is said when a reply is no
     verdict. ``question`` is what the judge is told of a row, ``gold`` what its verdict is kept under besides.
-    ``needs_llm`` says that the rule cannot read a text; ``asks`` that the judge gets it. ``read`` makes a
+    ``needs_llm`` says that the rule cannot read a text; ``asks`` that the judge gets it. Neither holds for an
+    empty text: there is nothing to read in it, and no answer is the model's doing. ``read`` makes a
     verdict of a reply, None when it is none. ``score`` takes row, text and verdict (None where nobody was
     asked) and has the field ``correct``; ``aggregate`` takes rows, texts and such scores. ``version`` changes
     whenever ``asks``, ``read`` or ``score`` can come to another result.
@@ -155,7 +156,7 @@ def of_options(
     """
 
     def needs_llm(row: Row, text: str) -> bool:
-        return infer_option(text, choices(row)) is None
+        return bool(text.strip()) and infer_option(text, choices(row)) is None
 
     def score(row: Row, text: str, verdict: str | None) -> Score:
         option = verdict or infer_option(text, choices(row))
@@ -226,7 +227,7 @@ def of_yes_or_no(
     """
 
     def needs_llm(row: Row, text: str) -> bool:
-        return yes_or_no(text) == "Unknown"
+        return bool(text.strip()) and yes_or_no(text) == "Unknown"
 
     def score(row: Row, text: str, verdict: str | None) -> Score:
         said = verdict or yes_or_no(text)

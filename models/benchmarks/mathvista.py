@@ -23,12 +23,12 @@ from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
+from models.answers import bare_word
 from models.benchmarks.judging import Judging
 from models.benchmarks.mathvista_extraction import LABEL, NO_ANSWER, REMINDER, TEMPLATE
 from models.benchmarks.option_matching import infer_option
 from models.benchmarks.published import PublishedSet, with_options
 from models.benchmarks.scorer import Row, Score, Scorer, column, percent, text_column
-from models.chat import bare_word
 from models.errors import ScoringError
 
 # What an accuracy is broken down by, besides the average: columns of the row, then fields of its metadata.

@@ -7,7 +7,9 @@ Reads :class:`models.run_config.BenchmarkRun` and leaves in the run directory ``
 row of the set, :mod:`models.evaluation.benchmark_rows`), ``metrics.json``, ``table.txt`` and ``chart.html``
 (:mod:`models.evaluation.benchmark_files`). Rows are kept as they are answered: a start that finds rows of
 the same model, set and prompt does not ask them again, however many ranks asked them. Of ``num_ranks`` ranks
-each asks every ``num_ranks``-th row; the first sums up. An endpoint's key is ``VLM_R3_API_KEY``.
+each asks every ``num_ranks``-th row; the first sums up, and asks the judge when all answers are there
+(:mod:`models.evaluation.judged_rows`). An endpoint's key is ``VLM_R3_API_KEY``, a judge's is
+``VLM_R3_JUDGE_API_KEY``.
 """
 
 import hashlib
@@ -33,6 +35,8 @@ from models.evaluation.benchmark_files import CHART, RESULTS, ROWS, TABLE, save
 from models.evaluation.benchmark_results import BenchmarkResults, ModelFacts, summarise
 from models.evaluation.benchmark_rows import ASKED, AskedRow, write_asked
 from models.evaluation.evaluate import Progress
+from models.evaluation.judge import Judge
+from models.evaluation.judged_rows import judge_rows, num_needs_llm
 from models.evaluation.ledger import Deliveries, Ledger
 from models.evaluation.ranks import ALONE, Share, take_device, this_launch, this_share
 from models.evaluation.switch import folder_digest
@@ -88,6 +92,7 @@ def measure(
     Raises RecordError for a set that is not the published one, ScoringError or EngineError when we broke more
     rows than ``max_unscored_share`` allows: what was answered is kept, and the next start asks the rest.
     """
+    judge = open_judge(directory, config)
     local = read_set(published, Path(config.data_path), config.split, allow_partial=config.allow_partial)
     if config.data_digest not in ("", local.digest):
         raise RecordError(
@@ -107,6 +112,10 @@ def measure(
     progress.finish()
     asked = [(row, found[id].about(row, published).scored(row, scorer)) for id, row in asking.rows.items()]
     assert len(asked) == local.num_rows, "every row of the set has an outcome"
+    needs_llm = num_needs_llm(config.benchmark, asked)
+    judged = None
+    if judge is not None:
+        asked, judged = judge_rows(judge, asked, max_failed=config.max_unscored_share * local.num_rows)
     write_asked(directory.path / ROWS, (found for _, found in asked))
     results = summarise(
         scorer,
@@ -116,6 +125,8 @@ def measure(
         style=config.style,
         crop_source=config.look.crop_source,
         seed=config.seed,
+        needs_llm=needs_llm,
+        judge=judged,
     )
     save(directory.path, results)
     directory.log(local.num_rows, results.numbers())
@@ -281,6 +292,15 @@ def at_server(engine: EngineConfig, directory: RunDir) -> EngineConfig:
     return engine.model_copy(update={"kind": "http", "endpoint": endpoint, "served_model": SERVED_NAME})
 
 
+def open_judge(directory: RunDir, config: BenchmarkRun) -> Judge | None:
+    """The judge of a run, None without one. Raises ConfigError for a benchmark that uses no judge."""
+    if not config.judge.is_used:
+        return None
+    folder = Path(config.verdicts_path) if config.verdicts_path else directory.path / "verdicts"
+    key = os.environ.get("VLM_R3_JUDGE_API_KEY", "")
+    return Judge(config.benchmark, config.judge, folder, api_key=key)
+
+
 def _identity(local: LocalSet, model: ModelFacts) -> str:
     """What rows must have been asked of to count; everything else is fixed by the run directory."""
     parts = (local.digest, model.digest, model.endpoint, model.served_model)
@@ -290,7 +310,7 @@ def _identity(local: LocalSet, model: ModelFacts) -> str:
 def _check_failures(config: BenchmarkRun, failed: list[AskedRow], num_rows: int) -> None:
     if len(failed) > config.max_unscored_share * num_rows:
         first = failed[0]
-        error = ScoringError if first.reason.startswith("scorer") else EngineError
+        error = ScoringError if first.reason.startswith(("scorer", "judge")) else EngineError
         raise error(
             f"{config.benchmark}: {len(failed)} of {num_rows} rows failed on our side, above "
             f"evaluation.max_unscored_share {config.max_unscored_share}. The first is {first.id!r}: "

@@ -14,6 +14,7 @@ from models.benchmarks.sets import LocalSet
 from models.config import CropSourceName, Style
 from models.errors import ScoringError
 from models.evaluation.benchmark_rows import AskedRow
+from models.evaluation.judged import JudgeResults, judge_lines
 from models.evaluation.metrics import bootstrap_mean, wilson_interval
 from models.evaluation.results import Estimate, Frozen, SavedResults
 from models.evaluation.table_numbers import table_number
@@ -93,6 +94,9 @@ class BenchmarkResults(SavedResults):
     ``metrics`` and ``parse_counts`` are the scorer's own, over the ``num_scored`` rows; None, with
     ``metrics_note``, where it needs whole groups of rows and some row of a group is missing. Rates and means
     are over the scored rows too.
+
+    ``needs_llm`` counts answers that the rule cannot read and a language model could, None for a benchmark
+    without judges. ``judge`` is what a judge made of the rows; everything else here is by the rule alone.
     """
 
     contents = "a benchmark"
@@ -123,6 +127,8 @@ class BenchmarkResults(SavedResults):
     crops_per_question: float
     tokens_per_question: float | None
     seconds_per_question: float
+    needs_llm: int | None = None
+    judge: JudgeResults | None = None
     comparison: BenchmarkComparison | None = None
 
     def numbers(self) -> Mapping[str, float]:
@@ -144,10 +150,18 @@ class BenchmarkResults(SavedResults):
             "crops_per_question": self.crops_per_question,
             "tokens_per_question": self.tokens_per_question,
             "seconds_per_question": self.seconds_per_question,
+            "needs_llm": self.needs_llm,
+            **self._judge_numbers(),
             **{f"metrics/{name}": value for name, value in flatten(self.metrics or {})},
             **self._difference(),
         }
         return {f"{area}/{name}": value for name, value in found.items() if value is not None}
+
+    def _judge_numbers(self) -> Mapping[str, float | None]:
+        if self.judge is None:
+            return {}
+        metrics = flatten(self.judge.metrics or {}, "metrics/")
+        return {f"judge/{name}": value for name, value in (*self.judge.numbers().items(), *metrics)}
 
     def _difference(self) -> Mapping[str, float]:
         if self.comparison is None:
@@ -171,6 +185,8 @@ def summarise(
     style: Style,
     crop_source: CropSourceName,
     seed: int,
+    needs_llm: int | None = None,
+    judge: JudgeResults | None = None,
 ) -> BenchmarkResults:
     """The results of all rows, in the order of the set. Raises ScoringError when no row was scored."""
     scored = [(row, found) for row, found in asked if found.score is not None]
@@ -213,6 +229,8 @@ def summarise(
         crops_per_question=fmean(len(each.crops) for each in transcripts),
         tokens_per_question=None if None in tokens else fmean(number or 0 for number in tokens),
         seconds_per_question=fmean(found.seconds for _, found in scored),
+        needs_llm=needs_llm,
+        judge=judge,
     )
 
 
@@ -240,6 +258,10 @@ def to_text(results: BenchmarkResults) -> str:
         f"{results.seed}, data {data.digest[:12]}, model {(results.model.digest or 'unknown')[:12]}",
         *_difference_lines(results),
     ]
+    if results.needs_llm is not None:
+        lines.append(f"needs_llm   {results.needs_llm} answers that the rule cannot read")
+    if results.judge is not None:
+        lines += judge_lines(results.judge)
     numbers = list(flatten(results.metrics or {}))
     lines += [f"  {name:60} {value:g}" for name, value in numbers[:_MAX_METRIC_LINES]]
     if len(numbers) > _MAX_METRIC_LINES:

@@ -39,6 +39,7 @@ ROW_SCHEMA = pa.schema(
         ("reason", pa.string()),
         ("prediction", pa.string()),
         ("score", pa.string()),
+        ("judged", pa.string()),
         ("seconds", pa.float64()),
         ("num_tokens", pa.int64()),
     ]
@@ -52,6 +53,7 @@ class AskedRow:
     ``transcript`` is None when the row was not put to the model. ``prediction`` is the text that the scorer
     gets: what the model's rule reads in a direct answer, otherwise the body of ``<answer>``; None when there
     is none. ``score`` is None before scoring and for a row that has no score; ``reason`` then says why.
+    ``judged`` is the score with a judge, None without one.
     ``seconds`` run from handing the row to the engine to its last token, the wait in a queue included.
     ``category`` and the ``gold`` answers are those of the published row.
     """
@@ -63,6 +65,7 @@ class AskedRow:
     transcript: Transcript | None = None
     prediction: str | None = None
     score: Score | None = None
+    judged: Score | None = None
     seconds: float = 0.0
     category: str = ""
     gold: tuple[str, ...] = ()
@@ -142,10 +145,15 @@ def _row(asked: AskedRow) -> dict[str, object]:
         "outcome": asked.outcome,
         "reason": asked.reason,
         "prediction": asked.prediction,
-        "score": None if asked.score is None else json.dumps(asked.score, ensure_ascii=False),
+        "score": _json(asked.score),
+        "judged": _json(asked.judged),
         "seconds": asked.seconds,
         "num_tokens": asked.num_tokens,
     }
+
+
+def _json(score: Score | None) -> str | None:
+    return None if score is None else json.dumps(score, ensure_ascii=False)
 
 
 def _asked(row: dict[str, Any]) -> AskedRow:
@@ -157,6 +165,7 @@ def _asked(row: dict[str, Any]) -> AskedRow:
         transcript=None if row["stop"] is None else transcript_of(row),
         prediction=row["prediction"],
         score=None if row["score"] is None else json.loads(row["score"]),
+        judged=None if row["judged"] is None else json.loads(row["judged"]),
         seconds=row["seconds"],
         category=row["category"],
         gold=tuple(row["gold"]),

@@ -221,11 +221,32 @@ def _doubts(results: BenchmarkResults) -> Iterable[str]:
     if results.truncation_rate > 0:
         share = 100 * results.truncation_rate
         yield f"{_title(results)}: {share:.1f} % of the answers were cut off by a limit."
-    if results.answer_rate is not None and results.answer_rate < 1:
+    if results.needs_llm:
+        yield (
+            f"{_title(results)}: the rule cannot read {results.needs_llm} of {results.num_scored} answers, "
+            f"which count as wrong.{_by_judge(results)}"
+        )
+    elif results.judge is not None:
+        yield f"{_title(results)}: by the rule alone.{_by_judge(results)}"
+    if results.answer_rate < 1:
         yield (
             f"{_title(results)}: {100 * (1 - results.answer_rate):.1f} % of the texts hold no answer in the "
             "model's form; they count as wrong."
         )
+
+
+def _by_judge(results: BenchmarkResults) -> str:
+    """What a judge made of the same answers; its share of right ones is another metric, so in no cell."""
+    judge = results.judge
+    if judge is None:
+        return " No judge was asked."
+    if judge.headline is None:
+        return f" The judge {judge.model} gave no verdict."
+    right, low, high = (100 * value for value in judge.headline.model_dump().values())
+    return (
+        f" With judge {judge.model}, {right:.1f} % [{low:.1f}, {high:.1f}] of {judge.num_scored} answers are "
+        f"right ({judge.num_failed} without a verdict)."
+    )
 
 
 def _mixtures(measured: Sequence[Measured], column: str) -> Iterable[str]:

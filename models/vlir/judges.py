@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from models.chat import bare_word
+from models.answers import bare_word
 from models.engine import Engine
 from models.errors import RecordError, ScoringError
 from models.region import Picture

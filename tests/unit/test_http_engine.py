@@ -3,9 +3,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 
 import pytest
 from PIL import Image
@@ -26,62 +24,15 @@ from models.trajectory import (
     StopReason,
     TextSpan,
 )
+from tests.chat_endpoint import FakeEndpoint, completion, serving
 
-# (status, body) of one reply; a body that is a dictionary is sent as JSON.
-Reply = tuple[int, dict | str]
 LOOK_AT = '{"bbox_2d": [0, 0, 56, 56]}'
-
-
-@dataclass
-class FakeEndpoint:
-    """A chat endpoint on this machine. ``answer`` gets each request's body and number (from 1)."""
-
-    answer: Callable[[dict, int], Reply] = lambda body, number: (200, completion("hello"))
-    bodies: list[dict] = field(default_factory=list)
-    headers: list[dict] = field(default_factory=list)
-    url: str = ""
-
-    def config(self, **changes) -> EngineConfig:
-        settings = {"backoff_seconds": 0.001, "timeout_seconds": 5, "max_tries": 3, "max_num_seqs": 8}
-        return EngineConfig(kind="http", endpoint=self.url, served_model="m", **(settings | changes))
-
-
-def completion(text, finish_reason="stop", **choice):
-    message = {"role": "assistant", "content": text}
-    return {"choices": [{"message": message, "finish_reason": finish_reason, **choice}]}
 
 
 @pytest.fixture
 def endpoint() -> Iterator[FakeEndpoint]:
-    fake = FakeEndpoint()
-    lock = threading.Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with lock:
-                fake.bodies.append(body)
-                fake.headers.append(dict(self.headers) | {"path": self.path})
-                number = len(fake.bodies)
-            status, reply = fake.answer(body, number)
-            data = (reply if isinstance(reply, str) else json.dumps(reply)).encode()
-            try:
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-            except BrokenPipeError:
-                pass  # the client gave up, as the time-out test wants it to
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    fake.url = f"http://127.0.0.1:{server.server_port}/v1"
-    yield fake
-    server.shutdown()
-    server.server_close()
+    with serving() as fake:
+        yield fake
 
 
 def picture(width=56, height=28):

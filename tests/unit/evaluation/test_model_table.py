@@ -89,6 +89,11 @@ def test_a_partial_set_never_takes_the_place_of_a_whole_one() -> None:
     assert "90.0 (validation, 10 rows)" in notes_of(table, row.cells["mmmu"].notes)
 
 
+JUDGED = {
+    **dict.fromkeys(("model", "endpoint", "version"), "j"),
+    **{"num_asked": 40, "num_cached": 0, "num_failed": 1, "num_cut": 0, "num_scored": 899},
+    **{"headline": {"value": 0.61, "low": 0.58, "high": 0.64}, "metrics": None, "metrics_note": ""},
+}
 DOUBTS = {
     "PARTIAL SET, 10 rows where validation has 900": {"data": {"num_rows": 10, "is_partial": True}},
     "UNSCORED ROWS, 880 of 900 have a score; 5 failed on our side, 15 were not asked": {
@@ -98,6 +103,12 @@ DOUBTS = {
     },
     "no number. Half a pair.": {"value": None, "metrics_note": "Half a pair."},
     "12.5 % of the answers were cut off": {"truncation_rate": 0.125},
+    "cannot read 40 of 900 answers, which count as wrong. No judge was asked.": {"needs_llm": 40},
+    "count as wrong. With judge j, 61.0 % [58.0, 64.0] of 899 answers are right (1 without": {
+        "needs_llm": 40,
+        "judge": JUDGED,
+    },
+    "by the rule alone. With judge j, 61.0 %": {"judge": JUDGED},
     "25.0 % of the texts hold no answer": {"answer_rate": 0.75},
 }
 

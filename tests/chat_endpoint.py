@@ -1,0 +1,67 @@
+"""A chat endpoint on this machine that answers, fails and stalls as a test wants it to."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from models.config import EngineConfig
+
+# (status, body) of one reply; a body that is a dictionary is sent as JSON.
+Reply = tuple[int, dict | str]
+
+
+def completion(text, finish_reason="stop", **choice) -> dict:
+    """A chat completion with one choice."""
+    message = {"role": "assistant", "content": text}
+    return {"choices": [{"message": message, "finish_reason": finish_reason, **choice}]}
+
+
+@dataclass
+class FakeEndpoint:
+    """``answer`` gets a request's body and number (from 1); ``bodies`` and ``headers`` are what was sent."""
+
+    answer: Callable[[dict, int], Reply] = lambda body, number: (200, completion("hello"))
+    bodies: list[dict] = field(default_factory=list)
+    headers: list[dict] = field(default_factory=list)
+    url: str = ""
+
+    def config(self, **changes) -> EngineConfig:
+        settings = {"backoff_seconds": 0.001, "timeout_seconds": 5, "max_tries": 3, "max_num_seqs": 8}
+        return EngineConfig(kind="http", endpoint=self.url, served_model="m", **(settings | changes))
+
+
+@contextmanager
+def serving() -> Iterator[FakeEndpoint]:
+    """An endpoint that runs while the block does."""
+    fake = FakeEndpoint()
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                fake.bodies.append(body)
+                fake.headers.append(dict(self.headers) | {"path": self.path})
+                number = len(fake.bodies)
+            status, reply = fake.answer(body, number)
+            data = (reply if isinstance(reply, str) else json.dumps(reply)).encode()
+            try:
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # the client gave up, as a time-out test wants it to
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    fake.url = f"http://127.0.0.1:{server.server_port}/v1"
+    yield fake
+    server.shutdown()
+    server.server_close()
