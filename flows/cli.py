@@ -20,6 +20,23 @@ FLOWS = {
     "promote": "make a registered version champion, if the gate agrees",
 }
 INTERRUPTED = 130
+# Fields of models.serving.config.Limits, which is too slow to import for --help.
+LIMITS = {
+    "max-crops": "crops per answer",
+    "max-tokens": "sampled tokens per answer",
+    "max-choices": "answers per request",
+    "max-images": "images per question",
+    "max-image-bytes": "bytes of one encoded image",
+    "max-image-pixels": "pixels of one decoded image",
+    "max-text-characters": "characters of a question",
+    "max-request-bytes": "bytes of a request",
+    "max-concurrent-requests": "requests in flight; more get a 429",
+    "max-seconds": "time for a whole answer",
+    "max-upload-seconds": "time for a request to arrive",
+    "max-download-seconds": "time for an image named by a URL",
+    "max-shutdown-seconds": "time for what is in flight when the server is asked to end",
+    "num-decoders": "threads that decode images",
+}
 _MODELS = "embedded, a model folder, models:/vlm-r3@ALIAS, models:/vlm-r3/NUMBER, or s3://"
 
 
@@ -52,7 +69,13 @@ def _command(options: argparse.Namespace) -> Callable[[argparse.Namespace], int]
         return commands.run_benchmark
     if options.command in FLOWS:
         return commands.run_flow
-    return {"ask": commands.ask, "doctor": commands.doctor, "table": commands.table}[options.command]
+    return {
+        "analyse": commands.analyse,
+        "ask": commands.ask,
+        "serve": commands.serve,
+        "table": commands.table,
+        "doctor": commands.doctor,
+    }[options.command]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,8 +89,10 @@ def _parser() -> argparse.ArgumentParser:
         )
         if name == "evaluate":
             _add_benchmark(command)
+            command.set_defaults(preset="")  # a known model brings its own
         if name == "promote":
             command.add_argument("--version", default="challenger", help="number or alias (challenger)")
+    _add_analyse(commands.add_parser("analyse", help="make Table 2, Figure 4 or Figure 5 of the paper"))
     ask = commands.add_parser("ask", help="ask a model one question about a picture")
     _add_common(ask)
     ask.add_argument("image", type=Path)
@@ -77,6 +102,9 @@ def _parser() -> argparse.ArgumentParser:
         "--picture", type=Path, metavar="FILE", help="where to draw what it looked at (./NAME-looked.png)"
     )
     ask.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    serve = commands.add_parser("serve", help="answer questions over HTTP, as OpenAI's interface does")
+    _add_common(serve)
+    _add_serving(serve)
     _add_table(commands.add_parser("table", help="print the measured benchmarks beside the published ones"))
     doctor = commands.add_parser("doctor", help="say what this machine has, and what to do where it lacks")
     doctor.add_argument("--endpoint", default="", metavar="URL", help="also ask this chat endpoint")
@@ -85,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--preset", default="", help="name in infra/runs, or a YAML file (tiny)")
+    command.add_argument("--preset", default="tiny", help="name in infra/runs, or a YAML file (tiny)")
     command.add_argument(
         "--set",
         action="append",
@@ -112,11 +140,25 @@ def _add_benchmark(command: argparse.ArgumentParser) -> None:
         "--style", choices=("direct", "look-again"), help="the usual prompt, or the paper's (look-again)"
     )
     group.add_argument(
+        "--variant",
+        default="",
+        metavar="NAME,...",
+        help="how crops are given: full, no_crop, low_resolution, "
+        "random_region, boxes_40 to boxes_90, boxes_40_perturbed to ..._90_perturbed (full)",
+    )
+    group.add_argument(
         "--baseline", default="", metavar="NAME", help="a known model with its settings: infra/baselines.yaml"
     )
     group.add_argument("--model", default="", help=f"{_MODELS} (the preset's model.path)")
     group.add_argument("--endpoint", default="", metavar="URL", help="OpenAI-compatible, with its /v1")
     group.add_argument("--served-model", default="", metavar="NAME", help="model name at the endpoint")
+    group.add_argument("--title", default="", metavar="NAME", help="what the tracked run is called")
+    group.add_argument(
+        "--against",
+        default="",
+        metavar="RUN",
+        help="an earlier run to compare with: folder or URI of its artifact, id or name of its tracked run",
+    )
     group.add_argument(
         "--judge-endpoint", default="", metavar="URL", help="a judge, OpenAI-compatible (none)"
     )
@@ -143,6 +185,51 @@ def _add_table(command: argparse.ArgumentParser) -> None:
         "--paper-table", type=int, choices=(1, 2), default=1, help="1: models; 2: the paper's ablations"
     )
     _add_place(command)
+
+
+def _add_analyse(command: argparse.ArgumentParser) -> None:
+    command.add_argument("analysis", choices=("table2", "figure4", "figure5"))
+    _add_common(command)
+    command.add_argument("--refresh", action="store_true", help="measure everything again")
+    command.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="where to put CSV, SVG, PNG (nowhere else)"
+    )
+    command.add_argument(
+        "--model", default="", help=f"{_MODELS} (the run's R-GRPO model, trained if missing)"
+    )
+    for row, meaning in (
+        ("base", "before training"),
+        ("sft", "without R-GRPO"),
+        ("no-sft", "without VLIR SFT"),
+    ):
+        command.add_argument(f"--{row}-model", default="", help=f"row of table2: the model {meaning}")
+    command.add_argument("--questions", type=int, default=0, metavar="N", help="how many held-out questions")
+    group = command.add_argument_group(
+        "published benchmarks", "instead of held-out questions; repeat both options for several sets"
+    )
+    group.add_argument("--benchmark", action="append", default=[], metavar="NAME", help="mme, mmmu, ...")
+    group.add_argument(
+        "--data", action="append", default=[], metavar="FOLDER", help="its Parquet files, or s3://"
+    )
+    group.add_argument("--allow-partial", action="store_true", help="measure although rows are missing")
+    group.add_argument("--endpoint", default="", metavar="URL", help="OpenAI-compatible, with its /v1")
+    group.add_argument("--served-model", default="", metavar="NAME", help="model name at the endpoint")
+
+
+def _add_serving(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", metavar="MODEL", help=_MODELS)
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    command.add_argument("--port", type=int, default=8000, help="0 takes a free one (8000)")
+    command.add_argument(
+        "--model-name", default="vlm-r3", metavar="NAME", help="its name for clients (vlm-r3)"
+    )
+    command.add_argument(
+        "--allow-private-urls", action="store_true", help="fetch images from addresses that are not public"
+    )
+    group = command.add_argument_group("limits", "clients must send the key in VLM_R3_SERVE_API_KEY, if any")
+    for name, help in LIMITS.items():
+        kind = float if "seconds" in name else int
+        group.add_argument(f"--{name}", type=kind, metavar="NUMBER", help=help)
 
 
 def _add_place(command: argparse.ArgumentParser) -> None:

@@ -12,12 +12,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.cli import LIMITS
 from models.baselines import Baseline, get_baseline, read_baselines
 from models.errors import ConfigError, GateError
 from models.presets import load_preset
 from tasks import progress
+from tasks.analysis_request import check_analysis
 from tasks.benchmark_data import Pinning
 from tasks.benchmark_request import baseline_place, check_request, judge_overrides, model_overrides
+from tasks.earlier_runs import check_named
 from tasks.model_source import champion_or, find_model
 from tasks.preflight import check_preset
 from tasks.services import prefect_server, sole_use
@@ -30,8 +33,8 @@ if TYPE_CHECKING:
 
 # Options that mean something only beside --benchmark.
 _BENCHMARK_OPTIONS = (
-    *("data", "split", "style", "baseline", "model", "endpoint", "served_model", "allow_partial"),
-    *("data_digest", "accept_data_digest", "lock"),
+    *("data", "split", "style", "variant", "baseline", "model", "endpoint", "served_model", "allow_partial"),
+    *("data_digest", "accept_data_digest", "lock", "title", "against"),
     *("judge_endpoint", "judge_model"),
 )
 _PRESET = "tiny"  # where none is named
@@ -83,21 +86,27 @@ def run_benchmark(options: argparse.Namespace) -> int:
     settings = prepare(options.work_dir, refresh=options.refresh)
     lock = options.lock.absolute() if options.lock else settings.benchmark_lock
     Pinning(lock, demanded=options.data_digest, accepted=options.accept_data_digest)
-    choice = {"split": options.split, "allow_partial": options.allow_partial}
+    style = options.style or ("look-again" if baseline is None else "direct")
+    variants = (options.variant or "full").split(",")
+    choice = {"split": options.split, "style": style, "allow_partial": options.allow_partial}
     check_request(
         options.benchmark,
         options.data,
         load_preset(preset, overrides),
+        variants=variants,
         settings=settings,
         baseline=baseline,
         **choice,
     )
+    if options.against:
+        check_named(options.against)
     choice |= {
-        "style": options.style or ("look-again" if baseline is None else "direct"),
         "baseline": options.baseline,
         "data_digest": options.data_digest,
         "accept_data_digest": options.accept_data_digest,
         "lock": str(lock),
+        "title": options.title,
+        "against": options.against,
     }
     board = progress.Board(_say, ("prepare", progress.FETCH, "benchmark"))
     progress.use(board)
@@ -108,8 +117,60 @@ def run_benchmark(options: argparse.Namespace) -> int:
             _quiet_logs()
             if server:
                 server.wait()
-        outcome = asyncio.run(benchmark(options.benchmark, options.data, preset, overrides, **choice))
-    return _close_benchmark(outcome)
+        asked = (options.benchmark, options.data, preset, overrides)
+        outcomes = [asyncio.run(benchmark(*asked, variant=variant, **choice)) for variant in variants]
+    for outcome in outcomes:
+        _close_benchmark(outcome)
+    return 0
+
+
+def analyse(options: argparse.Namespace) -> int:
+    """Make an analysis of the paper, print its table and say where its figure is."""
+    chosen = model_overrides(model="", endpoint=options.endpoint, served_model=options.served_model)
+    overrides = [*options.overrides, *chosen]
+    sets = list(zip(options.benchmark, options.data, strict=False))
+    if len(options.benchmark) != len(options.data):
+        raise ConfigError(
+            f"{len(options.benchmark)} --benchmark and {len(options.data)} --data: every benchmark needs the "
+            "folder of its files. Give both, as often as there are benchmarks."
+        )
+    preset = load_preset(options.preset, overrides)
+    models = {
+        "model_path": options.model,
+        "base_path": options.base_model,
+        "sft_path": options.sft_model,
+        "no_sft_path": options.no_sft_model,
+    }
+    settings = prepare(options.work_dir, refresh=options.refresh)
+    check_analysis(
+        options.analysis,
+        preset,
+        models=models,
+        benchmarks=sets,
+        allow_partial=options.allow_partial,
+        settings=settings,
+    )
+    board = progress.Board(_say, _analysis_stages(options))
+    progress.use(board)
+    with sole_use(settings), _display(board), prefect_server(settings) as server:
+        with board.stage("prepare"):
+            from flows.analyse import analyse as make
+
+            _quiet_logs()
+            if server:
+                server.wait()
+        outcome = asyncio.run(
+            make(
+                options.analysis,
+                options.preset,
+                overrides,
+                models,
+                sets,
+                allow_partial=options.allow_partial,
+                num_questions=options.questions,
+            )
+        )
+    return _close_analysis(outcome, options.out)
 
 
 def _who_answers(options: argparse.Namespace, baseline: Baseline | None) -> tuple[str, list[str]]:
@@ -145,7 +206,7 @@ def ask(options: argparse.Namespace) -> int:
     from tasks.ask import ask as ask_model
     from tasks.ask import check_picture, open_engine, read_question
 
-    preset = load_preset(options.preset or _PRESET, options.overrides)
+    preset = load_preset(options.preset, options.overrides)
     question = read_question(options.image, options.question)
     picture = check_picture(options.picture or Path(f"{options.image.stem}-looked.png"))
     settings = prepare(options.work_dir)
@@ -157,6 +218,28 @@ def ask(options: argparse.Namespace) -> int:
     answer = answer_of(trajectory, [size], preset.look.budget, engine.encoder.decode)
     name = model.source or model.path
     print(_answer_json(answer, name, picture) if options.json else _answer_text(answer, name, picture))
+    return 0
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Answer questions over HTTP until asked to end."""
+    from tasks.serving import check_serving, run_server
+
+    preset = load_preset(options.preset, options.overrides)
+    settings = prepare(options.work_dir)
+    given = {name.replace("-", "_"): getattr(options, name.replace("-", "_")) for name in LIMITS}
+    config = check_serving(
+        preset,
+        options.model,
+        settings=settings,
+        host=options.host,
+        port=options.port,
+        model_name=options.model_name,
+        allow_private_urls=options.allow_private_urls,
+        limits={name: value for name, value in given.items() if value is not None},
+    )
+    _quiet_logs()
+    run_server(config, find_model(options.model, settings), say=lambda line: print(line, flush=True))
     return 0
 
 
@@ -239,8 +322,33 @@ def _close_stage(command: str, outcome: Any) -> int:
     return 0
 
 
+def _analysis_stages(options: argparse.Namespace) -> tuple[str, ...]:
+    if options.benchmark:
+        return ("prepare", progress.FETCH, "analyse")
+    made = ("build_vlir",) if options.model else ("build_vlir", "validate", "sft", "rgrpo")
+    controls = ("more_sft", "no_sft") if options.analysis == "table2" and not options.model else ()
+    return ("prepare", *made, *controls, "analyse")
+
+
+def _close_analysis(outcome: "StageOutput", out: Path | None) -> int:
+    from tasks.analysis import ANALYSIS, TABLE
+    from tasks.stage import read_store
+
+    kept = outcome.artifacts[ANALYSIS]
+    folder = read_store().fetch(kept)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in (
+            path.name for path in folder.iterdir() if path.suffix in (".csv", ".svg", ".png", ".txt")
+        ):
+            (out / name).write_bytes((folder / name).read_bytes())
+    print(f"\n{(folder / TABLE).read_text(encoding='utf-8')}\n{ANALYSIS:11} {out or kept.uri}")
+    return 0
+
+
 def _close_benchmark(outcome: "StageOutput") -> int:
-    from tasks.benchmark import BENCHMARK, TABLE
+    from models.evaluation.benchmark_files import TABLE
+    from tasks.benchmark import BENCHMARK
     from tasks.stage import read_store
 
     kept = outcome.artifacts[BENCHMARK]

@@ -17,6 +17,7 @@ from models.trajectory import TurnError
 EMBEDDED_MODEL = Path(__file__).parent / "tiny" / "base"
 
 CropSourceName = Literal["original", "low_resolution", "random_region", "none"]
+CorruptionWay = Literal["replace", "perturb"]
 Precision = Literal["float32", "bfloat16"]
 # Fields of a chat request that not every endpoint takes.
 RequestField = Literal["temperature", "stop", "seed"]
@@ -28,6 +29,16 @@ class Config(BaseModel):
     """Base of all configuration: immutable, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BoxCorruption(Config):
+    """A share of the crops is cut elsewhere than asked (Figure 4 of the paper); the text keeps its box."""
+
+    way: CorruptionWay = Field(
+        description="'replace': the same size at a place that does not overlap; 'perturb': moved and scaled "
+        "until the IoU with the asked box is below 0.5."
+    )
+    kept_share: float = Field(ge=0, le=1, description="Share of boxes that are cut where they were asked.")
 
 
 class Look(Config):
@@ -55,6 +66,9 @@ class Look(Config):
     )
     crop_source: CropSourceName = Field(
         "original", description="What a box is answered with; others are ablations."
+    )
+    corruption: BoxCorruption | None = Field(
+        None, description="Cut some crops elsewhere than asked (an analysis); none: cut all as asked."
     )
     system: str | None = Field(SYSTEM_PROMPT, description="System prompt (paper 3.2).")
 

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from models.config import Look
+from models.corruption import box_to_cut
 from models.crops import CROP_SOURCES
 from models.engine import Engine
 from models.errors import EngineError, RecordError, RegionError
@@ -52,7 +53,7 @@ MESSAGES: Mapping[TurnError, str] = MappingProxyType(
 
 def rollout(
     engine: Engine,
-    questions: Iterable[Question],
+    questions: Iterable["Question | Asked"],
     *,
     look: Look,
     num_samples: int = 1,
@@ -187,11 +188,11 @@ class Asked:
     ) -> "Asked":
         """A question about any number of pictures, also none, which stand at ``places`` in the text.
 
-        The system prompt of several pictures says how to name one. Raises RegionError for a picture that
-        cannot be used.
+        With crops, the system prompt of several pictures says how to name one. Raises RegionError for a
+        picture that cannot be used.
         """
         system = look.system
-        if system is not None and len(images) > 1:
+        if system is not None and look.max_crops and len(images) > 1:
             system += SEVERAL_IMAGES.format(number=len(images))
         pictures = tuple(see(image, look.budget) for image in images)
         views = tuple(View.of(Size(image.width, image.height), look.budget) for image in images)
@@ -231,6 +232,7 @@ class Episode:
         self._events: list[BoxEvent] = []
         self._turns = 0
         self._sampled = 0
+        self._given = 0
         self._detail = ""
 
     def request(self) -> GenerationRequest:
@@ -253,6 +255,13 @@ class Episode:
         return self._spans
 
     @property
+    def num_given_tokens(self) -> int:
+        """Tokens the model was given before its last turn: question, crops, messages. 0 where the engine does
+        not count.
+        """
+        return max(0, self._given)
+
+    @property
     def events(self) -> Sequence[BoxEvent]:
         """The crop commands so far."""
         return self._events
@@ -264,6 +273,7 @@ class Episode:
             return
         self._spans.append(piece.span)
         self._turns += 1
+        self._given = piece.context_tokens - self._sampled
         # An engine that does not count tokens is bounded by characters, which are at least as many.
         num_tokens = piece.span.num_tokens
         self._sampled += len(piece.span.text) if num_tokens is None else num_tokens
@@ -311,9 +321,10 @@ class Episode:
         if error is not None:
             self._refuse(BoxEvent(box, error, number), f"box {list(box.corners())} of image {number}")
             return
-        image = self._asked.images[number - 1]
+        image, view = self._asked.images[number - 1], self._asked.views[number - 1]
         try:
-            given = CROP_SOURCES[self._look.crop_source](image, box, self._look.budget, self._rng)
+            cut = box_to_cut(box, view, self._look.corruption, self._rng)
+            given = CROP_SOURCES[self._look.crop_source](image, cut, self._look.budget, self._rng)
         except RegionError as unusable:
             # Not too long as seen, but too long in the original, whose sides are scaled differently.
             self._refuse(BoxEvent(box, TurnError.ASPECT_RATIO, number), str(unusable))

@@ -3,11 +3,15 @@
 A parent resolves a preset into one of these (``config.json`` of the run); the child knows no preset.
 """
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from models.answer_rules import AnswerRule
 from models.config import (
+    BoxCorruption,
     Config,
+    CorruptionWay,
     CropSourceName,
     EngineConfig,
     EvaluationConfig,
@@ -62,6 +66,7 @@ class EvaluationVariant(Config):
         description="'direct' asks the bare question, no system prompt and no crops: the whole text counts.",
     )
     crop_source: CropSourceName = "original"
+    corruption: BoxCorruption | None = None
     num_questions: int = Field(ge=1, description="Held-out questions, answered greedily.")
     num_sampled_questions: int = Field(0, ge=0, description="How many are also sampled at temperature 1.")
 
@@ -126,6 +131,9 @@ class BenchmarkRun(Config):
     split: str = Field(description="Split as the benchmark's module names it.")
     data_digest: str = Field("", description="What the digest of the set must be; empty accepts any.")
     allow_partial: bool = Field(False, description="Measure even when rows are missing; the report says so.")
+    variant: str = Field(
+        "full", description="Name of the way in which `look` answers crop commands (evaluation/variants.py)."
+    )
     style: Style = Field(
         "look-again",
         description="'direct' asks the benchmark's usual prompt: no system prompt, no crops, whole text.",
@@ -159,4 +167,37 @@ class BenchmarkRun(Config):
                 f"engine.kind {self.engine.kind!r} with model_path {self.model_path!r}: an endpoint serves a "
                 "model of its own, every other engine needs a model folder"
             )
+        return self
+
+
+class AnalysisRun(Config):
+    """What the child process of an analysis of the paper reads from its run directory."""
+
+    analysis: Literal["table2", "figure4", "figure5"]
+    model_path: str = Field("", description="The model that it is about; empty when an endpoint answers.")
+    base_path: str = Field("", description="Table 2: the model before any training; empty leaves it out.")
+    sft_path: str = Field("", description="Table 2: the model without R-GRPO; empty leaves it out.")
+    no_sft_path: str = Field("", description="Table 2: the model without VLIR fine-tuning; likewise.")
+    questions_path: str = Field("", description="Held-out questions; empty when benchmarks are asked.")
+    benchmarks: tuple[BenchmarkRun, ...] = Field((), description="Sets to ask instead, as `full` asks them.")
+    num_questions: int = Field(
+        ge=1, description="Held-out questions; of a benchmark, which is asked as a whole, only for figure 5."
+    )
+    levels: tuple[float, ...] = Field(
+        (), description="Figure 4: grounding accuracies to bring about, 0 to 1."
+    )
+    ways: tuple[CorruptionWay, ...] = Field(
+        ("replace", "perturb"), min_length=1, description="Figure 4: how a box is made to miss."
+    )
+    look: Look
+    engine: EngineConfig
+    evaluation: EvaluationConfig
+    seed: int
+
+    @model_validator(mode="after")
+    def _something_is_asked(self) -> "AnalysisRun":
+        if bool(self.questions_path) == bool(self.benchmarks):
+            raise ValueError("an analysis asks either held-out questions or benchmarks")
+        if self.questions_path and not self.model_path:
+            raise ValueError("the held-out questions need a model folder; an endpoint answers benchmarks")
         return self

@@ -138,6 +138,14 @@ def reference(folder: Path, *, kind: str) -> ArtifactRef:
     return ArtifactRef(uri=folder.absolute().as_uri(), sha256=Manifest.of(folder).sha256, kind=kind)
 
 
+def digest_of(folder: Path) -> str:
+    """The identity of what a folder holds. The manifest of an artifact is believed: fetching checks it."""
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        return hashlib.sha256(manifest.read_bytes()).hexdigest()
+    return Manifest.of(folder).sha256
+
+
 def local_path(uri: str) -> Path:
     """The path of a ``file://`` URI. Raises ArtifactError for another scheme or a relative path."""
     parts = urlsplit(uri)

@@ -1,5 +1,6 @@
 """What a run of a benchmark is asked to do, checked before anything is started."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -10,6 +11,7 @@ from models.benchmarks.published import PublishedSet, get_published
 from models.config import Preset, Style
 from models.endpoints import check_judge, check_url
 from models.errors import ConfigError
+from models.evaluation.variants import get_variant
 from models.run_config import BenchmarkRun, DirectPrompt
 from tasks.benchmark_data import Pinning, check_digest, check_set, fetch_set
 from tasks.model_source import FoundModel, check_model, find_model
@@ -22,17 +24,20 @@ def check_request(
     preset: Preset,
     *,
     split: str = "",
+    style: Style = "look-again",
+    variants: Sequence[str] = ("full",),
     allow_partial: bool,
     settings: Settings,
     baseline: Baseline | None = None,
 ) -> None:
     """Everything that can be told without fetching data or weights.
 
-    Raises ConfigError for an unknown benchmark or split, a place that does not hold the published set, a
-    model that there is not or that is not the baseline, an endpoint that is no URL, or a judge where none is
-    used.
+    Raises ConfigError for an unknown benchmark, split or variant, a place that does not hold the published
+    set, a model that there is not or that is not the baseline, an endpoint that is no URL, or a judge where
+    none is used.
     """
     published, split = _published(name, split)
+    _check_variants(variants, style)
     _check_judge(name, preset)
     check_set(published, data, split, allow_partial=allow_partial)
     if preset.engine.kind == "http":
@@ -50,6 +55,7 @@ def request_of(
     *,
     split: str = "",
     style: Style,
+    variant: str = "full",
     allow_partial: bool,
     settings: Settings,
     pinning: Pinning,
@@ -81,12 +87,14 @@ def request_of(
             data_digest=local.digest,
             allow_partial=allow_partial,
             style=style,
+            variant=variant,
             model_path=model.path,
             model_source=model.source,
             model_name="" if baseline is None else baseline.name,
             direct=DirectPrompt() if baseline is None else baseline.direct,
-            look=preset.look,
-            engine=preset.engine,
+            look=get_variant(variant).look(preset.look),
+            # Threads, as processes, are the launcher's: they do not change what was asked already.
+            engine=preset.engine.model_copy(update={"num_threads": 0}),
             max_unscored_share=preset.evaluation.max_unscored_share,
             judge=preset.judge,
             seed=preset.seed,
@@ -149,6 +157,15 @@ def _published(name: str, split: str) -> tuple[PublishedSet, str]:
     """The benchmark, and the split that is meant."""
     published = get_published(name)
     return published, split or next(iter(published.splits))
+
+
+def _check_variants(variants: Sequence[str], style: Style) -> None:
+    """Raises ConfigError for an unknown variant, or one of a direct answer, which asks for no crops."""
+    for variant in map(get_variant, variants):
+        if style == "direct" and variant.name != "full":
+            raise ConfigError(
+                f"--variant {variant.name} answers crop commands, and --style direct has none. Leave one out."
+            )
 
 
 def _check_judge(name: str, preset: Preset) -> None:

@@ -15,6 +15,7 @@ from models.errors import ConfigError
 WORK_DIR = "VLM_R3_WORK_DIR"
 ARTIFACTS = "VLM_R3_ARTIFACTS"
 MAX_CHILDREN = "VLM_R3_MAX_CHILDREN"
+SERVE_API_KEY = "VLM_R3_SERVE_API_KEY"
 REFRESH = "PREFECT_TASKS_REFRESH_CACHE"
 
 # What a second heavy child needs free before it may start beside the first. Measured with preset tiny: an
@@ -131,6 +132,11 @@ def compiler_name() -> str:
 def endpoint_key() -> str:
     """The key of the chat endpoint, empty when it needs none."""
     return os.environ.get("VLM_R3_API_KEY", "")
+
+
+def serving_api_key() -> str:
+    """The key that clients of our own server must send; empty where anybody may ask."""
+    return os.environ.get(SERVE_API_KEY, "")
 
 
 def is_ci() -> bool:

@@ -133,13 +133,14 @@ class StageRun:
 
 @asynccontextmanager
 async def stage_run(
-    stage: str, *, label: str = "", parent: str = "", params: Mapping[str, Any]
+    stage: str, *, label: str = "", name: str = "", parent: str = "", params: Mapping[str, Any]
 ) -> AsyncIterator[StageRun]:
-    """A stage's work around a block, tracked as a run nested under ``parent``."""
+    """A stage's work around a block, tracked as a run called ``name`` (else ``label``) under ``parent``."""
     settings = Settings.read()
     board().start(label or stage)
     tags = {"stage": stage, **_prefect_tags()}
-    with tracking.tracked_run(settings, label or stage, parent=parent, params=params, tags=tags) as tracked:
+    title = name or label or stage
+    with tracking.tracked_run(settings, title, parent=parent, params=params, tags=tags) as tracked:
         yield StageRun(settings, tracked, stage=stage, label=label or stage)
 
 

@@ -19,7 +19,6 @@ def some_results(
         "data": SetFacts(**data),
         "model": ModelFacts(**{**facts, "engine": "vllm", **(model or {})}),
         "style": "direct",
-        "crop_source": "original",
         "categories": {},
         "seed": 0,
         "scorer": benchmark,

@@ -15,7 +15,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        message = {"role": "assistant", "content": "<CONCLUSION>Yes</CONCLUSION>"}
+        message = {"role": "assistant", "content": "Yes"}
         choice = {"message": message, "finish_reason": "stop", "stop_reason": None}
         self.reply({"choices": [choice], "usage": {"completion_tokens": 3}, "model": body["model"]})
 

@@ -77,4 +77,4 @@ def _look(look: Look, variant: EvaluationVariant) -> Look:
     """The rules of looking again for this variant: a direct answer has no system prompt and no crops."""
     if variant.style == "direct":
         return look.model_copy(update={"system": None, "max_crops": 0})
-    return look.model_copy(update={"crop_source": variant.crop_source})
+    return look.model_copy(update={"crop_source": variant.crop_source, "corruption": variant.corruption})

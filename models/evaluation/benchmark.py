@@ -110,7 +110,10 @@ def measure(
         return None
     found = asking.found | {row.id: row for row in deliveries.collect()}
     progress.finish()
-    asked = [(row, found[id].about(row, published).scored(row, scorer)) for id, row in asking.rows.items()]
+    asked = [
+        (row, found[id].about(row, published, variant=config.variant).scored(row, scorer))
+        for id, row in asking.rows.items()
+    ]
     assert len(asked) == local.num_rows, "every row of the set has an outcome"
     needs_llm = num_needs_llm(config.benchmark, asked)
     judged = None
@@ -118,16 +121,8 @@ def measure(
         asked, judged = judge_rows(judge, asked, max_failed=config.max_unscored_share * local.num_rows)
     write_asked(directory.path / ROWS, (found for _, found in asked))
     results = summarise(
-        scorer,
-        local,
-        model,
-        asked,
-        style=config.style,
-        crop_source=config.look.crop_source,
-        seed=config.seed,
-        needs_llm=needs_llm,
-        judge=judged,
-    )
+        scorer, local, model, asked, style=config.style, seed=config.seed, needs_llm=needs_llm, judge=judged
+    ).model_copy(update={"variant": config.variant})
     save(directory.path, results)
     directory.log(local.num_rows, results.numbers())
     _check_failures(config, [found for _, found in asked if found.outcome == "failed"], local.num_rows)
@@ -270,11 +265,15 @@ def open_engine(config: BenchmarkRun, directory: RunDir) -> Engine:
     take_device()
     from models.evaluation.engines import checkpoint_engines
 
+    engines = checkpoint_engines(engine_config(config), look=config.look, seed=config.seed)
+    return engines.open(resolve_model_path(config.model_path))
+
+
+def engine_config(config: BenchmarkRun) -> EngineConfig:
+    """The engine's configuration, with room for the pictures of the benchmark's questions."""
     num_pictures = len(get_published(config.benchmark).pictures)
     max_images = max(config.engine.max_images, num_pictures + config.look.max_crops)
-    engine = config.engine.model_copy(update={"max_images": max_images})
-    engines = checkpoint_engines(engine, look=config.look, seed=config.seed)
-    return engines.open(resolve_model_path(config.model_path))
+    return config.engine.model_copy(update={"max_images": max_images})
 
 
 def at_server(engine: EngineConfig, directory: RunDir) -> EngineConfig:

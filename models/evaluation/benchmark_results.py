@@ -11,7 +11,7 @@ from typing import Any
 
 from models.benchmarks.scorer import Row, Scorer, summary
 from models.benchmarks.sets import LocalSet
-from models.config import CropSourceName, Style
+from models.config import Style
 from models.errors import ScoringError
 from models.evaluation.benchmark_rows import AskedRow
 from models.evaluation.judged import JudgeResults, judge_lines
@@ -104,7 +104,7 @@ class BenchmarkResults(SavedResults):
     data: SetFacts
     model: ModelFacts
     style: Style
-    crop_source: CropSourceName
+    variant: str = "full"
     seed: int
     scorer: str
     scorer_version: str
@@ -183,7 +183,6 @@ def summarise(
     asked: Sequence[tuple[Row, AskedRow]],
     *,
     style: Style,
-    crop_source: CropSourceName,
     seed: int,
     needs_llm: int | None = None,
     judge: JudgeResults | None = None,
@@ -204,7 +203,6 @@ def summarise(
         data=SetFacts(**local.describe()),
         model=model,
         style=style,
-        crop_source=crop_source,
         seed=seed,
         scorer=scorer.name,
         scorer_version=scorer.version,
@@ -246,7 +244,7 @@ def to_text(results: BenchmarkResults) -> str:
     model = facts.source or facts.path or f"{facts.served_model} at {facts.endpoint}"
     tokens = "-" if results.tokens_per_question is None else f"{results.tokens_per_question:.1f}"
     lines = [
-        f"{data.benchmark} ({data.source}, split {data.split}), {results.style}, {model}",
+        f"{data.benchmark} ({data.source}, split {data.split}), {_asked_how(results)}, {model}",
         f"rows        {results.num_rows} of {data.num_published_rows} published: {results.num_scored} "
         f"scored, {results.num_failed} failed, {results.num_unasked} not asked",
         f"{results.headline_field:11} {100 * unit.value:.1f} % [{100 * unit.low:.1f}, {100 * unit.high:.1f}] "
@@ -277,6 +275,10 @@ def flatten(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from flatten(value, f"{name}/")
         elif isinstance(value, int | float):
             yield name, float(value)
+
+
+def _asked_how(results: BenchmarkResults) -> str:
+    return results.style if results.variant == "full" else f"{results.style}, variant {results.variant}"
 
 
 def _metrics(scorer: Scorer, scored: Sequence[tuple[Row, AskedRow]]) -> tuple[dict[str, Any] | None, str]:

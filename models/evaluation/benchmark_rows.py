@@ -33,6 +33,7 @@ Outcome = Literal["scored", "failed", "unasked"]
 ROW_SCHEMA = pa.schema(
     [
         *TRANSCRIPT_FIELDS,
+        ("variant", pa.string()),
         ("category", pa.string()),
         ("gold", pa.list_(pa.string())),
         ("outcome", pa.string()),
@@ -55,7 +56,8 @@ class AskedRow:
     is none. ``score`` is None before scoring and for a row that has no score; ``reason`` then says why.
     ``judged`` is the score with a judge, None without one.
     ``seconds`` run from handing the row to the engine to its last token, the wait in a queue included.
-    ``category`` and the ``gold`` answers are those of the published row.
+    ``variant`` names how crop commands were answered; ``category`` and the ``gold`` answers are those of the
+    published row.
     """
 
     id: str
@@ -67,6 +69,7 @@ class AskedRow:
     score: Score | None = None
     judged: Score | None = None
     seconds: float = 0.0
+    variant: str = ""
     category: str = ""
     gold: tuple[str, ...] = ()
 
@@ -99,9 +102,10 @@ class AskedRow:
             return None
         return self.transcript.num_sampled_tokens or (None if self.transcript.sampled_text else 0)
 
-    def about(self, row: Row, published: PublishedSet) -> "AskedRow":
-        """The same with what its published row says."""
-        return replace(self, category=published.kind_of(row), gold=published.answers(row))
+    def about(self, row: Row, published: PublishedSet, *, variant: str) -> "AskedRow":
+        """The same with what its published row says, and the variant it was asked under."""
+        category, gold = published.kind_of(row), published.answers(row)
+        return replace(self, variant=variant, category=category, gold=gold)
 
     def scored(self, row: Row, scorer: Scorer) -> "AskedRow":
         """The same with its score. No answer is scored as an empty text: that is the model's doing."""
@@ -140,6 +144,7 @@ def _row(asked: AskedRow) -> dict[str, object]:
         **transcript,
         "question_id": asked.id,
         "question_text": asked.question_text,
+        "variant": asked.variant,
         "category": asked.category,
         "gold": asked.gold,
         "outcome": asked.outcome,
@@ -167,6 +172,7 @@ def _asked(row: dict[str, Any]) -> AskedRow:
         score=None if row["score"] is None else json.loads(row["score"]),
         judged=None if row["judged"] is None else json.loads(row["judged"]),
         seconds=row["seconds"],
+        variant=row["variant"],
         category=row["category"],
         gold=tuple(row["gold"]),
     )

@@ -177,13 +177,11 @@ def _row_key(run: Measured) -> tuple[str, ...]:
     results = run.results
     model = results.model
     who = (model.digest or "", model.endpoint, model.served_model)
-    return (model_label(results), *who, results.style, results.crop_source)
+    return (model_label(results), *who, results.style, results.variant)
 
 
 def _asked(results: BenchmarkResults) -> str:
-    if results.style == "look-again" and results.crop_source != "original":
-        return f"{results.style}, crops: {results.crop_source}"
-    return results.style
+    return results.style if results.variant == "full" else f"{results.style}, {results.variant}"
 
 
 def _measured_cell(runs: Sequence[Measured], footnotes: Footnotes) -> Cell | None:

@@ -196,7 +196,11 @@ class _Builder:
         self._config = config
         # The teacher has limits of its own, and always gets the paper's crops.
         self._look = look.model_copy(
-            update={"max_sampled_tokens": config.max_teacher_tokens, "crop_source": "original"}
+            update={
+                "max_sampled_tokens": config.max_teacher_tokens,
+                "crop_source": "original",
+                "corruption": None,
+            }
         )
         self._seed = seed
         self._out = out

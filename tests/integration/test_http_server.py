@@ -13,7 +13,8 @@ import httpx
 import numpy as np
 import pytest
 
-from models.config import EMBEDDED_MODEL, EngineConfig
+from models.config import EMBEDDED_MODEL, EngineConfig, JudgeConfig
+from models.evaluation.judge import Judge
 from models.http_engine import HTTPEngine
 from models.presets import load_preset
 from models.records import Question
@@ -22,6 +23,7 @@ from models.rollout import rollout
 from models.tiny import world
 from models.trajectory import CropSpan, GenerationRequest, Prompt, Span, StopReason
 from models.vllm_engine import VLLMEngine
+from tests.benchmark_examples import ROWS
 from tests.tiny_models import finish, picture, sampled
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -169,3 +171,13 @@ def test_a_question_that_is_too_long_ends_at_the_context_limit(endpoint):
     (trajectory,) = rollout(remote, [long], look=PRESET.look)
     remote.close()
     assert trajectory.stop is StopReason.CONTEXT_LIMIT
+
+
+def test_the_server_takes_a_judges_conversation_and_nothing_is_made_of_its_babble(endpoint, tmp_path):
+    """The embedded model knows no verdicts, so both of its replies are none, and nothing is kept."""
+    config = JudgeConfig(endpoint=endpoint, served_model="tiny", max_reply_tokens=8)
+    judge = Judge("hallusionbench", config, tmp_path)
+    (judgement,) = judge.judge([(ROWS["hallusionbench"][1][0], "It falls.")])
+    assert judgement.verdict is None
+    assert "which is no verdict, 2 times asked" in judgement.reason
+    assert list(tmp_path.iterdir()) == []

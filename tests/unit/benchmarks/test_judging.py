@@ -72,6 +72,7 @@ def test_the_judge_does_not_get_what_the_rule_reads(name):
 @pytest.mark.parametrize("text", ["", " \n"])
 def test_nobody_is_asked_about_nothing(name, text):
     judging, row = get_judging(name), first_row(name)
+    # The authors of MathVista ask about blanks.
     if not (name == "mathvista" and text):
         assert not judging.needs_llm(row, text)
         assert not judging.asks(row, text)

@@ -54,15 +54,15 @@ def test_one_row_per_model_style_and_kind_of_crop() -> None:
         some_results("mmmu", model=QWEN),
         some_results("mme", model=QWEN, value=2300.0),
         some_results("mmmu", model=QWEN, style="look-again"),
-        some_results("mmmu", model=QWEN, style="look-again", crop_source="low_resolution"),
+        some_results("mmmu", model=QWEN, style="look-again", variant="low_resolution"),
         some_results("mmmu", model={"digest": "e2" * 32}),
         some_results("mmmu"),
     )
     rows = measured_rows(table)
     assert [(row.model, row.asked) for row in rows] == [
         ("qwen2.5-vl-7b", "direct"),
-        ("qwen2.5-vl-7b", "look-again, crops: low_resolution"),
         ("qwen2.5-vl-7b", "look-again"),
+        ("qwen2.5-vl-7b", "look-again, low_resolution"),
         ("mine (d1d1d1d1)", "direct"),
         ("mine (e2e2e2e2)", "direct"),
     ]

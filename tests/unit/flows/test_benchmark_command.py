@@ -6,14 +6,15 @@ import pytest
 
 from flows.cli import main
 from models.baselines import get_baseline
-from models.config import EMBEDDED_MODEL, Preset
+from models.config import EMBEDDED_MODEL, JudgeConfig, Preset
 from models.presets import load_preset
 from models.run_config import BenchmarkRun, DirectPrompt
 from tasks.benchmark_data import Pinning
-from tasks.benchmark_request import baseline_place, model_overrides, request_of
+from tasks.benchmark_request import baseline_place, judge_overrides, model_overrides, request_of
 from tasks.settings import Settings
 from tests.benchmark_examples import file_name, schema_of, small, write
 
+JUDGE = ["--judge-endpoint", "http://h/v1", "--judge-model", "m"]
 PARTIAL = ["--benchmark", "mme", "--data", "DATA", "--allow-partial"]
 
 
@@ -43,6 +44,17 @@ def data(tmp_path: Path) -> Path:
         ([*PARTIAL, "--baseline", "qwen2.5-vl-7b"], ["needs --model FOLDER", "Qwen/Qwen2.5-VL-7B-Instruct"]),
         ([*PARTIAL, "--baseline", "gpt-4o", "--model", "embedded"], ["gpt-4o has no weights"]),
         ([*PARTIAL, "--baseline", "mulberry-7b", "--model", "BASE"], ["is Qwen2VLForConditionalGeneration"]),
+        ([*PARTIAL, "--judge-model", "m"], ["--judge-model m needs --judge-endpoint"]),
+        ([*PARTIAL, "--judge-endpoint", "h", "--judge-model", "m"], ["Endpoint 'h' is no URL"]),
+        (["--judge-model", "m"], ["--judge-model need", "Add --benchmark NAME"]),
+        (
+            ["--benchmark", "docvqa", "--data", "DATA", *JUDGE],
+            ["docvqa is scored by its rule alone", "mathvista"],
+        ),
+        (
+            [*PARTIAL, "--set", "judge.endpoint=http://h/v1"],
+            ["a judge is a base URL and the name of a model"],
+        ),
     ],
 )
 def test_bad_input_is_code_2(
@@ -88,3 +100,21 @@ def test_who_answers_is_a_model_or_an_endpoint(data: Path, work_dir: Path) -> No
     served = request(endpoint="http://h:8000/v1", served_model="org/it's 7")
     assert served.model_path == ""
     assert (served.engine.kind, served.engine.served_model) == ("http", "org/it's 7")
+
+
+def test_the_judge_is_not_part_of_what_names_a_run() -> None:
+    """Another judge reads the same answers, so the run that holds them is the same."""
+    preset = load_preset("tiny", judge_overrides(endpoint="http://h/v1", model="it's 7"))
+    assert preset.judge == JudgeConfig(endpoint="http://h/v1", served_model="it's 7")
+    config = BenchmarkRun(
+        benchmark="mme",
+        data_path="/data",
+        split="test",
+        model_path="embedded",
+        look=preset.look,
+        engine=preset.engine,
+        seed=0,
+    )
+    judged = config.model_copy(update={"judge": preset.judge, "verdicts_path": "/verdicts"})
+    assert judged != config
+    assert judged.without_judge == config

@@ -11,7 +11,7 @@ import pytest
 from models.config import EMBEDDED_MODEL, EngineConfig, Look
 from models.errors import ConfigError, LaunchError
 from models.evaluation.benchmark import SERVED_NAME, SERVER_FILE, at_server, measure, open_engine
-from models.run_config import BenchmarkRun, DirectPrompt
+from models.run_config import BenchmarkRun
 from models.rundir import RunDir
 from tasks import vllm_server
 from tasks.vllm_server import model_server, server_arguments
@@ -93,8 +93,7 @@ def test_a_benchmark_is_answered_by_it(run: RunDir, tmp_path: Path) -> None:
         split=split,
         style="direct",
         model_path="embedded",
-        model_name="llava-cot-11b",
-        direct=DirectPrompt(answer="conclusion_tag"),
+        model_name="llava-next-8b",
         look=LOOK,
         engine=ENGINE,
         seed=0,
@@ -108,7 +107,7 @@ def test_a_benchmark_is_answered_by_it(run: RunDir, tmp_path: Path) -> None:
     assert results is not None
     assert (results.num_scored, results.model.name, results.model.engine) == (
         2,
-        "llava-cot-11b",
+        "llava-next-8b",
         "vllm-server",
     )
     assert results.model.endpoint == ""
