@@ -72,6 +72,7 @@ def _command(options: argparse.Namespace) -> Callable[[argparse.Namespace], int]
     return {
         "analyse": commands.analyse,
         "ask": commands.ask,
+        "fetch": commands.fetch,
         "serve": commands.serve,
         "table": commands.table,
         "doctor": commands.doctor,
@@ -102,6 +103,10 @@ def _parser() -> argparse.ArgumentParser:
         "--picture", type=Path, metavar="FILE", help="where to draw what it looked at (./NAME-looked.png)"
     )
     ask.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    fetch = commands.add_parser("fetch", help="bring a registered model or any artifact into a folder")
+    fetch.add_argument("artifact", help="models:/vlm-r3@ALIAS, models:/vlm-r3/NUMBER, s3://..., file://...")
+    fetch.add_argument("folder", type=Path, metavar="DIR", help="a folder that is new or empty")
+    _add_place(fetch)
     serve = commands.add_parser("serve", help="answer questions over HTTP, as OpenAI's interface does")
     _add_common(serve)
     _add_serving(serve)

@@ -18,10 +18,11 @@ from models.errors import ConfigError, GateError
 from models.presets import load_preset
 from tasks import progress
 from tasks.analysis_request import check_analysis
+from tasks.artifacts import is_copy, store_of
 from tasks.benchmark_data import Pinning
 from tasks.benchmark_request import baseline_place, check_request, judge_overrides, model_overrides
 from tasks.earlier_runs import check_named
-from tasks.model_source import champion_or, find_model
+from tasks.model_source import champion_or, find_artifact, find_model
 from tasks.preflight import check_preset
 from tasks.services import prefect_server, sole_use
 from tasks.settings import is_ci, prepare
@@ -243,6 +244,26 @@ def serve(options: argparse.Namespace) -> int:
     return 0
 
 
+def fetch(options: argparse.Namespace) -> int:
+    """Bring an artifact into a folder of the caller's, checked file by file."""
+    settings = prepare(options.work_dir)
+    ref = find_artifact(options.artifact, settings)
+    target: Path = options.folder.absolute()
+    if is_copy(ref, target):
+        print(f"{target} holds {ref.uri} already")
+        return 0
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target} exists and holds something else. Name a folder that is new or empty.")
+    board = progress.Board(_say, (progress.FETCH,))
+    progress.use(board)
+    with _display(board), board.stage(progress.FETCH):
+        if target.exists():
+            target.rmdir()
+        store_of(ref.uri, settings).fetch_into(ref, target, on_progress=progress.show_megabytes)
+    print(f"{ref.uri}\nsha256 {ref.sha256}\n{target}")
+    return 0
+
+
 def doctor(options: argparse.Namespace) -> int:
     """Print what was found; 1 when something is missing."""
     from tasks.doctor import examine
@@ -285,7 +306,7 @@ def _stages(command: str) -> tuple[str, ...]:
     if command == "promote":
         return ("prepare", "promote")
     if command == "evaluate":
-        return ("prepare", *progress.STAGES[: progress.STAGES.index("evaluate") + 1])
+        return ("prepare", *progress.STAGES[: progress.STAGES.index("evaluate") + 1], "report")
     return ("prepare", *upto.get(command, progress.STAGES))
 
 

@@ -388,6 +388,26 @@ class PromotionConfig(Config):
     max_protocol_error_rate: float = Field(0.2, ge=0, le=1)
 
 
+class ReportConfig(Config):
+    """The page that every run ends with, and the traces that are kept beside it."""
+
+    num_trajectories: int = Field(2000, ge=0, description="Most trajectories in the gallery.")
+    max_megabytes: float = Field(
+        12.0, gt=0, description="Room for the gallery's pictures in the page; fewer are shown beyond it."
+    )
+    num_traces: int = Field(
+        24, ge=0, description="Trajectories that are also logged as MLflow traces, with their pictures."
+    )
+    price_per_process_hour: float = Field(
+        0.0, ge=0, description="Price of a process (a GPU, or a CPU core) for an hour; 0: no price is shown."
+    )
+
+    @property
+    def max_picture_bytes(self) -> int:
+        """The room for pictures in bytes."""
+        return int(self.max_megabytes * 1_000_000)
+
+
 class Preset(Config):
     """A complete run."""
 
@@ -403,6 +423,7 @@ class Preset(Config):
     evaluation: EvaluationConfig
     judge: JudgeConfig = JudgeConfig()
     promotion: PromotionConfig
+    report: ReportConfig = ReportConfig()
     controls: bool = Field(
         True, description="Also train the controls 'more SFT' and 'no SFT' and run the ablations."
     )

@@ -17,6 +17,7 @@ from models.config import (
     EvaluationConfig,
     JudgeConfig,
     Look,
+    ReportConfig,
     RGRPOConfig,
     SFTConfig,
     Style,
@@ -149,6 +150,7 @@ class BenchmarkRun(Config):
     look: Look
     engine: EngineConfig
     max_unscored_share: float = Field(0.01, ge=0, le=1, description="Rows that we broke; more fails.")
+    report: ReportConfig = ReportConfig()
     judge: JudgeConfig = JudgeConfig()
     verdicts_path: str = Field(
         "", description="Folder that keeps a judge's verdicts; empty: in the run directory."

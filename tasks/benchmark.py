@@ -9,6 +9,7 @@ from prefect import task
 from models.config import resolve_model_path
 from models.evaluation.benchmark_comparison import compare_with
 from models.evaluation.benchmark_files import RESULTS, ROWS, TABLE, rows_table
+from models.evaluation.benchmark_report import PAGE, write_page
 from models.evaluation.benchmark_results import BenchmarkResults
 from models.evaluation.benchmark_rows import read_asked
 from models.evaluation.table import estimate
@@ -17,6 +18,7 @@ from models.rundir import RunDir
 from tasks import tracking
 from tasks.artifacts import ArtifactRef, digest_of
 from tasks.earlier_runs import KIND, check_comparable, find_run
+from tasks.publication import publish_page
 from tasks.shown import show_table
 from tasks.stage import StageOutput, StageRun, stage_run
 from tasks.vllm_server import model_server
@@ -74,11 +76,14 @@ async def run_benchmark(
         if other is not None:
             results = compare_with(run.path, other, name=against)
         result = result.model_copy(update={"metrics": dict(results.numbers())})
-        names = list(result.artifacts.values())
+        write_page(run.path, request, other)
+        names = [*result.artifacts.values(), PAGE]
         kept = stage.publish(run, names, kind=BENCHMARK)
         for each in names:
             stage.tracked.log_file(run.path / each)
         _track(stage, request, results, run.path)
+        tags = {"benchmark": request.benchmark, "model": _answerer(request)[0]}
+        await publish_page(run.path / PAGE, stage.tracked.id, num=request.report.num_traces, tags=tags)
         await show_table(f"benchmark {title}", _facts(results, kept), description=_described(run.path, title))
         return stage.output(run, result, {BENCHMARK: kept})
 

@@ -96,6 +96,7 @@ def request_of(
             # Threads, as processes, are the launcher's: they do not change what was asked already.
             engine=preset.engine.model_copy(update={"num_threads": 0}),
             max_unscored_share=preset.evaluation.max_unscored_share,
+            report=preset.report,
             judge=preset.judge,
             seed=preset.seed,
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from models.config import resolve_model_path
 from models.errors import ConfigError
-from tasks.artifacts import open_store
+from tasks.artifacts import ArtifactRef, store_of
 from tasks.progress import FETCH, board, show_megabytes
 from tasks.settings import Settings
 from tasks.uris import S3_SCHEME
@@ -59,10 +59,29 @@ def find_model(wanted: str, settings: Settings) -> FoundModel:
         return FoundModel(str(folder), source=str(remote))
     if version := _version_asked(wanted):
         found = _registered(wanted, version, settings)
-        folder = resolve_model_path(str(open_store(settings.artifacts).fetch(found.model)))
+        folder = resolve_model_path(str(store_of(found.model.uri, settings).fetch(found.model)))
         return FoundModel(str(folder), source=f"models:/{MODEL_NAME}/{found.number}")
     resolve_model_path(wanted)
     return FoundModel(wanted if wanted == "embedded" else str(Path(wanted).absolute()))
+
+
+def find_artifact(wanted: str, settings: Settings) -> ArtifactRef:
+    """The artifact of a registered version or of an address: ``URI``, or ``URI#DIGEST`` as runs write it.
+
+    Raises ConfigError for any other name or an unknown version, ArtifactError where there is no artifact.
+    """
+    uri, _, digest = wanted.partition("#")
+    if uri.startswith(("s3://", "file://")):
+        if digest:
+            return ArtifactRef(uri=uri, sha256=digest, kind="artifact")
+        return store_of(uri, settings).ref_of(uri, kind="artifact")
+    version = _version_asked(wanted)
+    if not version:
+        raise ConfigError(
+            f"{wanted!r} is no artifact. Give models:/{MODEL_NAME}@ALIAS, models:/{MODEL_NAME}/NUMBER, or "
+            "the address of an artifact (s3://, file://)."
+        )
+    return _registered(wanted, version, settings).model
 
 
 def champion_or(default: str, settings: Settings) -> str:

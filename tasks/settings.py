@@ -66,6 +66,11 @@ class Settings:
         return self.work_dir / "results"
 
     @property
+    def fetched(self) -> Path:
+        """Local copies of artifacts whose store is elsewhere."""
+        return self.work_dir / "fetched"
+
+    @property
     def mirror(self) -> Path:
         """Local copies of what lies in S3."""
         return self.work_dir / "mirror"

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 import httpx
-from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
+from prefect.artifacts import acreate_link_artifact, acreate_markdown_artifact, acreate_table_artifact
 from prefect.context import TaskRunContext
 from prefect.exceptions import PrefectException
 
@@ -30,6 +30,16 @@ async def show_markdown(name: str, text: str, *, description: str) -> None:
         return
     try:
         await acreate_markdown_artifact(text, key=_key(name), description=description)
+    except (PrefectException, httpx.HTTPError) as error:
+        _warn(name, error)
+
+
+async def show_link(name: str, link: str, *, text: str, description: str) -> None:
+    """A link under a key made of ``name``; nothing outside of a Prefect run."""
+    if TaskRunContext.get() is None:
+        return
+    try:
+        await acreate_link_artifact(link, link_text=text, key=_key(name), description=description)
     except (PrefectException, httpx.HTTPError) as error:
         _warn(name, error)
 

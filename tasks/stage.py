@@ -46,7 +46,7 @@ class StageRun:
 
     def __init__(self, settings: Settings, tracked: tracking.TrackedRun, *, stage: str, label: str) -> None:
         self.settings = settings
-        self.store: Store = open_store(settings.artifacts)
+        self.store: Store = open_store(settings.artifacts, cache=settings.fetched)
         self.tracked = tracked
         self._stage = stage
         self._label = label
@@ -169,7 +169,8 @@ def pipeline_run(preset: Preset) -> Iterator[str]:
 
 def read_store() -> Store:
     """The configured store."""
-    return open_store(Settings.read().artifacts)
+    settings = Settings.read()
+    return open_store(settings.artifacts, cache=settings.fetched)
 
 
 def _is_done(run: RunDir) -> bool:

@@ -148,6 +148,16 @@ def find_artifact(settings: Settings, run: str, name: str) -> tuple[str, str] | 
     return None
 
 
+def find_artifacts(settings: Settings, *, stage: str, name: str, param: str, value: str) -> list[str]:
+    """``URI#digest`` of an artifact of every finished run of a stage with that parameter, oldest first."""
+    found = client(settings).search_runs(
+        [experiment_id(settings)],
+        filter_string=f"tags.stage = '{stage}' AND params.`{param}` = '{value}' AND status = 'FINISHED'",
+        order_by=["attributes.start_time ASC"],
+    )
+    return [run.data.tags[f"artifact.{name}"] for run in found if f"artifact.{name}" in run.data.tags]
+
+
 @contextmanager
 def _tolerated(what: str) -> Iterator[None]:
     """A tracker that fails in the middle of a run is a warning: the work goes on and its results are kept."""

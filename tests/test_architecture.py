@@ -19,6 +19,7 @@ HEAVY = (
     "great_expectations",
     "mlflow",
     "prefect",
+    "boto3",
 )
 LIGHT = (
     "models.config",
@@ -127,11 +128,12 @@ def test_only_settings_reads_the_environment() -> None:
 
 
 @pytest.mark.parametrize("module", ["mlflow"])
-def test_only_tracking_and_registry_know_mlflow(module: str) -> None:
+def test_only_its_adapters_know_mlflow(module: str) -> None:
     users = {name for name, tree in trees().items() if module in imported(tree)}
     assert users == {
         "tasks/tracking.py",
         "tasks/registry.py",
+        "tasks/traces.py",
         "tasks/versions.py",
         "tasks/model_flavor.py",
         "tasks/pyfunc_model.py",

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
+from models.ahead import ahead
 from models.benchmarks.interleave import Interleaved
 from models.benchmarks.published import PublishedSet, get_published
 from models.benchmarks.scorer import Row, get_scorer
@@ -190,17 +191,20 @@ class Asking:
 
     def _ready(self, progress: Progress) -> Iterator[Asked]:
         """The rows of the share that are still to be asked, made ready as they are wanted; notes the rest."""
-        for place, each in enumerate(self.local.questions()):
-            self.rows[each.id] = each.row
-            if not self.share.has(place):
-                continue
-            asked = self._make_ready(each)
+        for each, asked in ahead(self._make_ready, self._own_rows()):
             if isinstance(asked, Asked):
                 self._started[each.id] = time.monotonic()
                 yield asked
             else:
                 self.found[each.id] = asked
                 progress.advance()
+
+    def _own_rows(self) -> Iterator[BenchmarkQuestion]:
+        """The rows of the share; notes all."""
+        for place, each in enumerate(self.local.questions()):
+            self.rows[each.id] = each.row
+            if self.share.has(place):
+                yield each
 
     def _make_ready(self, each: BenchmarkQuestion) -> Asked | AskedRow:
         if not each.published.answers(each.row):

@@ -14,7 +14,7 @@ from models.benchmarks.sets import LocalSet
 from models.config import Style
 from models.errors import ScoringError
 from models.evaluation.benchmark_rows import AskedRow
-from models.evaluation.judged import JudgeResults, judge_lines
+from models.evaluation.judged import JudgeResults, judge_lines, judge_warnings
 from models.evaluation.metrics import bootstrap_mean, wilson_interval
 from models.evaluation.results import Estimate, Frozen, SavedResults
 from models.evaluation.table_numbers import table_number
@@ -258,13 +258,17 @@ def to_text(results: BenchmarkResults) -> str:
     ]
     if results.needs_llm is not None:
         lines.append(f"needs_llm   {results.needs_llm} answers that the rule cannot read")
+    lines += _metric_lines(results.metrics)
     if results.judge is not None:
-        lines += judge_lines(results.judge)
-    numbers = list(flatten(results.metrics or {}))
-    lines += [f"  {name:60} {value:g}" for name, value in numbers[:_MAX_METRIC_LINES]]
+        lines += [*judge_lines(results.judge), *_metric_lines(results.judge.metrics)]
+    return "\n".join([*lines, *warnings(results)])
+
+
+def _metric_lines(metrics: Mapping[str, Any] | None) -> Iterator[str]:
+    numbers = list(flatten(metrics or {}))
+    yield from (f"  {name:60} {value:g}" for name, value in numbers[:_MAX_METRIC_LINES])
     if len(numbers) > _MAX_METRIC_LINES:
-        lines.append(f"  and {len(numbers) - _MAX_METRIC_LINES} more in metrics.json")
-    return "\n".join([*lines, *_warnings(results)])
+        yield f"  and {len(numbers) - _MAX_METRIC_LINES} more in metrics.json"
 
 
 def flatten(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -335,13 +339,16 @@ def _difference_lines(results: BenchmarkResults) -> Iterator[str]:
         )
 
 
-def _warnings(results: BenchmarkResults) -> Iterator[str]:
+def warnings(results: BenchmarkResults) -> Iterator[str]:
+    """What a reader must know before quoting the numbers."""
     if results.data.is_partial:
         yield "WARNING: the set is not the published one in size; these are not the benchmark's numbers."
     if results.num_unasked:
         yield f"WARNING: {results.num_unasked} rows were not asked; predictions.parquet says why for each."
     if results.num_failed:
         yield f"WARNING: {results.num_failed} rows failed on our side; the next start asks them again."
+    if results.judge is not None:
+        yield from judge_warnings(results.judge)
     if results.metrics is None:
         yield f"WARNING: the benchmark's own metrics are missing. {results.metrics_note}"
     if results.truncation_rate > 0:

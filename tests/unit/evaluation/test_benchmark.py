@@ -328,6 +328,14 @@ def test_a_set_that_is_not_the_published_one_is_refused_or_marked(tmp_path: Path
     assert "not the benchmark's numbers" in to_text(results)
 
 
+def test_data_that_changed_since_they_were_checked_are_not_measured(tmp_path: Path) -> None:
+    published, config, engines = set_of("mme", tmp_path), config_of("mme", tmp_path), Counted(yes)
+    config = config.model_copy(update={"data_digest": "0" * 64})
+    with pytest.raises(RecordError, match=f"{'0' * 64} was asked for"):
+        measure(run_of(tmp_path, config), config, published, engines)
+    assert engines.num_opened == 0
+
+
 def test_a_split_whose_answers_are_kept_is_refused_without_an_engine(tmp_path: Path) -> None:
     rows = [{**row, "answers": None} for row in ROWS["docvqa"][1]]
     published, config, engines = set_of("docvqa", tmp_path, rows), config_of("docvqa", tmp_path), Counted(yes)

@@ -1,5 +1,7 @@
 """``vlm-r3 evaluate --benchmark``: what cannot work is refused at once, and says what to do instead."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from tasks.benchmark_request import baseline_place, judge_overrides, model_overr
 from tasks.settings import Settings
 from tests.benchmark_examples import file_name, schema_of, small, write
 
+ROOT = Path(__file__).parents[3]
 JUDGE = ["--judge-endpoint", "http://h/v1", "--judge-model", "m"]
 PARTIAL = ["--benchmark", "mme", "--data", "DATA", "--allow-partial"]
 
@@ -35,6 +38,10 @@ def data(tmp_path: Path) -> Path:
         ([*PARTIAL, "--split", "val"], ["no split 'val', only test"]),
         (["--style", "direct", "--split", "x"], ["--split, --style need", "Add --benchmark NAME"]),
         ([*PARTIAL, "--model", "/nope"], ["/nope holds no config.json"]),
+        ([*PARTIAL, "--model", "models:/other@x"], ["Write models:/vlm-r3@ALIAS or models:/vlm-r3/NUMBER"]),
+        ([*PARTIAL, "--model", "models:/vlm-r3/9"], ["no version of vlm-r3 has the alias or number '9'"]),
+        ([*PARTIAL, "--data-digest", "abc"], ["--data-digest 'abc' is no sha256"]),
+        (["--lock", "x"], ["--lock need a benchmark"]),
         ([*PARTIAL, "--endpoint", "http://h/v1"], ["--endpoint http://h/v1 needs --served-model"]),
         ([*PARTIAL, "--served-model", "m"], ["--served-model m needs --endpoint"]),
         ([*PARTIAL, "--endpoint", "h", "--served-model", "m"], ["Endpoint 'h' is no URL", "http://127"]),
@@ -118,3 +125,29 @@ def test_the_judge_is_not_part_of_what_names_a_run() -> None:
     judged = config.model_copy(update={"judge": preset.judge, "verdicts_path": "/verdicts"})
     assert judged != config
     assert judged.without_judge == config
+
+
+def test_an_earlier_run_that_is_none_is_refused_at_once(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(data) if argument == "DATA" else argument for argument in PARTIAL]
+    assert main(["evaluate", *given, "--against", str(tmp_path)]) == 2
+    assert "is no earlier run of a benchmark" in capsys.readouterr().err
+    assert main(["evaluate", "--against", "first", "--title", "second"]) == 2
+    assert "--title, --against need a benchmark" in capsys.readouterr().err
+
+
+def test_bad_input_is_refused_in_a_moment_and_imports_nothing_heavy() -> None:
+    """In a process of its own; its time is that of the processor, so that a busy machine does not count."""
+    heavy = ("torch", "transformers", "vllm", "prefect", "mlflow", "boto3", "pandas", "matplotlib", "sympy")
+    program = (
+        "import sys, time\nfrom flows.cli import main\n"
+        "code = main(['evaluate', '--benchmark', 'mme', '--data', '/nowhere', '--against', '/nowhere'])\n"
+        f"print(code, time.process_time(), [name for name in {heavy!r} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    code, seconds, found = done.stdout.split(maxsplit=2)
+    assert (code, found.strip()) == ("2", "[]")
+    assert float(seconds) < 3.0
