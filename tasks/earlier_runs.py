@@ -8,7 +8,7 @@ from models.evaluation.benchmark_comparison import check_same_set
 from models.evaluation.benchmark_files import RESULTS
 from models.evaluation.benchmark_results import BenchmarkResults
 from models.run_config import BenchmarkRun
-from tasks.artifacts import ArtifactRef, local_path, open_store
+from tasks.artifacts import ArtifactRef, local_path, store_of
 from tasks.settings import Settings
 
 KIND = "benchmark"  # of the artifact
@@ -41,18 +41,20 @@ def find_run(name: str, settings: Settings) -> Path:
             f"No earlier run of a benchmark is called {name!r}. Give the folder or the URI of its artifact "
             "(with #DIGEST unless it is file://), or the id or name of its tracked run."
         )
-    return open_store(settings.artifacts).fetch(ArtifactRef(uri=uri, sha256=digest, kind=KIND))
+    return store_of(uri, settings).fetch(ArtifactRef(uri=uri, sha256=digest, kind=KIND))
 
 
 def check_comparable(request: BenchmarkRun, folder: Path, name: str) -> None:
     """Raises ConfigError unless the earlier run in ``folder`` was of the set that is asked for."""
+    earlier = _results(folder, name)
     try:
         check_same_set(
-            _results(folder, name),
+            earlier,
             name=name,
             benchmark=request.benchmark,
             split=request.split,
-            digest=request.data_digest,
+            # A request that accepts any data is compared when they are known.
+            digest=request.data_digest or earlier.data.digest,
         )
     except ScoringError as error:
         raise ConfigError(str(error)) from error

@@ -7,9 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from models.errors import StoreError
+from models.errors import ConfigError
+from tasks.artifacts import OnProgress
 from tasks.s3 import S3, RemoteObject
-from tasks.s3_download import OnProgress, Wanted, download
+from tasks.s3_download import Wanted, download
 from tasks.settings import Settings
 from tasks.uris import S3Uri
 
@@ -25,10 +26,10 @@ class RemoteFolder:
 
     @cached_property
     def objects(self) -> dict[str, RemoteObject]:
-        """The objects by their name below the prefix. Raises StoreError when there is none."""
+        """The objects by their name below the prefix. Raises ConfigError when there is none."""
         found = {self.uri.name_of(each.uri): each for each in self.s3.objects(self.uri)}
         if not found:
-            raise StoreError(
+            raise ConfigError(
                 f"{self.uri}: there is nothing under this prefix. Is it spelled as it was written?"
             )
         return found
