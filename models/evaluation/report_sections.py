@@ -1,6 +1,6 @@
 """The sections of the report of a pipeline or an evaluation, as HTML."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from models.evaluation import table
@@ -27,6 +27,15 @@ _FIGURE_3 = {
     "records_per_source": "Rationales by source",
     "crops_per_size": "Crops by share of the picture",
     "records_per_kind": "Rationales by kind of question",
+}
+
+
+# The paper's classes of a crop's share of the picture (4.2), in order.
+_SIZES = {
+    "very_small": "very small, below 5 %",
+    "small": "small, 5 to 25 %",
+    "medium": "medium, 25 to 50 %",
+    "large": "large, 50 % or more",
 }
 
 
@@ -138,13 +147,23 @@ def _promotion(promotion: Promotion) -> str:
 def _figure_3(inputs: ReportInputs) -> str:
     counts = inputs.statistics or {}
     charts = "".join(
-        bar_chart(title, [(label.replace("_", " "), float(value)) for label, value in counts[name].items()])
+        bar_chart(title, [(_SIZES.get(label, label), value) for label, value in _in_order(counts[name])])
         for name, title in _FIGURE_3.items()
         if counts.get(name)
     )
     if not charts:
         return ""
     return f'<h3>The rationales, as in Figure 3 of the paper</h3><div class="charts">{charts}</div>'
+
+
+def _in_order(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Counts as people expect them: numbers by value, classes of size by size, others by their count."""
+    sizes = list(_SIZES)
+    if all(label.isdigit() for label in counts):
+        return sorted(counts.items(), key=lambda item: int(item[0]))
+    if set(counts) <= set(sizes):
+        return sorted(counts.items(), key=lambda item: sizes.index(item[0]))
+    return sorted(counts.items(), key=lambda item: -item[1])
 
 
 def _rgrpo_time(lines: Sequence[MetricLine]) -> str:
