@@ -5,6 +5,7 @@ from pathlib import Path
 
 from prefect import flow
 
+from models.baselines import get_baseline
 from models.config import Style
 from models.presets import load_preset
 from tasks.benchmark import run_benchmark
@@ -24,6 +25,7 @@ async def benchmark(
     style: Style = "look-again",
     variant: str = "full",
     allow_partial: bool = False,
+    baseline: str = "",
     data_digest: str = "",
     accept_data_digest: str = "",
     lock: str = "",
@@ -33,11 +35,11 @@ async def benchmark(
 ) -> StageOutput:
     """Ask and score every row of a set; artifact ``benchmark``.
 
-    The model is ``model.path`` of the preset (a folder, ``models:/``, ``s3://``), or with ``engine.kind``
-    http whatever the endpoint serves; ``variant`` names how its crop commands are answered. ``data`` is a
-    folder or an ``s3://`` prefix; ``lock`` is the file of pinned digests (in the work directory). ``title``
-    is what the tracked run is called, ``against`` names an earlier run to compare with
-    (:mod:`tasks.earlier_runs`).
+    A ``baseline`` is a known model, whose settings are among the overrides. The model is ``model.path`` of
+    the preset (a folder, ``models:/``, ``s3://``), or with ``engine.kind`` http whatever the endpoint serves;
+    ``variant`` names how its crop commands are answered. ``data`` is a folder or an ``s3://`` prefix;
+    ``lock`` is the file of pinned digests (in the work directory). ``title`` is what the tracked run is
+    called, ``against`` names an earlier run to compare with (:mod:`tasks.earlier_runs`).
     """
     settings, run = Settings.read(), load_preset(preset, overrides or ())
     pinning = Pinning(
@@ -52,6 +54,7 @@ async def benchmark(
         style=style,
         variant=variant,
         allow_partial=allow_partial,
+        baseline=get_baseline(baseline) if baseline else None,
         settings=settings,
         pinning=pinning,
     )

@@ -19,6 +19,8 @@ EMBEDDED_MODEL = Path(__file__).parent / "tiny" / "base"
 CropSourceName = Literal["original", "low_resolution", "random_region", "none"]
 CorruptionWay = Literal["replace", "perturb"]
 Precision = Literal["float32", "bfloat16"]
+# Fields of a chat request that not every endpoint takes.
+RequestField = Literal["temperature", "stop", "seed"]
 # How a model is asked: with the look-again prompt, or directly.
 Style = Literal["look-again", "direct"]
 
@@ -105,7 +107,11 @@ class ModelConfig(Config):
 class EngineConfig(Config):
     """The inference engine of rollouts and evaluation."""
 
-    kind: Literal["vllm", "transformers", "http"] = "vllm"
+    kind: Literal["vllm", "transformers", "http", "vllm-server"] = Field(
+        "vllm",
+        description="In process, in process, at an endpoint; or vLLM's own server, started for the run: any "
+        "architecture that vLLM knows.",
+    )
     dtype: Precision = Field("bfloat16", description="Weights and activations in the engine.")
     max_model_len: int = Field(8192, ge=64, description="Longest sequence, image tokens included.")
     max_num_seqs: int = Field(256, ge=1, description="Trajectories decoded together.")
@@ -124,9 +130,23 @@ class EngineConfig(Config):
         "assistant",
         description="How an endpoint gets a crop: inside the reply (vLLM's server), or as a user message.",
     )
+    token_limit_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="What an endpoint calls the limit on sampled tokens (o1: the second)."
+    )
+    omit: frozenset[RequestField] = Field(
+        frozenset(), description="Fields that an endpoint refuses; without 'stop' we cut the reply ourselves."
+    )
+    server_arguments: dict[str, str] = Field(
+        {}, description="More arguments for kind 'vllm-server', without their dashes; '' is a bare switch."
+    )
+    server_start_seconds: float = Field(900.0, gt=0, description="Longest wait for 'vllm-server' to be up.")
     timeout_seconds: float = Field(120.0, gt=0, description="Longest wait for one reply of an endpoint.")
     max_tries: int = Field(5, ge=1, description="Tries per request at an endpoint: 429, 5xx, timeouts.")
     backoff_seconds: float = Field(1.0, gt=0, description="Wait before the second try; doubles after that.")
+
+    @field_serializer("omit")
+    def _in_order(self, omit: frozenset[str]) -> list[str]:
+        return sorted(omit)
 
     @model_validator(mode="after")
     def _http_needs_an_endpoint(self) -> "EngineConfig":

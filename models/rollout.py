@@ -195,11 +195,11 @@ class Asked:
     ) -> "Asked":
         """A question about any number of pictures, also none, which stand at ``places`` in the text.
 
-        The system prompt of several pictures says how to name one. Raises RegionError for a picture that
-        cannot be used.
+        With crops, the system prompt of several pictures says how to name one. Raises RegionError for a
+        picture that cannot be used.
         """
         system = look.system
-        if system is not None and len(images) > 1:
+        if system is not None and look.max_crops and len(images) > 1:
             system += SEVERAL_IMAGES.format(number=len(images))
         pictures = tuple(see(image, look.budget) for image in images)
         views = tuple(View.of(Size(image.width, image.height), look.budget) for image in images)

@@ -1,6 +1,7 @@
 """The task that runs a published benchmark in child processes."""
 
 import hashlib
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 
 from prefect import task
@@ -13,15 +14,25 @@ from models.evaluation.benchmark_results import BenchmarkResults
 from models.evaluation.benchmark_rows import read_asked
 from models.evaluation.table import estimate
 from models.run_config import BenchmarkRun
+from models.rundir import RunDir
 from tasks import tracking
 from tasks.artifacts import ArtifactRef, digest_of
 from tasks.earlier_runs import KIND, check_comparable, find_run
 from tasks.publication import publish_page
 from tasks.shown import show_table
 from tasks.stage import StageOutput, StageRun, stage_run
+from tasks.vllm_server import model_server
 
 _BENCHMARK = "models.evaluation.benchmark"
 BENCHMARK = KIND  # the artifact: predictions, metrics, table, chart
+
+
+def _answering(run: RunDir, request: BenchmarkRun, *, num_threads: int) -> AbstractAsyncContextManager[None]:
+    """The server that answers, where one has to be started for the run."""
+    engine = request.engine.model_copy(update={"num_threads": num_threads})
+    if engine.kind != "vllm-server":
+        return nullcontext()
+    return model_server(run, request.model_path, engine, look=request.look, seed=request.seed)
 
 
 # Not cached: the child itself looks at the set and the model, and asks only the rows that are missing.
@@ -47,16 +58,20 @@ async def run_benchmark(
         other = find_run(against, stage.settings) if against else None
         if other is not None:
             check_comparable(request, other, against)
-        run, result = await stage.child(
-            _BENCHMARK,
-            request.model_copy(update={"verdicts_path": str(stage.settings.verdicts)}),
-            inputs=(),
-            num_ranks=num_ranks,
-            num_threads=num_threads,
-            is_repeated=True,
-            # Another judge reads the same answers: the model is not asked again.
-            named_by=request.without_judge,
-        )
+        # Another judge reads the same answers: the model is not asked again.
+        named_by = request.without_judge
+        config = request.model_copy(update={"verdicts_path": str(stage.settings.verdicts)})
+        run = stage.directory(_BENCHMARK, config, (), named_by=named_by)
+        async with _answering(run, request, num_threads=num_threads):
+            _, result = await stage.child(
+                _BENCHMARK,
+                config,
+                inputs=(),
+                num_ranks=num_ranks,
+                num_threads=num_threads,
+                is_repeated=True,
+                named_by=named_by,
+            )
         results = BenchmarkResults.load(run.path / RESULTS)
         if other is not None:
             results = compare_with(run.path, other, name=against)
@@ -75,7 +90,8 @@ async def run_benchmark(
 
 def title_of(request: BenchmarkRun) -> str:
     """What a run is called unless somebody names it: benchmark, style, variant, and who answers."""
-    model = request.engine.served_model or request.model_source or Path(request.model_path).name
+    served = request.model_name or request.engine.served_model
+    model = served or request.model_source or Path(request.model_path).name
     variant = "" if request.variant == "full" else f" {request.variant}"
     return f"{request.benchmark} {request.style}{variant} {model}"
 

@@ -110,6 +110,11 @@ class S3:
         except FileNotFoundError:
             return {}
 
+    def remove(self, uri: S3Uri) -> None:
+        """Remove one object; also if it has gone."""
+        with explained(uri):
+            self.client.delete_object(Bucket=uri.bucket, Key=uri.key)
+
     def blocks(self, found: RemoteObject, start: int, stop: int) -> Iterator[bytes]:
         """The bytes from ``start`` up to ``stop``, as they arrive.
 

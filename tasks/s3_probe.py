@@ -3,7 +3,7 @@
 import secrets
 
 from models.errors import StoreError
-from tasks.s3 import S3, explained
+from tasks.s3 import S3
 from tasks.uris import S3Uri
 
 
@@ -27,6 +27,5 @@ def probe(root: str) -> str:
         if found is None or s3.read(found) != content:
             raise StoreError(f"{root}: what was written does not come back. Use another store.")
     finally:
-        with explained(probed):
-            s3.client.delete_object(Bucket=probed.bucket, Key=probed.key)
+        s3.remove(probed)
     return f"{root} at {s3.endpoint} can be listed, written, read and cleaned"

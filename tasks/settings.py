@@ -120,6 +120,15 @@ def child_environment(*, num_threads: int, bin_folder: Path) -> dict[str, str]:
     return environment
 
 
+def server_environment(*, num_threads: int, bin_folder: Path) -> dict[str, str]:
+    """The environment of a model server: a heavy child's, and nothing is looked for on the hub."""
+    return {
+        **child_environment(num_threads=num_threads, bin_folder=bin_folder),
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+    }
+
+
 def compiler_name() -> str:
     """The C++ compiler that DeepSpeed's operator is built with."""
     return os.environ.get("CXX", "g++")

@@ -50,6 +50,7 @@ class StageRun:
         self.tracked = tracked
         self._stage = stage
         self._label = label
+        self._refreshed: set[Path] = set()
 
     async def child(
         self,
@@ -95,8 +96,9 @@ class StageRun:
         parts = [name, code_version(module), *(ref.sha256 for ref in inputs)]
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         path = self.settings.runs / f"{self._label}-{digest[:12]}"
-        if self.settings.refresh:
+        if self.settings.refresh and path not in self._refreshed:
             shutil.rmtree(path, ignore_errors=True)
+            self._refreshed.add(path)
         return RunDir.create(path, config, may_change=named_by is not None)
 
     def measured(self, line: Mapping[str, Any]) -> None:

@@ -60,6 +60,10 @@ LIGHT = (
     "models.evaluation.report",
     "models.evaluation.variants",
     "models.evaluation.benchmark",
+    "models.evaluation.model_table_formats",
+    "models.answer_rules",
+    "models.baselines",
+    "models.published_numbers",
     "tasks.benchmark_data",
     "tasks.analysis_request",
     "tasks.benchmark_request",
@@ -68,13 +72,17 @@ LIGHT = (
     "tasks.settings",
     "tasks.artifacts",
     "tasks.launch",
+    "tasks.measured",
+    "tasks.vllm_server",
     "tasks.progress",
     "tasks.ask",
     "tasks.doctor",
     "tasks.preflight",
     "tasks.services",
     "flows.cli",
+    "tasks.retention",
     "flows.commands",
+    "flows.store_commands",
 )
 # Who may touch what is outside: one adapter each.
 SUBPROCESS_USERS = {"tasks/launch.py"}

@@ -60,6 +60,7 @@ def build_app(
         exception_handlers={APIError: _refused, HTTPException: _no_route, Exception: _broke},
         lifespan=service.lifespan,
     )
+    app.router.redirect_slashes = False
     return _Counted(app, metrics)
 
 

@@ -7,7 +7,7 @@ something else than it believes.
 import difflib
 import re
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -286,13 +286,13 @@ def _explained(error: ValidationError) -> APIError:
     return bad_request(f"{param or 'The body'}: {problem['msg']}{found}.", param=param)
 
 
-def _path(location: Iterable[int | str]) -> str:
+def _path(location: Sequence[int | str]) -> str:
     """A place in the body, without the names that pydantic gives to the branches of a union."""
-    branches = {"str", "bool", "text", "image_url", "LookAgain"}
     kept: list[str] = []
-    for part in location:
-        is_branch = part in branches and (not kept or kept[-1].isdigit() or part != "image_url")
-        if not is_branch and not str(part).startswith("list["):
+    for before, part in zip(("", *location), location):
+        is_kind_of_part = isinstance(before, int) and part in ("text", "image_url")
+        is_type = part in ("str", "bool", "LookAgain") or str(part).startswith("list[")
+        if not is_kind_of_part and not is_type:
             kept.append(str(part)[:80])
     return ".".join(kept)
 

@@ -166,7 +166,9 @@ class Driver:
             job.tell(news)
 
     def _forget(self, job: Job) -> None:
-        self._waiting = deque(told for told in self._waiting if told.job.id != job.id)
+        kept = deque(told for told in self._waiting if told.job.id != job.id)
+        self._metrics.aborted.inc(len(self._waiting) - len(kept))
+        self._waiting = kept
         for episode in job.episodes:
             if self._told.pop(episode.id, None) is not None:
                 self._metrics.aborted.inc()

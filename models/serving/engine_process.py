@@ -224,7 +224,7 @@ def _pictures(request: GenerationRequest) -> Iterable[Picture]:
 
 
 def _run(pipe: Connection, model_path: Path, config: EngineConfig, look: Look) -> None:
-    """The child: an engine that steps while it has requests, and reads its pipe between steps."""
+    """The child: an engine that steps while it has requests, and a thread that reads the pipe meanwhile."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # whoever started us says when: what is in flight ends first
     os.dup2(2, 1)  # what libraries print is no output of ours
@@ -233,8 +233,8 @@ def _run(pipe: Connection, model_path: Path, config: EngineConfig, look: Look) -
         try:
             pipe.send(_Ready())
             _serve(pipe, engine)
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            pass  # the other end is gone or has closed
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the other end is gone
         finally:
             engine.close()
     except VLMR3Error as error:
@@ -242,11 +242,12 @@ def _run(pipe: Connection, model_path: Path, config: EngineConfig, look: Look) -
 
 
 def _serve(pipe: Connection, engine: DraftingEngine) -> None:
-    known = KnownPictures()
+    asked: SimpleQueue[GenerationRequest | _Abort | _Close] = SimpleQueue()
+    Thread(target=_read, args=(pipe, asked), name="from-server", daemon=True).start()
     live: set[str] = set()
     while True:
-        while not live or pipe.poll():
-            message = known.unpack(pipe.recv_bytes())
+        while not live or not asked.empty():
+            message = asked.get()
             if isinstance(message, _Close):
                 return
             if isinstance(message, _Abort):
@@ -261,6 +262,19 @@ def _serve(pipe: Connection, engine: DraftingEngine) -> None:
         drafts = engine.drafts()
         if pieces or drafts:
             pipe.send(_Step(pieces, drafts))
+
+
+def _read(pipe: Connection, asked: "SimpleQueue[GenerationRequest | _Abort | _Close]") -> None:
+    """Everything the other end sends, until it closes or is gone."""
+    known = KnownPictures()
+    while True:
+        try:
+            message = known.unpack(pipe.recv_bytes())
+        except (EOFError, OSError):
+            message = _Close()
+        asked.put(message)
+        if isinstance(message, _Close):
+            return
 
 
 def _submit(engine: Engine, request: GenerationRequest) -> Piece | None:

@@ -4,12 +4,14 @@
 
 Two stages: ``look-again`` (the loop of data generation, R-GRPO and evaluation, a crop after every turn but
 the last) and ``direct`` (the rows of a benchmark set, asked without crops). Each runs our way ("loop") and
-as vLLM alone ("raw"): the same engine gets every turn of every trajectory at once, pictures and token ids
-made ready before, so that it knows from the start what the loop learns turn by turn.
+as vLLM alone ("raw"): the same engine gets every turn of every trajectory at once, as token ids, so that it
+knows from the start what the loop learns turn by turn. It gets the questions' pictures as the loop does, as
+files, and the crops ready-made; "ready" is the same with the questions' pictures, too, decoded and resized
+before the clock starts, which no client can have for nothing.
 
 The work is fixed, so that any model will do: vLLM really samples as many tokens as a turn has, but the loop
 then goes on with a written turn of that length. Both ways run in one process, one after the other, several
-times; the ratio is the median over the pairs. Caches are emptied before each.
+times; a ratio is the median over these rounds. Caches are emptied before each.
 """
 
 import argparse
@@ -18,9 +20,9 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,7 +33,6 @@ import torch
 from models.benchmarks.sets import read_set
 from models.config import EngineConfig, Look, resolve_model_path
 from models.encoding import Encoder
-from models.engine import Engine
 from models.evaluation.benchmark import Asking
 from models.evaluation.benchmark_rows import ASKED
 from models.evaluation.evaluate import ALONE, Progress
@@ -39,16 +40,14 @@ from models.evaluation.ledger import Ledger
 from models.presets import load_preset
 from models.protocol import render_box
 from models.records import Question, png_bytes
-from models.region import Box
+from models.region import Box, see
 from models.rollout import stream
 from models.run_config import BenchmarkRun
 from models.rundir import RunDir, write_atomically
 from models.tiny.world import draw, sample_scene
-from models.trajectory import AS_MANY_AS_FIT, Finish, GenerationRequest, Piece, SampledSpan, StopReason
-from models.vllm_engine import VLLMEngine
+from models.trajectory import AS_MANY_AS_FIT, Finish, GenerationRequest, SampledSpan, StopReason
 from tests.benchmark_examples import file_name, schema_of, small, write
-
-from vllm import RequestOutput, SamplingParams  # isort: skip  # after models.encoding
+from tests.fixed_length import Dictated, FixedLengthEngine, Pass
 
 NAME = "rollout_throughput"
 FILLER = "I look closer. "
@@ -67,123 +66,6 @@ class Options:
     model: str
     look: Look
     engine: EngineConfig
-
-
-@dataclass(kw_only=True)
-class Pass:
-    """One run over all trajectories: seconds altogether and inside vLLM, and the tokens that vLLM counted."""
-
-    seconds: float = 0.0
-    engine_seconds: float = 0.0
-    requests: int = 0
-    sampled: int = 0
-    prefilled: int = 0
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Sampled tokens over all of the time."""
-        return self.sampled / self.seconds
-
-
-class FixedLengthEngine(VLLMEngine):
-    """vLLM that samples exactly as many tokens as it is asked for."""
-
-    measured = Pass()
-
-    def _sampling(self, request: GenerationRequest, room: int) -> SamplingParams:
-        parameters = super()._sampling(request, room)
-        parameters.min_tokens = parameters.max_tokens
-        return parameters
-
-    def begin(self) -> None:
-        """Count from zero, with empty caches."""
-        self.measured = Pass()
-        assert self._engine.reset_prefix_cache()
-        self._engine.reset_mm_cache()
-        self._engine.reset_encoder_cache()
-
-    def watch(self) -> None:
-        """From now on, count what vLLM does and how long it takes."""
-        core = self._engine
-        core.renderer.render_cmpl = self._timed(core.renderer.render_cmpl)
-        core.add_request = self._timed(core.add_request)
-        core.step = self._timed(core.step)
-
-    def _timed(self, call: Callable) -> Callable:
-        def timed(*arguments, **named):
-            started = time.perf_counter()
-            found = call(*arguments, **named)
-            self.measured.engine_seconds += time.perf_counter() - started
-            if call.__name__ == "step":
-                self._count(found)
-            return found
-
-        return timed
-
-    def _count(self, outputs: Sequence[RequestOutput]) -> None:
-        for output in outputs:
-            if output.finished:
-                self.measured.requests += 1
-                self.measured.sampled += len(output.outputs[0].token_ids)
-                self.measured.prefilled += len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
-
-    def run_raw(self, requests: Sequence[GenerationRequest]) -> Pass:
-        """vLLM alone: every request at once, then steps until all are done."""
-        prompts = [self._prompt(request) for request in requests]
-        self.begin()
-        started = time.perf_counter()
-        for number, (prompt, parameters) in enumerate(prompts):
-            self._engine.add_request(str(number), self._engine.renderer.render_cmpl([prompt])[0], parameters)
-        with torch.compiler.set_stance("force_eager" if self._config.enforce_eager else "default"):
-            while self._engine.has_unfinished_requests():
-                self._engine.step()
-        self.measured.seconds = time.perf_counter() - started
-        return self.measured
-
-    def _prompt(self, request: GenerationRequest) -> tuple[dict, SamplingParams]:
-        collapsed = self.encoder.collapse(request.prompt, request.spans)
-        pictures = collapsed.pictures
-        prompt = {
-            "prompt_token_ids": list(collapsed.ids),
-            "multi_modal_data": {"image": [picture.image for picture in pictures]},
-            "multi_modal_uuids": {"image": [picture.digest for picture in pictures]},
-        }
-        return prompt, self._sampling(request, self._config.max_model_len)
-
-
-class Dictated:
-    """An engine that works like the one behind it, and then says what was written beforehand."""
-
-    def __init__(
-        self, engine: Engine, dictate: Callable[[GenerationRequest], tuple[SampledSpan, Finish]]
-    ) -> None:
-        self.requests: list[GenerationRequest] = []
-        self._engine, self._dictate = engine, dictate
-        self._written: dict[str, tuple[SampledSpan, Finish]] = {}
-
-    def submit(self, request: GenerationRequest) -> None:
-        """Ask for as many tokens as are written."""
-        span, finish = self._dictate(request)
-        request = replace(request, max_new_tokens=span.num_tokens)
-        self._written[request.request_id] = span, finish
-        self.requests.append(request)
-        self._engine.submit(request)
-
-    def step(self) -> list[Piece]:
-        """What is written, for every request that has been worked off."""
-        return [self._replaced(piece) for piece in self._engine.step()]
-
-    def abort(self, request_id: str) -> None:
-        """Forget a request."""
-        self._engine.abort(request_id)
-
-    def close(self) -> None:
-        """The engine behind stays open for the next pass."""
-
-    def _replaced(self, piece: Piece) -> Piece:
-        span, finish = self._written.pop(piece.request_id)
-        assert piece.span.num_tokens == span.num_tokens, f"{piece.finish}: {piece.error}"
-        return Piece(piece.request_id, span, finish)
 
 
 def look_again_loop(options: Options, engine: FixedLengthEngine) -> Callable[[Dictated], None]:
@@ -279,10 +161,11 @@ def measure_stage(
     engine: FixedLengthEngine,
     run: Callable[[Dictated], None],
     dictate: Callable[[GenerationRequest], tuple[SampledSpan, Finish]],
+    files: Mapping[str, bytes],
     *,
     repeats: int,
 ) -> dict[str, object]:
-    """Both ways in turn, ``repeats`` times, after one pass of each that warms up and is not counted."""
+    """All ways in turn, ``repeats`` times, after one pass of each that warms up and is not counted."""
 
     def loop() -> tuple[Pass, list[GenerationRequest]]:
         dictated = Dictated(engine, dictate)
@@ -293,33 +176,40 @@ def measure_stage(
         return engine.measured, dictated.requests
 
     _, requests = loop()
-    engine.run_raw(requests)
-    pairs = []
+    ways = {
+        "loop": lambda: loop()[0],
+        "raw": lambda: engine.run_raw(requests, files),
+        "ready": lambda: engine.run_raw(requests, {}),
+    }
+    for name in ("raw", "ready"):
+        ways[name]()
+    passes: dict[str, list[Pass]] = {name: [] for name in ways}
     for number in range(repeats):
         # Who comes first changes, so that a machine that slows down favours nobody.
-        if number % 2:
-            raw = engine.run_raw(requests)
-            pairs.append((loop()[0], raw))
-        else:
-            pairs.append((loop()[0], engine.run_raw(requests)))
-    for ours, raw in pairs:
-        assert (ours.requests, ours.sampled) == (raw.requests, raw.sampled), "both sides do the same work"
-    return summary(pairs)
+        for name in list(ways)[:: -1 if number % 2 else 1]:
+            passes[name].append(ways[name]())
+    work = {(each.requests, each.sampled, each.prefilled) for one in passes.values() for each in one}
+    assert len(work) == 1, f"all ways do the same work: {work}"
+    return summary(passes)
 
 
-def summary(pairs: Sequence[tuple[Pass, Pass]]) -> dict[str, object]:
-    """Medians of both ways and of their ratio; ``outside_seconds`` is the loop's time not in vLLM."""
-    loops, raws = zip(*pairs, strict=True)
-    ratios = [ours.tokens_per_second / raw.tokens_per_second for ours, raw in pairs]
+def summary(passes: Mapping[str, Sequence[Pass]]) -> dict[str, object]:
+    """Medians of all ways and of the loop's ratios; ``outside_seconds`` is the loop's time not in vLLM."""
+    loops = passes["loop"]
+    ratios = {
+        name: [ours.tokens_per_second / raw.tokens_per_second for ours, raw in zip(loops, passes[name])]
+        for name in ("raw", "ready")
+    }
     return {
-        "loop_tokens_per_second": statistics.median(each.tokens_per_second for each in loops),
-        "raw_tokens_per_second": statistics.median(each.tokens_per_second for each in raws),
-        "ratio": statistics.median(ratios),
-        "ratio_range": [min(ratios), max(ratios)],
+        "tokens_per_second": {
+            name: statistics.median(each.tokens_per_second for each in found)
+            for name, found in passes.items()
+        },
+        "ratio": {name: statistics.median(found) for name, found in ratios.items()},
+        "ratio_range": {name: [min(found), max(found)] for name, found in ratios.items()},
         "outside_seconds": statistics.median(each.seconds - each.engine_seconds for each in loops),
         "loop_seconds": statistics.median(each.seconds for each in loops),
-        "loop_passes": [asdict(each) for each in loops],
-        "raw_passes": [asdict(each) for each in raws],
+        "passes": {name: [asdict(each) for each in found] for name, found in passes.items()},
     }
 
 
@@ -341,8 +231,9 @@ def measure(options: Options) -> dict[str, object]:
             "look-again": (look_again_loop(options, engine), look_again_turns(options, engine.encoder)),
             "direct": (direct_loop(options, engine, Path(folder)), direct_turn(options, engine.encoder)),
         }
+        files = {see(image, options.look.budget).digest: png_bytes(image) for image in drawn(options)}
         found = {
-            name: measure_stage(engine, run, dictate, repeats=options.repeats)
+            name: measure_stage(engine, run, dictate, files, repeats=options.repeats)
             for name, (run, dictate) in stages.items()
         }
     return {
@@ -360,14 +251,15 @@ def measure(options: Options) -> dict[str, object]:
 
 def to_table(results: dict) -> str:
     """One line a stage."""
-    lines = [f"{'stage':<12}{'loop tok/s':>12}{'raw tok/s':>12}{'loop/raw':>10}{'range':>14}{'outside':>16}"]
+    columns = ("loop tok/s", "raw tok/s", "loop/raw", "range", "loop/ready", "range", "outside vLLM")
+    lines = [f"{'stage':<12}" + "".join(f"{column:>13}" for column in columns)]
     for name, stage in results["stages"].items():
-        low, high = stage["ratio_range"]
-        outside = f"{stage['outside_seconds']:.2f} of {stage['loop_seconds']:.2f} s"
-        lines.append(
-            f"{name:<12}{stage['loop_tokens_per_second']:>12.0f}{stage['raw_tokens_per_second']:>12.0f}"
-            f"{stage['ratio']:>10.2f}{f'{low:.2f}-{high:.2f}':>14}{outside:>16}"
-        )
+        cells = [f"{stage['tokens_per_second'][way]:.0f}" for way in ("loop", "raw")]
+        for way in ("raw", "ready"):
+            low, high = stage["ratio_range"][way]
+            cells += [f"{stage['ratio'][way]:.2f}", f"{low:.2f}-{high:.2f}"]
+        cells.append(f"{stage['outside_seconds']:.1f}/{stage['loop_seconds']:.1f} s")
+        lines.append(f"{name:<12}" + "".join(f"{cell:>13}" for cell in cells))
     return "\n".join(lines)
 
 
@@ -375,7 +267,7 @@ def parsed(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
     """Options of the command line, and the folder of the results."""
     parser = argparse.ArgumentParser(prog=f"python -m tests.benchmarks.{NAME}", description=__doc__)
     parser.add_argument("--questions", type=int, default=384, help="trajectories of a pass")
-    parser.add_argument("--repeats", type=int, default=5, help="pairs of passes")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds of passes")
     parser.add_argument("--crops", type=int, default=2, help="crops of a trajectory")
     parser.add_argument("--turn-tokens", type=int, default=24, help="sampled tokens of a turn, about")
     parser.add_argument("--picture-side", type=int, default=448, help="side of the pictures, pixels")

@@ -11,9 +11,10 @@ import pytest
 from flows.cli import main
 from models.benchmarks.sets import read_set
 from models.config import EMBEDDED_MODEL
-from models.errors import ConfigError, ObjectChangedError
+from models.errors import ArtifactError, ConfigError, ObjectChangedError
 from models.presets import load_preset
 from models.run_config import BenchmarkRun
+from tasks.artifacts import Manifest, open_store
 from tasks.benchmark_data import Pinning, check_set, fetch_set
 from tasks.benchmark_request import check_request, request_of
 from tasks.model_source import find_model
@@ -151,6 +152,22 @@ def test_a_model_in_s3_is_fetched_and_named(
     s3.client().delete_object(Bucket=BUCKET, Key=f"{prefix}/{weights}")
     with pytest.raises(ConfigError, match=r"holds no model: config.json and \*.safetensors are wanted"):
         find_model(uri, settings)
+
+
+def test_a_published_model_is_checked_file_by_file(
+    s3: S3Server, s3_proxy: Proxy, settings: Settings, tmp_path: Path
+) -> None:
+    root = f"s3://{BUCKET}/store/{tmp_path.name}"
+    ref = open_store(root, cache=tmp_path / "cache").publish(EMBEDDED_MODEL, stage="sft", kind="model")
+    found = find_model(ref.uri, settings)
+    assert found.source == ref.uri
+    assert Manifest.of(Path(found.path)).sha256 == ref.sha256
+    shutil.rmtree(settings.fetched)
+    key = f"{ref.uri.removeprefix(f's3://{BUCKET}/')}/config.json"
+    size = (EMBEDDED_MODEL / "config.json").stat().st_size
+    s3.client().put_object(Bucket=BUCKET, Key=key, Body=b" " * size)
+    with pytest.raises(ArtifactError, match=r"config.json has sha256 .*, its manifest says"):
+        find_model(ref.uri, settings)
 
 
 def test_a_request_holds_what_was_fetched(

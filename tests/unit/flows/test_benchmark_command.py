@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
-from models.config import JudgeConfig
+from models.baselines import get_baseline
+from models.config import EMBEDDED_MODEL, JudgeConfig, Preset
 from models.presets import load_preset
-from models.run_config import BenchmarkRun
+from models.run_config import BenchmarkRun, DirectPrompt
 from tasks.benchmark_data import Pinning
-from tasks.benchmark_request import judge_overrides, model_overrides, request_of
+from tasks.benchmark_request import baseline_place, judge_overrides, model_overrides, request_of
 from tasks.settings import Settings
 from tests.benchmark_examples import file_name, schema_of, small, write
 
@@ -45,6 +46,11 @@ def data(tmp_path: Path) -> Path:
         ([*PARTIAL, "--served-model", "m"], ["--served-model m needs --endpoint"]),
         ([*PARTIAL, "--endpoint", "h", "--served-model", "m"], ["Endpoint 'h' is no URL", "http://127"]),
         ([*PARTIAL, "--model", "embedded", "--endpoint", "http://h/v1"], ["both say who answers"]),
+        (["--baseline", "o1"], ["--baseline need a benchmark"]),
+        ([*PARTIAL, "--baseline", "gpt4o"], ["Baseline 'gpt4o' is unknown", "Did you mean 'gpt-4o'"]),
+        ([*PARTIAL, "--baseline", "qwen2.5-vl-7b"], ["needs --model FOLDER", "Qwen/Qwen2.5-VL-7B-Instruct"]),
+        ([*PARTIAL, "--baseline", "gpt-4o", "--model", "embedded"], ["gpt-4o has no weights"]),
+        ([*PARTIAL, "--baseline", "mulberry-7b", "--model", "BASE"], ["is Qwen2VLForConditionalGeneration"]),
         ([*PARTIAL, "--judge-model", "m"], ["--judge-model m needs --judge-endpoint"]),
         ([*PARTIAL, "--judge-endpoint", "h", "--judge-model", "m"], ["Endpoint 'h' is no URL"]),
         (["--judge-model", "m"], ["--judge-model need", "Add --benchmark NAME"]),
@@ -61,7 +67,8 @@ def data(tmp_path: Path) -> Path:
 def test_bad_input_is_code_2(
     arguments: list[str], says: list[str], data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [str(data) if argument == "DATA" else argument for argument in arguments]
+    places = {"DATA": str(data), "BASE": str(EMBEDDED_MODEL)}
+    given = [places.get(argument, argument) for argument in arguments]
     assert main(["evaluate", *given]) == 2
     err = capsys.readouterr().err
     for part in says:
@@ -69,21 +76,32 @@ def test_bad_input_is_code_2(
     assert "Traceback" not in err
 
 
-def test_who_answers_is_a_model_or_an_endpoint(data: Path, work_dir: Path) -> None:
+def asked(preset: Preset, data: Path, **choice: object) -> BenchmarkRun:
     settings = Settings.read()
+    pinning = Pinning(settings.benchmark_lock)
+    return request_of(
+        "mme",
+        str(data),
+        preset,
+        **{"style": "direct", "allow_partial": True, "settings": settings, "pinning": pinning, **choice},
+    )
 
+
+def test_a_baseline_brings_its_name_its_prompt_and_its_settings(data: Path, work_dir: Path) -> None:
+    mulberry = get_baseline("mulberry-7b")
+    place = baseline_place(mulberry, model="", endpoint="http://h/v1", served_model="m")
+    run = asked(load_preset(mulberry.preset, [*mulberry.overrides(), *place]), data, baseline=mulberry)
+    assert (run.model_name, run.direct.answer) == ("mulberry-7b", "final_answer_is")
+    assert run.direct.ask("Is it red?").endswith("\n\nIs it red?")
+    assert (run.engine.kind, run.engine.max_model_len) == ("http", 32768)
+    assert asked(load_preset("tiny"), data).direct == DirectPrompt()
+
+
+def test_who_answers_is_a_model_or_an_endpoint(data: Path, work_dir: Path) -> None:
     def request(**choice: str):
         given = {"model": "", "endpoint": "", "served_model": "", **choice}
         preset = load_preset("tiny", model_overrides(**given))
-        return request_of(
-            "mme",
-            str(data),
-            preset,
-            style="direct",
-            allow_partial=True,
-            settings=settings,
-            pinning=Pinning(settings.benchmark_lock),
-        )
+        return asked(preset, data)
 
     assert (request().model_path, request().split) == ("embedded", "test")
     served = request(endpoint="http://h:8000/v1", served_model="org/it's 7")
