@@ -121,7 +121,9 @@ def _numbers(results: BenchmarkResults) -> str:
     unparsed = [(name, cell(str(count))) for name, count in (results.parse_counts or {}).items()]
     return (
         "".join(benchmark_charts(results))
-        + table(f"The benchmark's own metrics, by {results.scorer}", ["metric", "value"], rows)
+        + f"<details><summary>All {len(rows)} metrics of the benchmark's own rule</summary>"
+        + table(f"By the scorer {results.scorer}", ["metric", "value"], rows)
+        + "</details>"
         + (table("Texts that the rule could not parse", ["metric", "rows"], unparsed) if unparsed else "")
     )
 
