@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from boto3.session import Session
 from botocore.config import Config
@@ -78,8 +79,9 @@ class S3:
 
     @property
     def endpoint(self) -> str:
-        """The address of the store."""
-        return str(self.client.meta.endpoint_url)
+        """The address of the store, without a user or password that may stand in it."""
+        parts = urlsplit(str(self.client.meta.endpoint_url))
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
     def objects(self, prefix: S3Uri) -> Iterator[RemoteObject]:
         """Every object under a prefix, which is a folder, in the order of the keys."""

@@ -29,8 +29,8 @@ class Served:
 
 
 @contextmanager
-def served(model: str, *arguments: str, **environment: str) -> Iterator[Served]:
-    """The server until the block ends; it must then end by itself, with nothing left of it."""
+def served(model: str, *arguments: str, code: int = 0, **environment: str) -> Iterator[Served]:
+    """The server until the block ends; it must then end with that exit code, and with nothing left of it."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with log.open("w") as out:
@@ -44,10 +44,10 @@ def served(model: str, *arguments: str, **environment: str) -> Iterator[Served]:
         try:
             yield Served(_wait(server, log), server.pid, log)
         finally:
-            end(server, log)
+            end(server, log, code)
 
 
-def end(server: subprocess.Popen, log: Path) -> None:
+def end(server: subprocess.Popen, log: Path, expected: int) -> None:
     """Ask a server to end, and see that it and its engine do."""
     children = psutil.Process(server.pid).children(recursive=True) if server.poll() is None else []
     server.send_signal(signal.SIGTERM)
@@ -60,7 +60,7 @@ def end(server: subprocess.Popen, log: Path) -> None:
     for process in left:
         process.kill()
     assert not left, f"{left} outlived the server"
-    assert code == 0, f"The server ended with {code}:\n{log.read_text()[-3000:]}"
+    assert code == expected, f"The server ended with {code}:\n{log.read_text()[-3000:]}"
 
 
 def _wait(server: subprocess.Popen, log: Path) -> str:

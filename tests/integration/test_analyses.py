@@ -129,7 +129,7 @@ def chain_names(tokens: list[dict[str, str]]) -> list[str]:
 def test_table_2_on_a_published_benchmark(tmp_path: Path) -> None:
     published, split, found = small("mme")
     write(tmp_path / "mme" / file_name(split), found, schema_of(published))
-    asked = request("table2", None, questions_path="x")
+    asked = request("table2", tmp_path)
     benchmark = BenchmarkRun(
         benchmark="mme",
         data_path=str(tmp_path / "mme"),

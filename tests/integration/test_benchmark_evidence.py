@@ -57,7 +57,7 @@ class Place:
         experiment = client.get_experiment_by_name("vlm-r3")
         assert experiment is not None
         (run,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{title}'")
-        return run
+        return client.get_run(run.info.run_id)  # a search leaves out the models
 
     @property
     def client(self) -> MlflowClient:

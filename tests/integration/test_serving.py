@@ -153,9 +153,9 @@ def test_several_pictures_none_and_asked_directly(client):
 
 
 def test_a_question_beyond_the_context_is_a_400(client):
-    for stream in (False, True):
+    for is_stream in (False, True):
         with pytest.raises(openai.BadRequestError, match="context of 512 tokens"):
-            ask(client, "~ " * 900, stream=stream)
+            ask(client, "~ " * 900, stream=is_stream)
 
 
 def test_the_key_is_wanted(server):
@@ -164,7 +164,7 @@ def test_the_key_is_wanted(server):
 
 
 def test_an_engine_that_dies_ends_the_server_and_every_answer():
-    with pytest.raises(AssertionError, match="ended with 1"), served("embedded") as server:
+    with served("embedded", code=1) as server:
         (engine,) = [
             child
             for child in psutil.Process(server.pid).children()
