@@ -9,7 +9,7 @@ from prefect import task
 from models.config import resolve_model_path
 from models.evaluation.benchmark_comparison import compare_with
 from models.evaluation.benchmark_files import RESULTS, ROWS, TABLE, rows_table
-from models.evaluation.benchmark_report import PAGE, write_page
+from models.evaluation.benchmark_report import MODEL, PAGE, write_page
 from models.evaluation.benchmark_results import BenchmarkResults
 from models.evaluation.benchmark_rows import read_asked
 from models.evaluation.table import estimate
@@ -82,8 +82,14 @@ async def run_benchmark(
         for each in names:
             stage.tracked.log_file(run.path / each)
         _track(stage, request, results, run.path)
-        tags = {"benchmark": request.benchmark, "model": _answerer(request)[0]}
-        await publish_page(run.path / PAGE, stage.tracked.id, num=request.report.num_traces, tags=tags)
+        answerer, digest = _answerer(request)
+        await publish_page(
+            run.path / PAGE,
+            stage.tracked.id,
+            num=request.report.num_traces,
+            tags={"benchmark": request.benchmark, "model": answerer},
+            models={MODEL: digest},
+        )
         await show_table(f"benchmark {title}", _facts(results, kept), description=_described(run.path, title))
         return stage.output(run, result, {BENCHMARK: kept})
 

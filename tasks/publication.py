@@ -10,15 +10,18 @@ from tasks.shown import show_link
 from tasks.traces import log_traces
 
 
-async def publish_page(page: Path, run_id: str, *, num: int, tags: Mapping[str, str]) -> None:
+async def publish_page(
+    page: Path, run_id: str, *, num: int, tags: Mapping[str, str], models: Mapping[str, str]
+) -> None:
     """Keep a report with a tracked run, log ``num`` of its trajectories as traces, and link it in Prefect.
 
-    ``tags`` go to every trace.
+    ``tags`` go to every trace, ``models`` are digests of weights by column of the gallery.
     """
     settings = Settings.read()
     tracking.TrackedRun(settings, run_id).log_file(page)
     if num:
-        log_traces(settings, run_id, read_gallery(page), num=num, tags=tags)
+        with tracking.tolerated("traces"):
+            log_traces(settings, run_id, read_gallery(page), num=num, tags=tags, models=models)
     await show_link(
         "report",
         _address(settings, page, run_id),

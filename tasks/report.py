@@ -53,9 +53,10 @@ async def report(
     name = f"{preset.name}-version-{version.number}" if version else f"{preset.name}-{run[:12]}"
     path = Settings.read().work_dir / "reports" / name / PAGE
     subject = f"version {version.number}" if version else "evaluation"
+    results, digests = read_results(evaluation)
     inputs = ReportInputs(
         title=f"{preset.name}, {subject}",
-        results=read_results(evaluation)[0],
+        results=results,
         headline=HEADLINE,
         look=preset.look,
         trained=_trained(preset, outputs),
@@ -66,8 +67,13 @@ async def report(
         **_shown(outputs, evaluation),
     )
     write_report(path, inputs)
-    version_number = {"model_version": version.number} if version else {}
-    await publish_page(path, run, num=preset.report.num_traces, tags=version_number)
+    await publish_page(
+        path,
+        run,
+        num=preset.report.num_traces,
+        tags={"model_version": version.number} if version else {},
+        models={row: digests[row] for row in HEADLINE},
+    )
     return str(path)
 
 

@@ -6,7 +6,7 @@ span per look, and the picture with all boxes drawn in.
 
 import base64
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import mlflow
@@ -19,28 +19,47 @@ from models.region import Size
 from tasks import tracking
 from tasks.settings import Settings
 
-_RUN = "mlflow.sourceRun"
+_RUN, _MODEL = "mlflow.sourceRun", "mlflow.modelId"
 
 
 def log_traces(
-    settings: Settings, run_id: str, gallery: Mapping[str, Any], *, num: int, tags: Mapping[str, str]
+    settings: Settings,
+    run_id: str,
+    gallery: Mapping[str, Any],
+    *,
+    num: int,
+    tags: Mapping[str, str],
+    models: Mapping[str, str],
 ) -> list[str]:
     """Log up to ``num`` trajectories of a report's gallery under a tracked run; returns the traces' ids.
 
     Each has the tags question_id, variant, correct, kind, source and num_crops, and those of ``tags``.
+    ``models`` are digests of weights by variant: such a trace is linked to the tracker's record of its model.
     """
     mlflow.set_tracking_uri(settings.tracking_uri)
-    experiment = tracking.experiment_id(settings)
-    found = []
-    for question, variant in _sample(gallery, num):
-        found.append(_log(gallery["pictures"], question, variant, experiment, run_id, tags))
+    experiment, links = tracking.experiment_id(settings), {}
+    for variant, digest in models.items():
+        model = tracking.logged_model(settings, name=variant, digest=digest, tags={})
+        links[variant] = {_MODEL: model}
+    sample = _sample(gallery, num)
+    found = [
+        _log(
+            gallery["pictures"],
+            question,
+            variant,
+            experiment,
+            tags=tags,
+            metadata={_RUN: run_id, **links.get(variant, {})},
+        )
+        for question, variant in sample
+    ]
     mlflow.flush_trace_async_logging()
-    for id, (question, _) in zip(found, _sample(gallery, num), strict=True):
+    for id, (question, _) in zip(found, sample, strict=True):
         mlflow.log_expectation(trace_id=id, name="answer", value=" or ".join(question["answers"]))
     return found
 
 
-def _sample(gallery: Mapping[str, Any], num: int) -> Iterator[tuple[Mapping[str, Any], str]]:
+def _sample(gallery: Mapping[str, Any], num: int) -> list[tuple[Mapping[str, Any], str]]:
     """The first questions of the gallery, which are its most telling, by both models that it compares."""
     first = gallery["sets"][0] if gallery.get("sets") else {"questions": [], "compare": []}
     names = list(dict.fromkeys(first["compare"]))
@@ -50,7 +69,7 @@ def _sample(gallery: Mapping[str, Any], num: int) -> Iterator[tuple[Mapping[str,
         for name in names
         if question["attempts"].get(name, {}).get("parts")
     ]
-    return iter(pairs[:num])
+    return pairs[:num]
 
 
 def _log(
@@ -58,8 +77,9 @@ def _log(
     question: Mapping[str, Any],
     variant: str,
     experiment: str,
-    run_id: str,
+    *,
     tags: Mapping[str, str],
+    metadata: Mapping[str, str],
 ) -> str:
     attempt = question["attempts"][variant]
     root = mlflow.start_span_no_context(
@@ -67,7 +87,7 @@ def _log(
         span_type=SpanType.AGENT,
         inputs={"messages": [{"role": "user", "content": _asked(pictures, question)}]},
         tags={**_tags(question, variant, attempt), **tags},
-        metadata={_RUN: run_id},
+        metadata=dict(metadata),
         experiment_id=experiment,
     )
     if question["pictures"]:

@@ -159,7 +159,7 @@ def find_artifacts(settings: Settings, *, stage: str, name: str, param: str, val
 
 
 @contextmanager
-def _tolerated(what: str) -> Iterator[None]:
+def tolerated(what: str) -> Iterator[None]:
     """A tracker that fails in the middle of a run is a warning: the work goes on and its results are kept."""
     try:
         yield
@@ -190,29 +190,29 @@ class TrackedRun:
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
-        with _tolerated(f"tags {', '.join(tags)}"):
+        with tolerated(f"tags {', '.join(tags)}"):
             for name, value in tags.items():
                 self._client.set_tag(self.id, name, value)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Keep a small file with the run."""
-        with _tolerated(path.name):
+        with tolerated(path.name):
             self._client.log_artifact(self.id, str(path), folder)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Add parameters that were not known when the run began."""
-        with _tolerated("parameters"):
+        with tolerated("parameters"):
             _log_params(self._client, self.id, flatten(params))
 
     def log_table(self, columns: Mapping[str, Sequence[Any]], name: str) -> None:
         """Keep a table, given by column, which MLflow shows and compares between runs."""
-        with _tolerated(name):
+        with tolerated(name):
             self._client.log_table(self.id, {key: list(column) for key, column in columns.items()}, name)
 
     def log_measured(self, metrics: Mapping[str, float], on: Measured) -> None:
         """Numbers, linked to the model and the data that they were measured on."""
         when, data = int(time.time() * 1000), on.dataset()
-        with _tolerated("metrics linked to their model"):
+        with tolerated("metrics linked to their model"):
             model = logged_model(self._settings, name=on.model, digest=on.model_digest, tags=on.model_tags)
             self._client.log_inputs(
                 self.id,

@@ -22,7 +22,7 @@ from models.evaluation.variants import get_variant
 from models.run_config import BenchmarkRun
 
 PAGE = "report.html"
-_MODEL, _OTHER = "model", "other"
+MODEL, _OTHER = "model", "other"  # columns of the gallery
 
 
 def write_page(folder: Path, config: BenchmarkRun, other: Path | None = None) -> int:
@@ -31,7 +31,7 @@ def write_page(folder: Path, config: BenchmarkRun, other: Path | None = None) ->
     ``other`` holds an earlier run of the same rows, whose answers are shown beside this run's.
     """
     results = BenchmarkResults.load(folder / RESULTS)
-    columns = [_column(_MODEL, results, folder)]
+    columns = [_column(MODEL, results, folder)]
     if other is not None:
         columns.append(_column(_OTHER, BenchmarkResults.load(other / RESULTS), other))
     local = _local_set(config)
@@ -40,7 +40,7 @@ def write_page(folder: Path, config: BenchmarkRun, other: Path | None = None) ->
         label=f"{results.data.benchmark}, {results.data.split}",
         columns=tuple(columns),
         subjects=lambda ids: _subjects(local, ids, results.style),
-        compare=(_MODEL, _OTHER),
+        compare=(MODEL, _OTHER),
         num_trajectories=config.report.num_trajectories,
     )
     page = Page(
@@ -121,7 +121,9 @@ def _numbers(results: BenchmarkResults) -> str:
     unparsed = [(name, cell(str(count))) for name, count in (results.parse_counts or {}).items()]
     return (
         "".join(benchmark_charts(results))
-        + table(f"The benchmark's own metrics, by {results.scorer}", ["metric", "value"], rows)
+        + f"<details><summary>All {len(rows)} metrics of the benchmark's own rule</summary>"
+        + table(f"By the scorer {results.scorer}", ["metric", "value"], rows)
+        + "</details>"
         + (table("Texts that the rule could not parse", ["metric", "rows"], unparsed) if unparsed else "")
     )
 
@@ -141,7 +143,7 @@ def _origin(results: BenchmarkResults) -> Sequence[Fact]:
 
 def _column(name: str, results: BenchmarkResults, folder: Path) -> Column:
     attempts = {row.id: _attempt(row, results.headline_field) for row in read_asked(folder / ROWS)}
-    label = _name(results.model) if name == _MODEL else f"{_name(results.model)} (earlier)"
+    label = _name(results.model) if name == MODEL else f"{_name(results.model)} (earlier)"
     return Column(name, label, attempts, get_variant(results.variant).crop_source)
 
 

@@ -81,7 +81,7 @@ def batch_metrics(
         "rgrpo/length_only_share": sum(map(_differs_in_length_only, moving)) / len(groups),
         "rgrpo/crops_per_trajectory": _mean([outcome.num_crops for outcome in outcomes]),
         "rgrpo/errors_per_trajectory": _mean([outcome.num_errors for outcome in outcomes]),
-        "rgrpo/box_share": _mean([share for outcome in outcomes for share in outcome.box_shares]),
+        **_box_share(outcomes),
         "rgrpo/tokens_per_trajectory": _mean([outcome.num_tokens for outcome in outcomes]),
         "rgrpo/truncated_share": _mean([outcome.stop.is_truncated for outcome in outcomes]),
         # Minus the mean log-prob of what was sampled estimates the entropy per token without bias.
@@ -96,6 +96,12 @@ def _box_shares(trajectory: Trajectory) -> tuple[float, ...]:
         for event in trajectory.events
         if event.box is not None and event.error is None
     )
+
+
+def _box_share(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Nothing for a batch in which no box was accepted: its boxes have no size."""
+    shares = [share for outcome in outcomes for share in outcome.box_shares]
+    return {"rgrpo/box_share": _mean(shares)} if shares else {}
 
 
 def _accuracy_by_kind(outcomes: Sequence[Outcome]) -> dict[str, float]:

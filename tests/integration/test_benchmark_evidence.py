@@ -14,8 +14,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from models.evaluation.benchmark_report import PAGE
 from models.evaluation.benchmark_results import BenchmarkResults
 from models.evaluation.benchmark_rows import AskedRow, read_asked
+from models.evaluation.report_page import read_gallery
 from tasks.artifacts import digest_of, local_path
 from tasks.services import prefect_server
 from tasks.settings import Settings, prepare
@@ -168,10 +170,24 @@ def test_the_tracker_has_the_rows_the_chart_the_data_and_the_model(place: Place)
     assert "<svg" in (files / "chart.html").read_text()
 
 
+def test_both_runs_have_a_page_and_traces(place: Place) -> None:
+    files = place.work / "mlflow" / place.tracked("second").info.run_id / "artifacts"
+    (rows,) = read_gallery(files / "report.html")["sets"]
+    assert len(rows["questions"]) == 2 * NUM_PAIRS
+    # The earlier run stands beside the second one.
+    assert [len(one["columns"]) for one in (rows, *read_gallery(place.first.folder / PAGE)["sets"])] == [2, 1]
+    traces = place.client.search_traces(
+        locations=[place.tracked("first").info.experiment_id], filter_string="tags.benchmark = 'mme'"
+    )
+    runs = {trace.info.trace_metadata["mlflow.sourceRun"] for trace in traces}
+    assert runs == {place.tracked("first").info.run_id, place.tracked("second").info.run_id}
+
+
 def test_prefect_shows_the_numbers_through_its_api(place: Place) -> None:
     found = httpx.post(f"{place.api_url}/artifacts/filter", json={}).json()
     artifacts = {one["key"]: one for one in found if one["key"]}
     assert set(artifacts) == {"benchmark-first", "benchmark-second", "report"}
+    assert "report.html" in artifacts["report"]["data"]
     shown = artifacts["benchmark-second"]
     assert shown["type"] == "table"
     facts = {row["what"]: row["value"] for row in json.loads(shown["data"])}

@@ -33,12 +33,15 @@ def test_a_person_finds_a_trajectory_by_tag_sees_its_pictures_and_leaves_feedbac
     write_report(tmp_path / "report.html", make_report_inputs(tmp_path))
     gallery = read_gallery(tmp_path / "report.html")
     with tracking.tracked_run(settings, "pipeline") as run:
-        ids = log_traces(settings, run.id, gallery, num=12, tags={"model_version": "2"})
+        tags, models = {"model_version": "2"}, {"rgrpo": "ab" * 32}
+        ids = log_traces(settings, run.id, gallery, num=12, tags=tags, models=models)
     assert len(ids) == 12
     # R-GRPO is wrong on q0 alone, where its box was refused.
     (wrong,) = search(settings, "tags.variant = 'rgrpo' AND tags.correct = 'wrong'")
     assert wrong.info.tags["question_id"] == "q0"
     assert wrong.info.trace_metadata["mlflow.sourceRun"] == run.id
+    model = tracking.logged_model(settings, name="rgrpo", digest="ab" * 32, tags={})
+    assert wrong.info.trace_metadata["mlflow.modelId"] == model
     assert (wrong.info.tags["num_crops"], wrong.info.tags["model_version"]) == ("0", "2")
     looks = {span.name: span.outputs for span in wrong.data.spans}
     assert looks["look 1"] == {"refused": "inverted_box"}
@@ -64,5 +67,6 @@ def test_a_person_finds_a_trajectory_by_tag_sees_its_pictures_and_leaves_feedbac
 def test_no_more_traces_than_asked_for(settings: Settings, tmp_path: Path) -> None:
     write_report(tmp_path / "report.html", make_report_inputs(tmp_path))
     with tracking.tracked_run(settings, "pipeline") as run:
-        assert len(log_traces(settings, run.id, read_gallery(tmp_path / "report.html"), num=3, tags={})) == 3
+        gallery = read_gallery(tmp_path / "report.html")
+        assert len(log_traces(settings, run.id, gallery, num=3, tags={}, models={})) == 3
     assert len(search(settings, "tags.correct != 'none'")) == 3

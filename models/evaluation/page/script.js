@@ -376,6 +376,7 @@ at("filters").addEventListener("input", (event) => {
 });
 addEventListener("hashchange", restore);
 addEventListener("beforeprint", () => {
+  for (const folded of document.querySelectorAll("details")) folded.open = true;
   const names = chosenNames(), start = Math.max(0, Math.min(place, shown.length - PRINTED));
   at("printed").replaceChildren(...shown.slice(start, start + PRINTED).map((question) => {
     const article = element("article"), attempts = element("div", "attempts");

@@ -62,6 +62,9 @@ def test_means_by_hand():
 def test_the_size_of_boxes_is_a_mean_over_boxes():
     # Shares 0.04, 0.02 and 0.12.
     assert metrics(RIGHT, replace(RIGHT, box_shares=(0.02, 0.12)))["rgrpo/box_share"] == pytest.approx(0.06)
+    # A model that never looks has no box: a mean of nothing once made the whole result unreadable.
+    blind = replace(RIGHT, box_shares=())
+    assert "rgrpo/box_share" not in metrics(blind, blind)
 
 
 def test_unscored_trajectories_count_neither_as_right_nor_as_wrong():
