@@ -1,13 +1,13 @@
 """The command line: ``vlm-r3 COMMAND``. Every stage is a command, named like its flow and its deployment.
 
-Exit codes: 0 done, 1 the run failed, 2 bad usage or configuration, 3 a gate said no, 130 interrupted. Nothing
-heavy is imported before the arguments and the preset have been found good.
+Nothing heavy is imported before the arguments and the preset have been found good.
 """
 
 import argparse
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 FLOWS = {
@@ -19,7 +19,46 @@ FLOWS = {
     "evaluate": "measure all models of a run on the held-out questions",
     "promote": "make a registered version champion, if the gate agrees",
 }
+# Where the commands are that are no stages.
+MODULES = {
+    "analyse": ("measuring_commands", "analyse"),
+    "table": ("measuring_commands", "table"),
+    "ask": ("model_commands", "ask"),
+    "serve": ("model_commands", "serve"),
+    "fetch": ("store_commands", "fetch"),
+    "prune": ("store_commands", "prune"),
+    "doctor": ("commands", "doctor"),
+    "completion": ("cli", "print_completion"),
+}
 INTERRUPTED = 130
+_DESCRIPTION = """\
+Vision-language models that look again: make data, train, measure, promote, and use them.
+
+A run is a preset (infra/runs/NAME.yaml, or a file of yours) and what --set changes in it. Every stage makes
+what it needs and takes from the cache what has not changed, so any command may be the first one."""
+_MANUAL = """\
+examples:
+  vlm-r3 doctor                                       what is this machine good for?
+  vlm-r3 run --preset tiny                            the whole pipeline on the embedded model
+  vlm-r3 sft --preset my.yaml --set sft.epochs=3      one stage, and what it needs
+  vlm-r3 ask picture.png "what does the sign say?"    the champion answers, and shows where it looked
+  vlm-r3 serve models:/vlm-r3@champion                the same over HTTP, for OpenAI's clients
+  vlm-r3 evaluate --benchmark mme --data FOLDER --endpoint http://host:8000/v1
+  vlm-r3 table                                        measured beside published
+  vlm-r3 COMMAND --help                               every option of a command
+
+exit codes:
+  0 done    1 the run failed    2 bad usage or configuration    3 a gate said no    130 interrupted
+
+environment:
+  VLM_R3_WORK_DIR        where everything is kept (.vlm-r3), as --work-dir
+  VLM_R3_ARTIFACTS       the artifact store: file:///folder or s3://bucket/prefix
+  VLM_R3_BENCHMARKS      a place with one folder per published benchmark
+  VLM_R3_API_KEY         key of a chat endpoint; VLM_R3_JUDGE_API_KEY of a judge,
+                         VLM_R3_SERVE_API_KEY what clients of `serve` must send
+  MLFLOW_TRACKING_URI, PREFECT_API_URL, AWS_ENDPOINT_URL and credentials as those libraries read them
+
+Tab completion: eval "$(vlm-r3 completion bash)", or zsh."""
 # Fields of models.serving.config.Limits, which is too slow to import for --help.
 LIMITS = {
     "max-crops": "crops per answer",
@@ -37,6 +76,12 @@ LIMITS = {
     "max-shutdown-seconds": "time for what is in flight when the server is asked to end",
     "num-decoders": "threads that decode images",
 }
+# Options that mean something only beside --benchmark.
+_BENCHMARK_OPTIONS = (
+    *("data", "split", "style", "variant", "baseline", "model", "endpoint", "served_model", "allow_partial"),
+    *("data_digest", "accept_data_digest", "lock", "title", "against"),
+    *("judge_endpoint", "judge_model"),
+)
 _MODELS = "embedded, a model folder, models:/vlm-r3@ALIAS, models:/vlm-r3/NUMBER, or s3://"
 
 
@@ -63,25 +108,41 @@ def _report(error: Exception, options: argparse.Namespace) -> None:
 
 
 def _command(options: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
-    from flows import commands, store_commands
+    """What a command does, from the one module that holds it: the others need not be imported."""
+    module, name = MODULES.get(options.command, ("commands", "run_flow"))
+    if options.command == "evaluate" and names_benchmark(options):
+        module, name = "measuring_commands", "run_benchmark"
+    found: Callable[[argparse.Namespace], int] = getattr(import_module(f"flows.{module}"), name)
+    return found
 
-    if options.command == "evaluate" and commands.names_benchmark(options):
-        return commands.run_benchmark
-    if options.command in FLOWS:
-        return commands.run_flow
-    return {
-        "analyse": commands.analyse,
-        "ask": commands.ask,
-        "fetch": store_commands.fetch,
-        "prune": store_commands.prune,
-        "serve": commands.serve,
-        "table": commands.table,
-        "doctor": commands.doctor,
-    }[options.command]
+
+def names_benchmark(options: argparse.Namespace) -> bool:
+    """Whether a published benchmark is asked for. Raises ConfigError when only its options are given."""
+    if options.benchmark:
+        return True
+    given = [f"--{name.replace('_', '-')}" for name in _BENCHMARK_OPTIONS if getattr(options, name)]
+    if given:
+        from models.errors import ConfigError
+
+        raise ConfigError(f"{', '.join(given)} need a benchmark, and none is named. Add --benchmark NAME.")
+    return False
+
+
+def print_completion(options: argparse.Namespace) -> int:
+    """Print a completion script."""
+    import shtab
+
+    print(shtab.complete(_parser(), shell=options.shell))
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vlm-r3", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="vlm-r3",
+        description=_DESCRIPTION,
+        epilog=_MANUAL,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, purpose in FLOWS.items():
         command = commands.add_parser(name, help=purpose, description=purpose)
@@ -121,6 +182,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="say what this machine has, and what to do where it lacks")
     doctor.add_argument("--endpoint", default="", metavar="URL", help="also ask this chat endpoint")
     _add_place(doctor)
+    completion = commands.add_parser("completion", help="print a script that lets a shell complete commands")
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    completion.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -145,7 +209,10 @@ def _add_benchmark(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--benchmark", default="", metavar="NAME", help="mme, mmmu, mathvista, ...")
     group.add_argument(
-        "--data", default="", metavar="FOLDER", help="its Parquet files as published, here or s3://"
+        "--data",
+        default="",
+        metavar="FOLDER",
+        help="its Parquet files as published, here or s3:// ($VLM_R3_BENCHMARKS/NAME)",
     )
     group.add_argument("--split", default="", help="another split than the usual one")
     group.add_argument(
@@ -163,7 +230,9 @@ def _add_benchmark(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--model", default="", help=f"{_MODELS} (the preset's model.path)")
     group.add_argument("--endpoint", default="", metavar="URL", help="OpenAI-compatible, with its /v1")
-    group.add_argument("--served-model", default="", metavar="NAME", help="model name at the endpoint")
+    group.add_argument(
+        "--served-model", default="", metavar="NAME", help="model name at the endpoint (its only one)"
+    )
     group.add_argument("--title", default="", metavar="NAME", help="what the tracked run is called")
     group.add_argument(
         "--against",

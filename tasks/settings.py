@@ -14,6 +14,7 @@ from models.errors import ConfigError
 
 WORK_DIR = "VLM_R3_WORK_DIR"
 ARTIFACTS = "VLM_R3_ARTIFACTS"
+BENCHMARKS = "VLM_R3_BENCHMARKS"
 MAX_CHILDREN = "VLM_R3_MAX_CHILDREN"
 SERVE_API_KEY = "VLM_R3_SERVE_API_KEY"
 REFRESH = "PREFECT_TASKS_REFRESH_CACHE"
@@ -27,7 +28,8 @@ MEMORY_PER_CHILD_GIB = 3.0
 class Settings:
     """The places of a run. ``max_children`` 0 means: decide from cores and free memory.
 
-    ``refresh`` makes every stage again, whatever the cache holds.
+    ``refresh`` makes every stage again, whatever the cache holds. ``benchmarks`` is the folder, or the prefix
+    in S3, that holds one folder per benchmark; empty when none is set.
     """
 
     work_dir: Path
@@ -36,6 +38,7 @@ class Settings:
     prefect_api_url: str
     max_children: int
     refresh: bool
+    benchmarks: str = ""
 
     @classmethod
     def read(cls) -> "Settings":
@@ -47,6 +50,7 @@ class Settings:
             tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{work_dir / 'mlflow.db'}",
             prefect_api_url=os.environ.get("PREFECT_API_URL", ""),
             max_children=_count(MAX_CHILDREN),
+            benchmarks=os.environ.get(BENCHMARKS, ""),
             refresh=os.environ.get(REFRESH, "").lower() in ("1", "true"),
         )
 
@@ -64,6 +68,15 @@ class Settings:
     def results(self) -> Path:
         """Where Prefect keeps task results: what makes a second run skip what has not changed."""
         return self.work_dir / "results"
+
+    def benchmark_folder(self, name: str) -> str:
+        """Where the files of a benchmark are when nobody says so. Raises ConfigError when that is not set."""
+        if not self.benchmarks:
+            raise ConfigError(
+                f"Where are the files of {name!r}? Give --data FOLDER (or s3://...), or set {BENCHMARKS} to "
+                "a place that holds one folder per benchmark."
+            )
+        return f"{self.benchmarks.rstrip('/')}/{name}"
 
     @property
     def fetched(self) -> Path:

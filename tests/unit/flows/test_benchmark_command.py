@@ -32,7 +32,7 @@ def data(tmp_path: Path) -> Path:
     ("arguments", "says"),
     [
         (["--benchmark", "gqa", "--data", "DATA"], ["'gqa' is unknown", "mme, mmmu"]),
-        (["--benchmark", "mme"], ["needs --data FOLDER"]),
+        (["--benchmark", "mme"], ["files of 'mme'", "--data FOLDER", "VLM_R3_BENCHMARKS"]),
         (["--benchmark", "mme", "--data", "DATA"], ["2 rows in 1 files; mme has 2374", "--allow-partial"]),
         (["--benchmark", "mme", "--data", "/nowhere"], ["/nowhere: no Parquet file of split 'test'"]),
         ([*PARTIAL, "--split", "val"], ["no split 'val', only test"]),
@@ -42,7 +42,7 @@ def data(tmp_path: Path) -> Path:
         ([*PARTIAL, "--model", "models:/vlm-r3/9"], ["no version of vlm-r3 has the alias or number '9'"]),
         ([*PARTIAL, "--data-digest", "abc"], ["--data-digest 'abc' is no sha256"]),
         (["--lock", "x"], ["--lock need a benchmark"]),
-        ([*PARTIAL, "--endpoint", "http://h/v1"], ["--endpoint http://h/v1 needs --served-model"]),
+        ([*PARTIAL, "--endpoint", "http://127.0.0.1:9/v1"], ["http://127.0.0.1:9/v1/models", "not answer"]),
         ([*PARTIAL, "--served-model", "m"], ["--served-model m needs --endpoint"]),
         ([*PARTIAL, "--endpoint", "h", "--served-model", "m"], ["Endpoint 'h' is no URL", "http://127"]),
         ([*PARTIAL, "--model", "embedded", "--endpoint", "http://h/v1"], ["both say who answers"]),

@@ -42,9 +42,18 @@ def run(*arguments: str, within_seconds: float) -> tuple[str, str]:
 def test_help_is_quick_and_names_every_command() -> None:
     out, _ = run("--help", within_seconds=HELP_SECONDS)
     assert "CODE 0 LOADED []" in out
-    assert all(
-        name in out for name in [*FLOWS, "ask", "serve", "table", "analyse", "fetch", "prune", "doctor"]
-    )
+    others = ("ask", "serve", "table", "analyse", "fetch", "prune", "doctor", "completion")
+    assert all(f"\n    {name}" in out for name in (*FLOWS, *others))
+    assert all(part in out for part in ("examples:", "exit codes:", "environment:", "VLM_R3_API_KEY"))
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shell_can_complete_commands(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(name in script for name in (*FLOWS, "--preset", "--served-model"))
+    checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
+    assert shell != "bash" or checked.returncode == 0, checked.stderr
 
 
 def test_the_table_is_quick_and_light(tmp_path: Path) -> None:
