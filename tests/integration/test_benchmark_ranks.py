@@ -97,7 +97,7 @@ def finish(run: RunDir, launcher: list[str]) -> str:
 
 
 def scored(run: RunDir) -> tuple[BenchmarkResults, list]:
-    """What does not depend on the clock, nor on which rows shared a batch: that moves log-probs by rounding."""
+    """What depends neither on the clock nor on which rows shared a batch, which rounds log-probs."""
     results = BenchmarkResults.load(run.path / "metrics.json")
     rows = read_asked(run.path / "predictions.parquet")
     assert len(rows) == results.num_scored == 2 * NUM_PAIRS

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli import FLOWS, main
+from flows.cli import FLOWS, LIMITS, main
 from models.presets import preset_names
 
 # What is promised. A loaded machine gets more tries; a heavy import (seconds) fails them all.
@@ -42,7 +42,9 @@ def run(*arguments: str, within_seconds: float) -> tuple[str, str]:
 def test_help_is_quick_and_names_every_command() -> None:
     out, _ = run("--help", within_seconds=HELP_SECONDS)
     assert "CODE 0 LOADED []" in out
-    assert all(name in out for name in [*FLOWS, "ask", "fetch", "prune", "doctor"])
+    assert all(
+        name in out for name in [*FLOWS, "ask", "serve", "table", "analyse", "fetch", "prune", "doctor"]
+    )
 
 
 def test_the_table_is_quick_and_light(tmp_path: Path) -> None:
@@ -84,6 +86,32 @@ def test_bad_configuration_stops_before_anything_heavy(arguments: list[str], say
 def test_debug_shows_where_it_happened(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--preset", "tinny", "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["/nowhere"], ["/nowhere", "config.json"]),
+        (["embedded", "--max-crops", "9"], ["max_crops 9", "engine.max_images"]),
+        (["embedded", "--max-seconds", "0"], ["max_seconds", "greater than 0"]),
+        (["embedded", "--port", "70000"], ["--port 70000"]),
+        (["embedded", "--model-name", ""], ["--model-name"]),
+        (["models:/vlm-r3@champion"], ["champion"]),
+    ],
+)
+def test_what_cannot_be_served_is_refused_at_once(
+    arguments: list[str], says: list[str], work_dir: Path
+) -> None:
+    out, err = run("serve", *arguments, within_seconds=REFUSAL_SECONDS)
+    assert "CODE 2 LOADED []" in out, err
+    for part in says:
+        assert part in err
+
+
+def test_every_limit_of_the_server_has_a_flag() -> None:
+    from models.serving.config import Limits
+
+    assert {name.replace("-", "_") for name in LIMITS} == set(Limits.model_fields)
 
 
 @pytest.mark.parametrize("arguments", [[], ["trian"], ["run", "--presett", "tiny"], ["ask", "picture.png"]])
