@@ -14,7 +14,7 @@ PRESET ?= tiny
 # DeepSpeed builds one small C++ operator at first use and looks for ninja on the path.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help demo env compiler test test-slow lint types unit integration bench lock clean
+.PHONY: help demo env compiler test test-slow lint types unit integration bench lock docs clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -61,6 +61,9 @@ integration: env  ## the integration tests only
 
 bench: env  ## measure speed (tests/benchmarks/), one JSON file each into .vlm-r3/bench
 	set -e; for file in tests/benchmarks/*.py; do $(BIN)/python -m tests.benchmarks.$$(basename $$file .py); done
+
+docs: env  ## the reference of every module from its docstrings, in docs/api/
+	$(BIN)/python -m pdoc -d google -o docs/api models tasks flows
 
 COMPILE := $(UV) pip compile -q pyproject.toml --extra dev --no-emit-find-links --python-version 3.11 \
 	--python-platform x86_64-manylinux_2_28
