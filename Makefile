@@ -14,7 +14,7 @@ PRESET ?= tiny
 # DeepSpeed builds one small C++ operator at first use and looks for ninja on the path.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help demo env compiler test test-slow lint types unit integration lock clean
+.PHONY: help demo env compiler test test-slow lint types unit integration bench lock clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -58,6 +58,9 @@ unit: env  ## the unit tests only (under a minute)
 
 integration: env  ## the integration tests only
 	$(BIN)/python -m pytest -q tests/integration -m "not slow and not gpu"
+
+bench: env  ## measure speed (tests/benchmarks/), one JSON file each into .vlm-r3/bench
+	set -e; for file in tests/benchmarks/*.py; do $(BIN)/python -m tests.benchmarks.$$(basename $$file .py); done
 
 COMPILE := $(UV) pip compile -q pyproject.toml --extra dev --no-emit-find-links --python-version 3.11 \
 	--python-platform x86_64-manylinux_2_28

@@ -63,7 +63,7 @@ def _report(error: Exception, options: argparse.Namespace) -> None:
 
 
 def _command(options: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
-    from flows import commands
+    from flows import commands, store_commands
 
     if options.command == "evaluate" and commands.names_benchmark(options):
         return commands.run_benchmark
@@ -72,7 +72,10 @@ def _command(options: argparse.Namespace) -> Callable[[argparse.Namespace], int]
     return {
         "analyse": commands.analyse,
         "ask": commands.ask,
+        "fetch": store_commands.fetch,
+        "prune": store_commands.prune,
         "serve": commands.serve,
+        "table": commands.table,
         "doctor": commands.doctor,
     }[options.command]
 
@@ -88,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         if name == "evaluate":
             _add_benchmark(command)
+            command.set_defaults(preset="")  # a known model brings its own
         if name == "promote":
             command.add_argument("--version", default="challenger", help="number or alias (challenger)")
     _add_analyse(commands.add_parser("analyse", help="make Table 2, Figure 4 or Figure 5 of the paper"))
@@ -100,9 +104,20 @@ def _parser() -> argparse.ArgumentParser:
         "--picture", type=Path, metavar="FILE", help="where to draw what it looked at (./NAME-looked.png)"
     )
     ask.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    fetch = commands.add_parser("fetch", help="bring a registered model or any artifact into a folder")
+    fetch.add_argument("artifact", help="models:/vlm-r3@ALIAS, models:/vlm-r3/NUMBER, s3://..., file://...")
+    fetch.add_argument("folder", type=Path, metavar="DIR", help="a folder that is new or empty")
+    _add_place(fetch)
+    prune = commands.add_parser("prune", help="list old artifacts that no registered version names")
+    prune.add_argument(
+        "--older-than", type=int, default=30, metavar="DAYS", help="what is younger stays (30)"
+    )
+    prune.add_argument("--delete", action="store_true", help="remove them, too")
+    _add_place(prune)
     serve = commands.add_parser("serve", help="answer questions over HTTP, as OpenAI's interface does")
     _add_common(serve)
     _add_serving(serve)
+    _add_table(commands.add_parser("table", help="print the measured benchmarks beside the published ones"))
     doctor = commands.add_parser("doctor", help="say what this machine has, and what to do where it lacks")
     doctor.add_argument("--endpoint", default="", metavar="URL", help="also ask this chat endpoint")
     _add_place(doctor)
@@ -143,9 +158,19 @@ def _add_benchmark(command: argparse.ArgumentParser) -> None:
         help="how crops are given: full, no_crop, low_resolution, "
         "random_region, boxes_40 to boxes_90, boxes_40_perturbed to ..._90_perturbed (full)",
     )
+    group.add_argument(
+        "--baseline", default="", metavar="NAME", help="a known model with its settings: infra/baselines.yaml"
+    )
     group.add_argument("--model", default="", help=f"{_MODELS} (the preset's model.path)")
     group.add_argument("--endpoint", default="", metavar="URL", help="OpenAI-compatible, with its /v1")
     group.add_argument("--served-model", default="", metavar="NAME", help="model name at the endpoint")
+    group.add_argument("--title", default="", metavar="NAME", help="what the tracked run is called")
+    group.add_argument(
+        "--against",
+        default="",
+        metavar="RUN",
+        help="an earlier run to compare with: folder or URI of its artifact, id or name of its tracked run",
+    )
     group.add_argument(
         "--judge-endpoint", default="", metavar="URL", help="a judge, OpenAI-compatible (none)"
     )
@@ -161,6 +186,17 @@ def _add_benchmark(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="digests of data measured before (WORK_DIR/benchmarks.lock.json)",
     )
+
+
+def _add_table(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--runs", nargs="+", default=[], metavar="FOLDER", help="where results are (this workspace's store)"
+    )
+    command.add_argument("--format", choices=("text", "markdown", "csv", "html"), default="text")
+    command.add_argument(
+        "--paper-table", type=int, choices=(1, 2), default=1, help="1: models; 2: the paper's ablations"
+    )
+    _add_place(command)
 
 
 def _add_analyse(command: argparse.ArgumentParser) -> None:

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.cli import LIMITS
+from models.baselines import Baseline, get_baseline, read_baselines
 from models.errors import ConfigError, GateError
 from models.presets import load_preset
 from tasks import progress
 from tasks.analysis_request import check_analysis
 from tasks.benchmark_data import Pinning
-from tasks.benchmark_request import check_request, judge_overrides, model_overrides
+from tasks.benchmark_request import baseline_place, check_request, judge_overrides, model_overrides
+from tasks.earlier_runs import check_named
 from tasks.model_source import champion_or, find_model
 from tasks.preflight import check_preset
 from tasks.services import prefect_server, sole_use
@@ -31,10 +33,11 @@ if TYPE_CHECKING:
 
 # Options that mean something only beside --benchmark.
 _BENCHMARK_OPTIONS = (
-    *("data", "split", "style", "variant", "model", "endpoint", "served_model", "allow_partial"),
-    *("data_digest", "accept_data_digest", "lock"),
+    *("data", "split", "style", "variant", "baseline", "model", "endpoint", "served_model", "allow_partial"),
+    *("data_digest", "accept_data_digest", "lock", "title", "against"),
     *("judge_endpoint", "judge_model"),
 )
+_PRESET = "tiny"  # where none is named
 
 StageFlow = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -42,7 +45,8 @@ StageFlow = Callable[..., Coroutine[Any, Any, Any]]
 def run_flow(options: argparse.Namespace) -> int:
     """Run a stage with what it needs, or the whole pipeline, on this machine."""
     started = time.monotonic()
-    preset = load_preset(options.preset, options.overrides)
+    name = options.preset or _PRESET
+    preset = load_preset(name, options.overrides)
     check_preset(preset)
     settings = prepare(options.work_dir, refresh=options.refresh)
     board = progress.Board(_say, (*_stages(options.command),))
@@ -54,7 +58,7 @@ def run_flow(options: argparse.Namespace) -> int:
             if server:
                 server.wait()
         inputs = {"version": options.version} if options.command == "promote" else {}
-        outcome = asyncio.run(flow(options.preset, options.overrides, **inputs))
+        outcome = asyncio.run(flow(name, options.overrides, **inputs))
     if options.command == "run":
         return _close_pipeline(outcome, time.monotonic() - started)
     return _close_stage(options.command, outcome)
@@ -76,28 +80,33 @@ def run_benchmark(options: argparse.Namespace) -> int:
         raise ConfigError(
             f"--benchmark {options.benchmark} needs --data FOLDER (or s3://...): where its Parquet files are."
         )
-    chosen = model_overrides(
-        model=options.model, endpoint=options.endpoint, served_model=options.served_model
-    )
-    judge = judge_overrides(endpoint=options.judge_endpoint, model=options.judge_model)
-    overrides = [*options.overrides, *chosen, *judge]
+    baseline = get_baseline(options.baseline) if options.baseline else None
+    preset, overrides = _who_answers(options, baseline)
+    overrides += judge_overrides(endpoint=options.judge_endpoint, model=options.judge_model)
     settings = prepare(options.work_dir, refresh=options.refresh)
     lock = options.lock.absolute() if options.lock else settings.benchmark_lock
     Pinning(lock, demanded=options.data_digest, accepted=options.accept_data_digest)
-    style, variants = options.style or "look-again", (options.variant or "full").split(",")
+    style = options.style or ("look-again" if baseline is None else "direct")
+    variants = (options.variant or "full").split(",")
     choice = {"split": options.split, "style": style, "allow_partial": options.allow_partial}
     check_request(
         options.benchmark,
         options.data,
-        load_preset(options.preset, overrides),
+        load_preset(preset, overrides),
         variants=variants,
         settings=settings,
+        baseline=baseline,
         **choice,
     )
+    if options.against:
+        check_named(options.against)
     choice |= {
+        "baseline": options.baseline,
         "data_digest": options.data_digest,
         "accept_data_digest": options.accept_data_digest,
         "lock": str(lock),
+        "title": options.title,
+        "against": options.against,
     }
     board = progress.Board(_say, ("prepare", progress.FETCH, "benchmark"))
     progress.use(board)
@@ -108,7 +117,7 @@ def run_benchmark(options: argparse.Namespace) -> int:
             _quiet_logs()
             if server:
                 server.wait()
-        asked = (options.benchmark, options.data, options.preset, overrides)
+        asked = (options.benchmark, options.data, preset, overrides)
         outcomes = [asyncio.run(benchmark(*asked, variant=variant, **choice)) for variant in variants]
     for outcome in outcomes:
         _close_benchmark(outcome)
@@ -162,6 +171,31 @@ def analyse(options: argparse.Namespace) -> int:
             )
         )
     return _close_analysis(outcome, options.out)
+
+
+def _who_answers(options: argparse.Namespace, baseline: Baseline | None) -> tuple[str, list[str]]:
+    """The preset and its overrides: a known model's settings, then ``--set``, then where the model is."""
+    where = {"model": options.model, "endpoint": options.endpoint, "served_model": options.served_model}
+    if baseline is None:
+        return options.preset or _PRESET, [*options.overrides, *model_overrides(**where)]
+    place = baseline_place(baseline, **where)
+    return options.preset or baseline.preset, [*baseline.overrides(), *options.overrides, *place]
+
+
+def table(options: argparse.Namespace) -> int:
+    """Print what was measured beside what is published."""
+    from models.evaluation.model_table import build_table
+    from models.evaluation.model_table_formats import FORMATS
+    from models.published_numbers import read_published
+    from tasks.measured import measured_benchmarks
+
+    prepare(options.work_dir)
+    measured = measured_benchmarks(options.runs)
+    shown = build_table(read_published(), measured, read_baselines(), number=options.paper_table)
+    print(FORMATS[options.format](shown), end="")
+    if not measured:
+        _say("Nothing was measured yet: vlm-r3 evaluate --benchmark NAME --data FOLDER; or name --runs.")
+    return 0
 
 
 def ask(options: argparse.Namespace) -> int:
@@ -251,7 +285,7 @@ def _stages(command: str) -> tuple[str, ...]:
     if command == "promote":
         return ("prepare", "promote")
     if command == "evaluate":
-        return ("prepare", *progress.STAGES[: progress.STAGES.index("evaluate") + 1])
+        return ("prepare", *progress.STAGES[: progress.STAGES.index("evaluate") + 1], "report")
     return ("prepare", *upto.get(command, progress.STAGES))
 
 
@@ -313,7 +347,8 @@ def _close_analysis(outcome: "StageOutput", out: Path | None) -> int:
 
 
 def _close_benchmark(outcome: "StageOutput") -> int:
-    from tasks.benchmark import BENCHMARK, TABLE
+    from models.evaluation.benchmark_files import TABLE
+    from tasks.benchmark import BENCHMARK
     from tasks.stage import read_store
 
     kept = outcome.artifacts[BENCHMARK]

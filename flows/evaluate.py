@@ -1,12 +1,16 @@
 """Stage evaluate: every model of a run, its controls and its ablations, on the held-out questions."""
 
+from pathlib import Path
+
 from prefect import flow
 
 from flows.build_vlir import build_vlir
 from flows.training import train_models
 from flows.validate import validate
 from models.presets import load_preset
+from tasks.artifacts import reference
 from tasks.evaluation import evaluate_models, with_champion
+from tasks.report import report
 from tasks.stage import StageOutput, perform
 from tasks.training import base_model
 from tasks.versions import CHAMPION, find_version
@@ -22,12 +26,15 @@ async def evaluate(
 ) -> StageOutput:
     """Measure the models, training them first when none are given; artifact ``evaluation``.
 
+    When none are given the run ends here, with a page of its own: artifact ``report``.
+
     The present champion is measured on the same questions, so that promotion compares like with like.
     """
     run = load_preset(preset, overrides or ())
+    outputs: dict[str, StageOutput] = {}
     if data is None:
         data = await build_vlir(preset, overrides, parent=parent)
-        await validate(preset, overrides, data=data, parent=parent)
+        outputs["validate"] = await validate(preset, overrides, data=data, parent=parent)
     trained = models or await train_models(preset, overrides, data, parent)
     champion = find_version(CHAMPION)
     output: StageOutput = await perform(
@@ -48,4 +55,9 @@ async def evaluate(
         seed=run.seed,
         with_ablations=run.controls,
     )
-    return output
+    if models is not None or "validate" not in outputs:
+        return output
+    outputs |= {"build_vlir": data, **trained, "evaluate": output}
+    page = await perform(report, label="report", parent=parent, preset=run, outputs=outputs)
+    kept = reference(Path(page).parent, kind="report")
+    return output.model_copy(update={"artifacts": {**output.artifacts, "report": kept}})

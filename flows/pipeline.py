@@ -54,7 +54,7 @@ async def pipeline(preset: str = "tiny", overrides: list[str] | None = None) -> 
         )
     return Outcome(
         table=closing_table(outputs),
-        stage_times=stage_times(outputs),
+        stage_times=stage_times(outputs, run),
         verdict=verdict,
         report=page,
         tracking_run=parent,

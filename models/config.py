@@ -19,6 +19,8 @@ EMBEDDED_MODEL = Path(__file__).parent / "tiny" / "base"
 CropSourceName = Literal["original", "low_resolution", "random_region", "none"]
 CorruptionWay = Literal["replace", "perturb"]
 Precision = Literal["float32", "bfloat16"]
+# Fields of a chat request that not every endpoint takes.
+RequestField = Literal["temperature", "stop", "seed"]
 # How a model is asked: with the look-again prompt, or directly.
 Style = Literal["look-again", "direct"]
 
@@ -105,7 +107,11 @@ class ModelConfig(Config):
 class EngineConfig(Config):
     """The inference engine of rollouts and evaluation."""
 
-    kind: Literal["vllm", "transformers", "http"] = "vllm"
+    kind: Literal["vllm", "transformers", "http", "vllm-server"] = Field(
+        "vllm",
+        description="In process, in process, at an endpoint; or vLLM's own server, started for the run: any "
+        "architecture that vLLM knows.",
+    )
     dtype: Precision = Field("bfloat16", description="Weights and activations in the engine.")
     max_model_len: int = Field(8192, ge=64, description="Longest sequence, image tokens included.")
     max_num_seqs: int = Field(256, ge=1, description="Trajectories decoded together.")
@@ -124,9 +130,23 @@ class EngineConfig(Config):
         "assistant",
         description="How an endpoint gets a crop: inside the reply (vLLM's server), or as a user message.",
     )
+    token_limit_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="What an endpoint calls the limit on sampled tokens (o1: the second)."
+    )
+    omit: frozenset[RequestField] = Field(
+        frozenset(), description="Fields that an endpoint refuses; without 'stop' we cut the reply ourselves."
+    )
+    server_arguments: dict[str, str] = Field(
+        {}, description="More arguments for kind 'vllm-server', without their dashes; '' is a bare switch."
+    )
+    server_start_seconds: float = Field(900.0, gt=0, description="Longest wait for 'vllm-server' to be up.")
     timeout_seconds: float = Field(120.0, gt=0, description="Longest wait for one reply of an endpoint.")
     max_tries: int = Field(5, ge=1, description="Tries per request at an endpoint: 429, 5xx, timeouts.")
     backoff_seconds: float = Field(1.0, gt=0, description="Wait before the second try; doubles after that.")
+
+    @field_serializer("omit")
+    def _in_order(self, omit: frozenset[str]) -> list[str]:
+        return sorted(omit)
 
     @model_validator(mode="after")
     def _http_needs_an_endpoint(self) -> "EngineConfig":
@@ -368,6 +388,26 @@ class PromotionConfig(Config):
     max_protocol_error_rate: float = Field(0.2, ge=0, le=1)
 
 
+class ReportConfig(Config):
+    """The page that every run ends with, and the traces that are kept beside it."""
+
+    num_trajectories: int = Field(2000, ge=0, description="Most trajectories in the gallery.")
+    max_megabytes: float = Field(
+        12.0, gt=0, description="Room for the gallery's pictures in the page; fewer are shown beyond it."
+    )
+    num_traces: int = Field(
+        24, ge=0, description="Trajectories that are also logged as MLflow traces, with their pictures."
+    )
+    price_per_process_hour: float = Field(
+        0.0, ge=0, description="Price of a process (a GPU, or a CPU core) for an hour; 0: no price is shown."
+    )
+
+    @property
+    def max_picture_bytes(self) -> int:
+        """The room for pictures in bytes."""
+        return int(self.max_megabytes * 1_000_000)
+
+
 class Preset(Config):
     """A complete run."""
 
@@ -383,6 +423,7 @@ class Preset(Config):
     evaluation: EvaluationConfig
     judge: JudgeConfig = JudgeConfig()
     promotion: PromotionConfig
+    report: ReportConfig = ReportConfig()
     controls: bool = Field(
         True, description="Also train the controls 'more SFT' and 'no SFT' and run the ablations."
     )

@@ -13,15 +13,17 @@ fails is a piece with ``finish="error"``, never an answer.
 """
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from models.chat import ChatClient, ContextFull
 from models.config import EngineConfig
 from models.errors import EngineError
-from models.protocol import ANSWER_STOP, BOX_STOP
+from models.protocol import ANSWER_STOP, BOX_STOP, box_request
 from models.records import png_bytes
 from models.region import Picture
 from models.trajectory import CropSpan, Finish, GenerationRequest, Piece, SampledSpan, Span
@@ -72,12 +74,15 @@ class HTTPEngine:
         self._client.close()
 
     def _generate(self, request: GenerationRequest) -> Piece:
+        cuts_replies = "stop" in self._config.omit
+        sent = replace(request, stops=()) if cuts_replies else request
         try:
-            return _piece(request, self._client.complete(chat_body(request, self._config)))
+            piece = _piece(sent, self._client.complete(chat_body(sent, self._config)))
         except ContextFull:
             return Piece(request.request_id, SampledSpan(""), "context")
         except EngineError as error:
             return Piece(request.request_id, SampledSpan(""), "error", str(error))
+        return _cut(piece, request.stops) if cuts_replies else piece
 
 
 def chat_body(request: GenerationRequest, config: EngineConfig) -> dict[str, Any]:
@@ -86,15 +91,17 @@ def chat_body(request: GenerationRequest, config: EngineConfig) -> dict[str, Any
     body: dict[str, Any] = {
         "model": config.served_model,
         "messages": messages,
-        "temperature": request.temperature,
     }
-    # A limit beyond the context is none, and servers refuse it. Theirs may be shorter than we were told.
-    if request.max_new_tokens < config.max_model_len:
-        body["max_tokens"] = request.max_new_tokens
-    if request.stops:
-        body["stop"] = list(request.stops)
-    if request.seed is not None:
-        body["seed"] = request.seed
+    wanted = {
+        # A limit beyond the context is none, and servers refuse it. Theirs may be shorter than we were told.
+        config.token_limit_field: request.max_new_tokens
+        if request.max_new_tokens < config.max_model_len
+        else None,
+        "temperature": request.temperature,
+        "stop": list(request.stops) or None,
+        "seed": request.seed,
+    }
+    body |= {name: value for name, value in wanted.items() if value is not None and name not in config.omit}
     if config.continuation == "user_turn":
         messages += _alternating(request.spans)
         return body
@@ -165,6 +172,19 @@ def _piece(request: GenerationRequest, reply: Mapping[str, Any]) -> Piece:
     if choice.get("finish_reason") == "length":
         finish = "context" if num_tokens is not None and num_tokens < request.max_new_tokens else "length"
     return Piece(request.request_id, span, finish)
+
+
+def _cut(piece: Piece, stops: Sequence[str]) -> Piece:
+    """The piece as if its endpoint had stopped at the first box or answer.
+
+    A brace that closes no box is passed over, unlike an endpoint's stop: nothing would come of pausing there.
+    The tokens stay those that were sampled.
+    """
+    text = piece.span.text
+    for end in sorted(found.end() for stop in stops for found in re.finditer(re.escape(stop), text)):
+        if text[:end].endswith(ANSWER_STOP) or box_request(text[:end]) is not None:
+            return replace(piece, span=replace(piece.span, text=text[:end]), finish="stop")
+    return piece
 
 
 def _with_stop(choice: Mapping[str, Any], stops: Sequence[str]) -> tuple[str, str | None]:

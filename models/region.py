@@ -159,7 +159,7 @@ class Picture:
     @classmethod
     def of(cls, image: Image.Image) -> "Picture":
         """Wrap a picture, converted to RGB; the digest covers size and raw pixels."""
-        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        rgb = _rgb(image)
         header = f"{rgb.width}x{rgb.height}:".encode()
         return cls(image=rgb, digest=hashlib.sha256(header + rgb.tobytes()).hexdigest())
 
@@ -217,7 +217,7 @@ def zoom_scale(area_ratio: float) -> float:
 def see(image: Image.Image, budget: PixelBudget) -> Picture:
     """The picture as the model sees it first: smart-resized, RGB."""
     target = smart_resize(Size(image.width, image.height), budget)
-    return Picture.of(_resized(image.convert("RGB"), target))
+    return Picture.of(_resized(_rgb(image), target))
 
 
 def look(image: Image.Image, box: Box, budget: PixelBudget) -> Picture:
@@ -230,8 +230,8 @@ def look(image: Image.Image, box: Box, budget: PixelBudget) -> Picture:
     width, height = int(pixels.width), int(pixels.height)
     scale = zoom_scale(pixels.area / (image.width * image.height))
     zoomed = Size(max(1, round(width * scale)), max(1, round(height * scale)))
-    region = image.convert("RGB").crop((int(pixels.x1), int(pixels.y1), int(pixels.x2), int(pixels.y2)))
-    return Picture.of(_resized(region, smart_resize(zoomed, budget)))
+    region = image.crop((int(pixels.x1), int(pixels.y1), int(pixels.x2), int(pixels.y2)))
+    return Picture.of(_resized(_rgb(region), smart_resize(zoomed, budget)))
 
 
 def look_low_resolution(image: Image.Image, box: Box, budget: PixelBudget) -> Picture:
@@ -240,7 +240,7 @@ def look_low_resolution(image: Image.Image, box: Box, budget: PixelBudget) -> Pi
     The picture is reduced to what the model sees and blown up again before the cut, so no detail is added.
     """
     view = View.of(Size(image.width, image.height), budget)
-    seen = _resized(image.convert("RGB"), view.seen)
+    seen = _resized(_rgb(image), view.seen)
     return look(seen.resize((image.width, image.height), Image.Resampling.BICUBIC), box, budget)
 
 
@@ -290,6 +290,11 @@ def find_fault(
     if any(box.iou(other) >= repeated_iou for other in earlier):
         return BoxFault.REPEATED_BOX
     return None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """The picture in RGB; the picture itself where it is, for ``convert`` would copy every pixel of it."""
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _resized(image: Image.Image, target: Size) -> Image.Image:

@@ -16,6 +16,7 @@ from types import MappingProxyType
 import numpy as np
 from PIL import Image
 
+from models.ahead import ahead
 from models.config import Look
 from models.corruption import box_to_cut
 from models.crops import CROP_SOURCES
@@ -160,11 +161,17 @@ def _episodes(
     stops: tuple[str, ...],
 ) -> Iterator["Episode"]:
     """One episode per entry; the samples of a question, which come in a row, share its decoded picture."""
-    previous: Question | Asked | None = None
-    for index, question in enumerate(questions):
-        if question is not previous:
-            asked = question if isinstance(question, Asked) else Asked.of(question, look)
-            previous = question
+    made: tuple[Question, Asked] | None = None
+
+    def ready(question: Question | Asked) -> Asked:
+        nonlocal made
+        if isinstance(question, Asked):
+            return question
+        if made is None or made[0] is not question:
+            made = question, Asked.of(question, look)
+        return made[1]
+
+    for index, (_, asked) in enumerate(ahead(ready, questions)):
         yield Episode(asked, index % num_samples, look=look, temperature=temperature, seed=seed, stops=stops)
 
 
@@ -188,11 +195,11 @@ class Asked:
     ) -> "Asked":
         """A question about any number of pictures, also none, which stand at ``places`` in the text.
 
-        The system prompt of several pictures says how to name one. Raises RegionError for a picture that
-        cannot be used.
+        With crops, the system prompt of several pictures says how to name one. Raises RegionError for a
+        picture that cannot be used.
         """
         system = look.system
-        if system is not None and len(images) > 1:
+        if system is not None and look.max_crops and len(images) > 1:
             system += SEVERAL_IMAGES.format(number=len(images))
         pictures = tuple(see(image, look.budget) for image in images)
         views = tuple(View.of(Size(image.width, image.height), look.budget) for image in images)

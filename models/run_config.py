@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from models.answer_rules import AnswerRule
 from models.config import (
     BoxCorruption,
     Config,
@@ -16,6 +17,7 @@ from models.config import (
     EvaluationConfig,
     JudgeConfig,
     Look,
+    ReportConfig,
     RGRPOConfig,
     SFTConfig,
     Style,
@@ -104,6 +106,24 @@ class EvaluationRun(Config):
         return self
 
 
+class DirectPrompt(Config):
+    """What style 'direct' adds to the benchmark's usual prompt for a model with a form of its own."""
+
+    system: str | None = Field(None, description="System prompt.")
+    template: str = Field("{question}", description="What is asked; {question} is the benchmark's prompt.")
+    answer: AnswerRule = Field("whole", description="Where the answer stands in the text.")
+
+    @model_validator(mode="after")
+    def _asks_the_question(self) -> "DirectPrompt":
+        if self.template.count("{question}") != 1:
+            raise ValueError(f"template {self.template!r} must have {{question}} once, where the prompt goes")
+        return self
+
+    def ask(self, prompt: str) -> str:
+        """The text that is asked. Only the one mark is replaced: prompts are full of braces."""
+        return self.template.replace("{question}", prompt)
+
+
 class BenchmarkRun(Config):
     """What the child process that runs a benchmark reads from its run directory."""
 
@@ -125,9 +145,12 @@ class BenchmarkRun(Config):
     model_source: str = Field(
         "", description="What the folder is a copy of: models:/vlm-r3/NUMBER, or s3://; empty for itself."
     )
+    model_name: str = Field("", description="The model's name in tables; empty takes its folder or endpoint.")
+    direct: DirectPrompt = DirectPrompt()
     look: Look
     engine: EngineConfig
     max_unscored_share: float = Field(0.01, ge=0, le=1, description="Rows that we broke; more fails.")
+    report: ReportConfig = ReportConfig()
     judge: JudgeConfig = JudgeConfig()
     verdicts_path: str = Field(
         "", description="Folder that keeps a judge's verdicts; empty: in the run directory."

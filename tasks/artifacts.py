@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
@@ -17,9 +18,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models.errors import ArtifactError, ConfigError
 from models.rundir import write_atomically
+from tasks.settings import Settings
+from tasks.uris import safe_name
+
+# Bytes that are here, bytes in all.
+OnProgress = Callable[[int, int], None]
 
 MANIFEST = "artifact.json"
-_PREFIX_LENGTH = 16
+PREFIX_LENGTH = 16
 
 
 class ArtifactRef(BaseModel):
@@ -59,6 +65,17 @@ class Manifest(BaseModel):
                 raise ArtifactError(f"{path} is not a plain file; an artifact holds copies, not links.")
         return cls(files={path.relative_to(folder).as_posix(): _entry(path) for path in paths})
 
+    @classmethod
+    def read(cls, text: str) -> "Manifest":
+        """A manifest from its text. Raises ArtifactError when it is none, or names a file outside."""
+        try:
+            manifest = cls.model_validate_json(text)
+        except ValidationError as error:
+            raise ArtifactError(f"{MANIFEST} is no manifest of an artifact: {error}") from error
+        for name in manifest.files:
+            safe_name(name)
+        return manifest
+
     @property
     def sha256(self) -> str:
         """The identity of the artifact."""
@@ -86,20 +103,40 @@ class Store(Protocol):
         Raises ArtifactError when it is missing or differs from its digest.
         """
 
+    def fetch_into(self, ref: ArtifactRef, target: Path, *, on_progress: OnProgress) -> None:
+        """The same as a new folder that is the caller's; an interrupted start is continued."""
 
-def open_store(root: str) -> Store:
-    """The store at a URI. Raises ConfigError for a scheme it does not know."""
+    def ref_of(self, uri: str, *, kind: str) -> ArtifactRef:
+        """The reference to an artifact whose place is known. Raises ArtifactError if there is none."""
+
+
+def open_store(root: str, *, cache: Path) -> Store:
+    """The store at a URI; ``cache`` keeps local copies of what lies elsewhere.
+
+    Raises ConfigError for a scheme it does not know.
+    """
     scheme = urlsplit(root).scheme
+    if scheme == "s3":
+        from tasks.s3_store import S3Store
+
+        return S3Store(root, cache)
     if scheme != "file":
         raise ConfigError(
             f"The artifact store {root!r} has scheme {scheme or 'none'!r}. "
-            "Known: file:// with an absolute path."
+            "Known: file:// with an absolute path, and s3://bucket/prefix."
         )
     return FileStore(local_path(root))
 
 
+def store_of(uri: str, settings: Settings) -> Store:
+    """The store that can fetch an artifact, whatever store the settings name for new ones."""
+    is_here = urlsplit(uri).scheme == "file"
+    root = settings.work_dir.as_uri() if is_here else uri
+    return open_store(root, cache=settings.fetched)
+
+
 class FileStore:
-    """Artifacts under a local folder. Also fetches any other ``file://`` artifact, where it lies."""
+    """Artifacts under a local folder. Also fetches any other artifact of this machine, where it lies."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -108,7 +145,7 @@ class FileStore:
     def publish(self, folder: Path, *, stage: str, kind: str) -> ArtifactRef:
         """Keep a finished folder, linked where the file system can, else copied; it appears all at once."""
         manifest = Manifest.of(folder)
-        target = self.root / stage / manifest.sha256[:_PREFIX_LENGTH]
+        target = self.root / stage / manifest.sha256[:PREFIX_LENGTH]
         ref = ArtifactRef(uri=target.as_uri(), sha256=manifest.sha256, kind=kind)
         if not (target / MANIFEST).is_file():
             partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
@@ -132,10 +169,50 @@ class FileStore:
             self._verified.add(ref)
         return folder
 
+    def fetch_into(self, ref: ArtifactRef, target: Path, *, on_progress: OnProgress) -> None:
+        """The artifact as a new folder of copies, every file checked before; at once or not at all."""
+        source = self.fetch(ref)
+        partial = target.with_name(f"{target.name}.partial")
+        manifest, done = Manifest.of(source), 0
+        for name, entry in manifest.files.items():
+            copy = partial / name
+            if not copy.is_file() or _entry(copy) != entry:
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.unlink(missing_ok=True)
+                shutil.copyfile(source / name, copy)
+            done += entry.size
+            on_progress(done, manifest.size)
+        write_atomically(partial / MANIFEST, manifest.text())
+        if not is_copy(ref, partial):
+            raise ArtifactError(f"{partial} holds more than {ref.uri}. Remove it and start again.")
+        partial.rename(target)
+
+    def ref_of(self, uri: str, *, kind: str) -> ArtifactRef:
+        """The reference to an artifact whose place is known. Raises ArtifactError if there is none."""
+        manifest = local_path(uri) / MANIFEST
+        if not manifest.is_file():
+            raise ArtifactError(f"{uri} is no artifact: it has no {MANIFEST}.")
+        return ArtifactRef(
+            uri=uri, sha256=Manifest.read(manifest.read_text(encoding="utf-8")).sha256, kind=kind
+        )
+
+
+def is_copy(ref: ArtifactRef, folder: Path) -> bool:
+    """Whether a folder holds exactly what the artifact holds."""
+    return folder.is_dir() and any(folder.iterdir()) and Manifest.of(folder).sha256 == ref.sha256
+
 
 def reference(folder: Path, *, kind: str) -> ArtifactRef:
     """A reference to a folder that stays where it is, such as a base model."""
     return ArtifactRef(uri=folder.absolute().as_uri(), sha256=Manifest.of(folder).sha256, kind=kind)
+
+
+def digest_of(folder: Path) -> str:
+    """The identity of what a folder holds. The manifest of an artifact is believed: fetching checks it."""
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        return hashlib.sha256(manifest.read_bytes()).hexdigest()
+    return Manifest.of(folder).sha256
 
 
 def local_path(uri: str) -> Path:

@@ -1,16 +1,18 @@
 """What a run of a benchmark is asked to do, checked before anything is started."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from pydantic import ValidationError
 
+from models.baselines import Baseline
 from models.benchmarks.judging import get_judging
 from models.benchmarks.published import PublishedSet, get_published
 from models.config import Preset, Style
 from models.endpoints import check_judge, check_url
 from models.errors import ConfigError
 from models.evaluation.variants import get_variant
-from models.run_config import BenchmarkRun
+from models.run_config import BenchmarkRun, DirectPrompt
 from tasks.benchmark_data import Pinning, check_digest, check_set, fetch_set
 from tasks.model_source import FoundModel, check_model, find_model
 from tasks.settings import Settings
@@ -26,11 +28,13 @@ def check_request(
     variants: Sequence[str] = ("full",),
     allow_partial: bool,
     settings: Settings,
+    baseline: Baseline | None = None,
 ) -> None:
     """Everything that can be told without fetching data or weights.
 
     Raises ConfigError for an unknown benchmark, split or variant, a place that does not hold the published
-    set, a model that there is not, an endpoint that is no URL, or a judge where none is used.
+    set, a model that there is not or that is not the baseline, an endpoint that is no URL, or a judge where
+    none is used.
     """
     published, split = _published(name, split)
     _check_variants(variants, style)
@@ -40,6 +44,8 @@ def check_request(
         check_url(preset.engine.endpoint)
     else:
         check_model(preset.model.path, settings)
+        if baseline is not None and Path(preset.model.path).is_dir():
+            baseline.check_folder(preset.model.path)
 
 
 def request_of(
@@ -53,11 +59,15 @@ def request_of(
     allow_partial: bool,
     settings: Settings,
     pinning: Pinning,
+    baseline: Baseline | None = None,
 ) -> BenchmarkRun:
     """The configuration of the child, its data and its model being on this machine; an empty split is the
     usual.
 
-    Raises as :func:`check_request`, ConfigError also when the data are not those that are pinned.
+    A ``baseline`` gives its name and how it is asked directly; its settings are already in the preset.
+
+    Raises as :func:`check_request`, ConfigError also when the data are not those that are pinned, or the
+    model is not the baseline.
     """
     published, split = _published(name, split)
     _check_judge(name, preset)
@@ -67,6 +77,8 @@ def request_of(
     local = fetch_set(published, data, split, allow_partial=allow_partial, settings=settings)
     check_digest(local, data, pinning)
     model = FoundModel("") if is_endpoint else find_model(preset.model.path, settings)
+    if baseline is not None and model.path:
+        baseline.check_folder(model.path)
     try:
         return BenchmarkRun(
             benchmark=name,
@@ -78,9 +90,13 @@ def request_of(
             variant=variant,
             model_path=model.path,
             model_source=model.source,
+            model_name="" if baseline is None else baseline.name,
+            direct=DirectPrompt() if baseline is None else baseline.direct,
             look=get_variant(variant).look(preset.look),
-            engine=preset.engine,
+            # Threads, as processes, are the launcher's: they do not change what was asked already.
+            engine=preset.engine.model_copy(update={"num_threads": 0}),
             max_unscored_share=preset.evaluation.max_unscored_share,
+            report=preset.report,
             judge=preset.judge,
             seed=preset.seed,
         )
@@ -109,6 +125,23 @@ def model_overrides(*, model: str, endpoint: str, served_model: str) -> list[str
     else:
         chosen = {"model.path": model} if model else {}
     return [f"{key}={_quoted(value)}" for key, value in chosen.items()]
+
+
+def baseline_place(baseline: Baseline, *, model: str, endpoint: str, served_model: str) -> list[str]:
+    """Where a known model is, as overrides: weights in a folder that we serve, or an endpoint.
+
+    Raises ConfigError when an open model has neither, or when a closed one is given weights.
+    """
+    if not baseline.is_open:
+        if model:
+            raise ConfigError(f"{baseline.name} has no weights to load, so --model {model} cannot be it.")
+        endpoint, served_model = endpoint or baseline.endpoint, served_model or baseline.served_model
+    elif not model and not endpoint:
+        raise ConfigError(
+            f"{baseline.name} needs --model FOLDER with the weights of {baseline.repository}, or --endpoint "
+            "URL --served-model NAME where it is served."
+        )
+    return model_overrides(model=model, endpoint=endpoint, served_model=served_model)
 
 
 def judge_overrides(*, endpoint: str, model: str) -> list[str]:

@@ -7,14 +7,18 @@ from pathlib import Path
 from prefect import task
 
 from models.config import EngineConfig, EvaluationConfig, Look
+from models.evaluation.evaluate import variant_metrics
+from models.evaluation.predictions import read_predictions, rows_table
 from models.evaluation.results import Results
 from models.evaluation.variants import pipeline_comparisons, pipeline_variants
 from models.run_config import EvaluationRun, EvaluationVariant
 from models.rundir import write_atomically
 from models.vlir.build import QUESTIONS
+from tasks import tracking
 from tasks.artifacts import ArtifactRef
 from tasks.caching import cached
-from tasks.stage import StageOutput, stage_run
+from tasks.shown import show_markdown
+from tasks.stage import StageOutput, StageRun, stage_run
 
 _EVALUATE = "models.evaluation.run"
 FINAL = "rgrpo"  # the row of the model that a pipeline is about
@@ -62,6 +66,10 @@ async def evaluate_models(
         digests = {name: ref.sha256 for name, ref in models.items()}
         write_atomically(run.path / _MODELS, json.dumps(digests, indent=1, sort_keys=True))
         kept = stage.publish(run, [*result.artifacts.values(), _MODELS], kind="evaluation")
+        _track(stage, run.path, paths={path: models[name] for name, path in paths.items()}, data=data)
+        markdown = (run.path / "table.md").read_text(encoding="utf-8")
+        pointer = f"{kept.uri}#{kept.sha256}"
+        await show_markdown(f"evaluation {label}", f"{markdown}\nArtifact: `{pointer}`\n", description=label)
         return stage.output(run, result, {"evaluation": kept})
 
 
@@ -84,6 +92,39 @@ def baseline_row(digests: Mapping[str, str], champion: ArtifactRef | None) -> st
     if champion is None:
         return UNTRAINED
     return next((name for name, digest in digests.items() if digest == champion.sha256), None)
+
+
+def _track(stage: StageRun, folder: Path, *, paths: Mapping[str, ArtifactRef], data: ArtifactRef) -> None:
+    """What the tracker keeps beside the stream of metrics: table, chart, rows, and numbers linked to models.
+
+    ``paths`` maps the folder of a model to its artifact.
+    """
+    results = Results.load(folder / "metrics.json")
+    stage.tracked.log_params(
+        {
+            "scorer": results.scorer,
+            "scorer_version": results.scorer_version,
+            "questions_digest": results.questions_digest,
+            "seed": results.seed,
+        }
+    )
+    for name in ("table.md", "table.csv", "chart.html", "metrics.json"):
+        stage.tracked.log_file(folder / name)
+    predictions = {
+        row.name: read_predictions(folder / "predictions" / f"{row.name}.parquet") for row in results.variants
+    }
+    stage.tracked.log_table(rows_table(predictions), "rows.json")
+    for row in results.variants:
+        ref = paths[row.model_path]
+        measured = tracking.Measured(
+            model=row.name,
+            model_digest=ref.sha256,
+            model_tags={"model_uri": ref.uri},
+            data="questions/test",
+            data_digest=results.questions_digest,
+            data_source=data.uri,
+        )
+        stage.tracked.log_measured(variant_metrics(row), measured)
 
 
 def _variants(

@@ -26,7 +26,10 @@ from tasks.settings import MEMORY_PER_CHILD_GIB, Settings, child_environment
 GRACE_SECONDS = 20.0  # below Prefect's 30 s, after which it kills the flow's own process
 _POLL_SECONDS = 0.25
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
-_BIN = Path(sys.executable).parent
+BIN = Path(sys.executable).parent
+
+# A command under the supervisor.
+Process = subprocess.Popen[bytes]
 
 
 class Tail:
@@ -66,7 +69,7 @@ async def run_child(
     """
     log = run.path / "log.txt"
     (run.path / "result.json").unlink(missing_ok=True)
-    environment = child_environment(num_threads=num_threads, bin_folder=_BIN)
+    environment = child_environment(num_threads=num_threads, bin_folder=BIN)
     async with free_cores(num_ranks * (num_threads or num_cores())):
         on_start()
         with log.open("ab") as output:
@@ -89,7 +92,7 @@ def start(
     output: Any,
     environment: Mapping[str, str],
     grace_seconds: float = GRACE_SECONDS,
-) -> "subprocess.Popen[bytes]":
+) -> Process:
     """Start a command under the supervisor, in a session of its own; its output goes to an open file."""
     return subprocess.Popen(
         [sys.executable, "-I", str(_SUPERVISOR), str(grace_seconds), str(os.getpid()), *command],
@@ -101,7 +104,7 @@ def start(
     )
 
 
-def stop(process: "subprocess.Popen[bytes]", *, grace_seconds: float = GRACE_SECONDS) -> None:
+def stop(process: Process, *, grace_seconds: float = GRACE_SECONDS) -> None:
     """End a supervised command and everything below it; does nothing when it has ended."""
     if process.poll() is not None:
         return
@@ -213,7 +216,7 @@ def _checked_result(run: RunDir, code: int, log: Path) -> Result:
     if not (run.path / "result.json").is_file():
         raise LaunchError(
             f"{run.path.name}: the child process ended with exit code {code} and left no result.json, so the "
-            f"run failed. The end of its log ({log}):\n{_end_of(log)}"
+            f"run failed. The end of its log ({log}):\n{end_of(log)}"
         )
     result = run.result()
     if result.status != "done":
@@ -224,7 +227,8 @@ def _checked_result(run: RunDir, code: int, log: Path) -> Result:
     return result
 
 
-def _end_of(log: Path, lines: int = 20) -> str:
+def end_of(log: Path, lines: int = 20) -> str:
+    """The last lines of a log file."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import mlflow.pyfunc
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelStatus
 from mlflow.models.signature import ModelSignature
 from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema
 from packaging.version import Version
@@ -19,7 +18,7 @@ from models.records import png_bytes
 from tasks.artifacts import ArtifactRef
 from tasks.model_source import MODEL_NAME
 from tasks.settings import Settings
-from tasks.tracking import experiment_id
+from tasks.tracking import logged_model
 
 _CODE = Path(__file__).with_name("pyfunc_model.py")
 _REQUIREMENTS = ("vlm-r3", "torch", "transformers", "mlflow")
@@ -39,13 +38,16 @@ SIGNATURE = ModelSignature(
 
 
 def log_flavor(client: MlflowClient, weights: ArtifactRef, preset: Preset, *, run_id: str) -> str:
-    """The id of a new logged model of a run, which loads ``weights`` from the artifact store by itself."""
-    logged = client.create_logged_model(
-        experiment_id(Settings.read()),
+    """The id of the logged model that loads ``weights`` from the artifact store by itself.
+
+    It is the one to which an evaluation of these weights has linked its numbers, else a new one of the run.
+    """
+    model_id = logged_model(
+        Settings.read(),
         name=MODEL_NAME,
-        source_run_id=run_id or None,
-        model_type="look-again",
-        tags={"model_uri": weights.uri, "model_digest": weights.sha256},
+        digest=weights.sha256,
+        tags={"model_uri": weights.uri},
+        run_id=run_id,
     )
     with tempfile.TemporaryDirectory() as folder:
         mlflow.pyfunc.save_model(
@@ -61,9 +63,8 @@ def log_flavor(client: MlflowClient, weights: ArtifactRef, preset: Preset, *, ru
             # This project must be installed where the model is loaded, in the version that trained it.
             pip_requirements=[f"{name}=={Version(version(name)).public}" for name in _REQUIREMENTS],
         )
-        client.log_model_artifacts(logged.model_id, f"{folder}/model")
-    client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
-    return str(logged.model_id)
+        client.log_model_artifacts(model_id, f"{folder}/model")
+    return model_id
 
 
 def _example() -> pd.DataFrame:

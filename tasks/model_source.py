@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from models.config import resolve_model_path
 from models.errors import ConfigError
-from tasks.artifacts import open_store
+from tasks.artifacts import MANIFEST, ArtifactRef, store_of
 from tasks.progress import FETCH, board, show_megabytes
 from tasks.settings import Settings
 from tasks.uris import S3_SCHEME
@@ -54,20 +54,42 @@ def find_model(wanted: str, settings: Settings) -> FoundModel:
     """
     if wanted.startswith(S3_SCHEME):
         remote, names = _remote(wanted)
+        if MANIFEST in names:  # an artifact of ours: every file is checked
+            store = store_of(wanted, settings)
+            return FoundModel(str(store.fetch(store.ref_of(wanted, kind="model"))), source=str(remote))
         with board().stage(FETCH):
             folder = remote.mirror(names, settings, show_megabytes)
         return FoundModel(str(folder), source=str(remote))
     if version := _version_asked(wanted):
         found = _registered(wanted, version, settings)
-        folder = resolve_model_path(str(open_store(settings.artifacts).fetch(found.model)))
+        folder = resolve_model_path(str(store_of(found.model.uri, settings).fetch(found.model)))
         return FoundModel(str(folder), source=f"models:/{MODEL_NAME}/{found.number}")
     resolve_model_path(wanted)
     return FoundModel(wanted if wanted == "embedded" else str(Path(wanted).absolute()))
 
 
+def find_artifact(wanted: str, settings: Settings) -> ArtifactRef:
+    """The artifact of a registered version or of an address: ``URI``, or ``URI#DIGEST`` as runs write it.
+
+    Raises ConfigError for any other name or an unknown version, ArtifactError where there is no artifact.
+    """
+    uri, _, digest = wanted.partition("#")
+    if uri.startswith(("s3://", "file://")):
+        if digest:
+            return ArtifactRef(uri=uri, sha256=digest, kind="artifact")
+        return store_of(uri, settings).ref_of(uri, kind="artifact")
+    version = _version_asked(wanted)
+    if not version:
+        raise ConfigError(
+            f"{wanted!r} is no artifact. Give models:/{MODEL_NAME}@ALIAS, models:/{MODEL_NAME}/NUMBER, or "
+            "the address of an artifact (s3://, file://)."
+        )
+    return _registered(wanted, version, settings).model
+
+
 def champion_or(default: str, settings: Settings) -> str:
     """The name of the champion where there is one, else the default."""
-    if not _has_registry(settings):
+    if not has_registry(settings):
         return default
     from tasks.versions import CHAMPION, find_version
 
@@ -90,7 +112,7 @@ def _version_asked(wanted: str) -> str:
 
 def _registered(wanted: str, alias_or_number: str, settings: Settings) -> "Version":
     found = None
-    if _has_registry(settings):
+    if has_registry(settings):
         from tasks.versions import find_version
 
         found = find_version(alias_or_number)
@@ -109,7 +131,7 @@ def _registered(wanted: str, alias_or_number: str, settings: Settings) -> "Versi
     return found
 
 
-def _has_registry(settings: Settings) -> bool:
+def has_registry(settings: Settings) -> bool:
     """False where MLflow would make an empty database only to find nothing in it."""
     prefix = "sqlite:///"
     uri = settings.tracking_uri

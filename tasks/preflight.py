@@ -7,8 +7,8 @@ from models.errors import ConfigError
 def check_preset(preset: Preset) -> None:
     """Raise ConfigError for a preset that cannot run here, whatever happens later."""
     resolve_model_path(preset.model.path)
-    if preset.engine.kind == "http":
+    if preset.engine.kind in ("http", "vllm-server"):
         raise ConfigError(
-            "engine.kind is 'http'. Training and evaluation load checkpoints into the engine, which an "
-            "endpoint cannot do. Use 'vllm' or 'transformers'."
+            f"engine.kind is {preset.engine.kind!r}. Training and evaluation load checkpoints into the "
+            "engine, which a server cannot do. Use 'vllm' or 'transformers'."
         )

@@ -15,7 +15,7 @@ from models.errors import EngineError
 from models.inference import Answer, answer_of, picture_question
 from models.region import Size
 from models.rollout import rollout
-from tasks.artifacts import ArtifactRef, open_store
+from tasks.artifacts import ArtifactRef, store_of
 from tasks.settings import Settings
 
 
@@ -31,7 +31,7 @@ class LookAgainModel(PythonModel):
         weights = ArtifactRef.model_validate(config["weights"])
         self.look = Look.model_validate(config["look"])
         engine = EngineConfig.model_validate(config["engine"])
-        folder = resolve_model_path(str(open_store(Settings.read().artifacts).fetch(weights)))
+        folder = resolve_model_path(str(store_of(weights.uri, Settings.read()).fetch(weights)))
         self.engine = TransformersEngine(load_policy(folder, dtype=engine.dtype), engine)
 
     def predict(

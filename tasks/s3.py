@@ -11,11 +11,12 @@ import hashlib
 import io
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from boto3.session import Session
 from botocore.config import Config
@@ -57,9 +58,10 @@ class RemoteObject:
 class S3:
     """A connection; safe to share between threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_tries: int = _MAX_TRIES) -> None:
+        self._max_tries = max_tries
         config = Config(
-            retries={"mode": "standard", "max_attempts": _MAX_TRIES},
+            retries={"mode": "standard", "max_attempts": max_tries},
             max_pool_connections=2 * NUM_CONNECTIONS,
             connect_timeout=10,
             read_timeout=60,
@@ -77,8 +79,9 @@ class S3:
 
     @property
     def endpoint(self) -> str:
-        """The address of the store."""
-        return str(self.client.meta.endpoint_url)
+        """The address of the store, without a user or password that may stand in it."""
+        parts = urlsplit(str(self.client.meta.endpoint_url))
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
     def objects(self, prefix: S3Uri) -> Iterator[RemoteObject]:
         """Every object under a prefix, which is a folder, in the order of the keys."""
@@ -92,15 +95,27 @@ class S3:
                         uri = S3Uri(prefix.bucket, found["Key"])
                         yield RemoteObject(uri, found["Size"], found["ETag"], found["LastModified"])
 
-    def find(self, uri: S3Uri) -> tuple[RemoteObject, dict[str, str]] | None:
-        """One object and its own metadata; None when there is none."""
+    def find(self, uri: S3Uri) -> RemoteObject | None:
+        """One object; None when there is none. A list says so also to who may only list under a prefix."""
+        with explained(uri):
+            page = self.client.list_objects_v2(Bucket=uri.bucket, Prefix=uri.key, MaxKeys=1)
+        for found in page.get("Contents", ()):  # the key itself comes before all keys that only begin with it
+            if found["Key"] == uri.key:
+                return RemoteObject(uri, found["Size"], found["ETag"], found["LastModified"])
+        return None
+
+    def metadata(self, found: RemoteObject) -> dict[str, str]:
+        """What its writer noted on an object; nothing when it has gone."""
         try:
-            with explained(uri):
-                head = self.client.head_object(Bucket=uri.bucket, Key=uri.key)
+            with explained(found.uri):
+                return dict(self.client.head_object(Bucket=found.uri.bucket, Key=found.uri.key)["Metadata"])
         except FileNotFoundError:
-            return None
-        found = RemoteObject(uri, head["ContentLength"], head["ETag"], head["LastModified"])
-        return found, head["Metadata"]
+            return {}
+
+    def remove(self, uri: S3Uri) -> None:
+        """Remove one object; also if it has gone."""
+        with explained(uri):
+            self.client.delete_object(Bucket=uri.bucket, Key=uri.key)
 
     def blocks(self, found: RemoteObject, start: int, stop: int) -> Iterator[bytes]:
         """The bytes from ``start`` up to ``stop``, as they arrive.
@@ -110,13 +125,15 @@ class S3:
         """
         place, tries = start, 0
         while place < stop:
+            began = place
             try:
                 for block in self._body(found, place, stop).iter_chunks(_BLOCK):
-                    place, tries = place + len(block), 0
+                    place += len(block)
                     yield block
             except _CUT as error:
-                tries += 1
-                if tries >= _MAX_TRIES:
+                # A trickle is no progress: a store that cuts after every few bytes would be asked for ever.
+                tries = 1 if place - began >= _BLOCK else tries + 1
+                if tries >= self._max_tries:
                     raise StoreError(
                         f"{found.uri}: the connection was cut {tries} times at byte {place} of {found.size}. "
                         "Start again when the store is well; what was fetched is kept."
@@ -131,7 +148,9 @@ class S3:
         """The object as a file of which only what is read is fetched."""
         return io.BufferedReader(_RemoteFile(self, found), buffer_size=1 << 16)
 
-    def put(self, uri: S3Uri, data: bytes, *, if_absent: bool = False, **metadata: str) -> bool:
+    def put(
+        self, uri: S3Uri, data: bytes, *, metadata: Mapping[str, str] | None = None, if_absent: bool = False
+    ) -> bool:
         """Write a whole object; the store checks its MD5. False when ``if_absent`` and there is one."""
         condition = {"IfNoneMatch": "*"} if if_absent else {}
         try:
@@ -141,7 +160,7 @@ class S3:
                     Key=uri.key,
                     Body=data,
                     ContentMD5=base64.b64encode(md5(data)).decode(),
-                    Metadata=metadata,
+                    Metadata=dict(metadata or {}),
                     **condition,
                 )
         except ObjectChangedError:
@@ -234,4 +253,4 @@ def _explained(uri: S3Uri, error: ClientError) -> Exception:
         return ObjectChangedError(
             f"{uri} changed while it was read. Start again: what did not change is not fetched again."
         )
-    return StoreError(f"{uri}: the store answered {status} {code}, also after {_MAX_TRIES} tries.")
+    return StoreError(f"{uri}: the store answered {status} {code}, also when asked again.")

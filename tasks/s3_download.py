@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,15 +19,13 @@ from pathlib import Path
 
 from models.errors import ArtifactError, StoreError
 from models.rundir import write_atomically
+from tasks.artifacts import OnProgress
 from tasks.s3 import NUM_CONNECTIONS, S3, RemoteObject
 
 PART_SIZE = 16 << 20
 # Left free on the disk, so that a download does not stop everything else.
 _SPARE_BYTES = 64 << 20
 _NOTE_LENGTH = 8
-
-# Bytes that are here, bytes in all.
-OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +60,12 @@ def download(
     Raises StoreError when there is no room or the store does not deliver, ObjectChangedError when an object
     changes meanwhile, ArtifactError when one has another digest than was asked for.
     """
-    with _alone(target):
+    if target.is_dir():
+        return target
+    partial = target.with_name(f"{target.name}.partial")
+    with _alone(partial):
         if target.is_dir():
             return target
-        partial = target.with_name(f"{target.name}.partial")
         run = _Download(s3, partial, part_size, on_progress, sum(each.found.size for each in wanted))
         run.fetch(wanted)
         for each in wanted:
@@ -107,6 +107,7 @@ class _Download:
     def finish(self, wanted: Wanted) -> None:
         """Check a file that has all its parts; a wrong one is removed, so that the next start fetches it."""
         path = self._file(wanted)
+        path.chmod(0o444)
         if not wanted.sha256:
             return
         with path.open("rb") as file:
@@ -132,6 +133,7 @@ class _Download:
         if not whole:
             for place in (path, note):
                 place.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
             path.write_bytes(b"")
             note.write_text(header + "\n", encoding="utf-8")
         for number, start in enumerate(range(0, wanted.found.size, self.part_size)):
@@ -173,7 +175,6 @@ class _Download:
             self.on_progress(self._done, self.total)
 
     def _check_room(self, missing: int) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
         if missing and missing + _SPARE_BYTES > free:
             raise StoreError(
@@ -189,10 +190,10 @@ class _Download:
 
 
 @contextmanager
-def _alone(target: Path) -> Iterator[None]:
+def _alone(partial: Path) -> Iterator[None]:
     """One process at a time fetches a folder; the others wait and find it there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.with_name(f"{target.name}.lock").open("a") as lock:
+    partial.mkdir(parents=True, exist_ok=True)
+    with (partial / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

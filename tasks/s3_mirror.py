@@ -7,13 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from models.errors import StoreError
+from models.errors import ConfigError
+from models.rundir import write_atomically
+from tasks.artifacts import OnProgress
 from tasks.s3 import S3, RemoteObject
-from tasks.s3_download import OnProgress, Wanted, download
+from tasks.s3_download import Wanted, download
 from tasks.settings import Settings
 from tasks.uris import S3Uri
-
-MIRROR_FILE = "mirror.json"
 
 
 class RemoteFolder:
@@ -25,10 +25,10 @@ class RemoteFolder:
 
     @cached_property
     def objects(self) -> dict[str, RemoteObject]:
-        """The objects by their name below the prefix. Raises StoreError when there is none."""
+        """The objects by their name below the prefix. Raises ConfigError when there is none."""
         found = {self.uri.name_of(each.uri): each for each in self.s3.objects(self.uri)}
         if not found:
-            raise StoreError(
+            raise ConfigError(
                 f"{self.uri}: there is nothing under this prefix. Is it spelled as it was written?"
             )
         return found
@@ -42,7 +42,7 @@ class RemoteFolder:
         return cast(BinaryIO, self.s3.open(self.objects[name]))
 
     def mirror(self, names: Iterable[str], settings: Settings, on_progress: OnProgress) -> Path:
-        """A local folder with these objects, fetched now or before; ``mirror.json`` says what they are."""
+        """A local folder with these objects alone, fetched now or before; ``FOLDER.json`` says of what."""
         wanted = [Wanted(self.objects[name], name) for name in sorted(names)]
         source = {
             "endpoint": self.s3.endpoint,
@@ -52,7 +52,9 @@ class RemoteFolder:
         text = json.dumps(source, indent=1, sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         target = settings.mirror / self.uri.bucket / key
-        return download(self.s3, wanted, target, on_progress=on_progress, extra={MIRROR_FILE: text})
+        # Beside the folder: the digest of a copied model is that of the model.
+        write_atomically(target.with_suffix(".json"), text)
+        return download(self.s3, wanted, target, on_progress=on_progress)
 
     def __str__(self) -> str:
         return str(self.uri)

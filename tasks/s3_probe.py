@@ -3,7 +3,7 @@
 import secrets
 
 from models.errors import StoreError
-from tasks.s3 import S3, explained
+from tasks.s3 import S3
 from tasks.uris import S3Uri
 
 
@@ -16,17 +16,16 @@ def probe(root: str) -> str:
     next(s3.objects(prefix), None)
     probed = prefix.child(f"probe-{secrets.token_hex(8)}")
     content = b"vlm-r3 doctor"
-    s3.put(probed, content)
+    s3.put(probed, content, metadata={})
     try:
-        if s3.put(probed, content, if_absent=True):
+        if s3.put(probed, content, metadata={}, if_absent=True):
             raise StoreError(
                 f"{root}: the store writes over objects although it was told not to (If-None-Match), so two "
                 "writers could mix. Use a store that knows conditional writes."
             )
         found = s3.find(probed)
-        if found is None or s3.read(found[0]) != content:
+        if found is None or s3.read(found) != content:
             raise StoreError(f"{root}: what was written does not come back. Use another store.")
     finally:
-        with explained(probed):
-            s3.client.delete_object(Bucket=probed.bucket, Key=probed.key)
+        s3.remove(probed)
     return f"{root} at {s3.endpoint} can be listed, written, read and cleaned"

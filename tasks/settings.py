@@ -66,6 +66,11 @@ class Settings:
         return self.work_dir / "results"
 
     @property
+    def fetched(self) -> Path:
+        """Local copies of artifacts whose store is elsewhere."""
+        return self.work_dir / "fetched"
+
+    @property
     def mirror(self) -> Path:
         """Local copies of what lies in S3."""
         return self.work_dir / "mirror"
@@ -113,6 +118,15 @@ def child_environment(*, num_threads: int, bin_folder: Path) -> dict[str, str]:
     if num_threads:
         environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(num_threads)
     return environment
+
+
+def server_environment(*, num_threads: int, bin_folder: Path) -> dict[str, str]:
+    """The environment of a model server: a heavy child's, and nothing is looked for on the hub."""
+    return {
+        **child_environment(num_threads=num_threads, bin_folder=bin_folder),
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+    }
 
 
 def compiler_name() -> str:

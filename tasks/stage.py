@@ -46,10 +46,11 @@ class StageRun:
 
     def __init__(self, settings: Settings, tracked: tracking.TrackedRun, *, stage: str, label: str) -> None:
         self.settings = settings
-        self.store: Store = open_store(settings.artifacts)
+        self.store: Store = open_store(settings.artifacts, cache=settings.fetched)
         self.tracked = tracked
         self._stage = stage
         self._label = label
+        self._refreshed: set[Path] = set()
 
     async def child(
         self,
@@ -95,8 +96,9 @@ class StageRun:
         parts = [name, code_version(module), *(ref.sha256 for ref in inputs)]
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         path = self.settings.runs / f"{self._label}-{digest[:12]}"
-        if self.settings.refresh:
+        if self.settings.refresh and path not in self._refreshed:
             shutil.rmtree(path, ignore_errors=True)
+            self._refreshed.add(path)
         return RunDir.create(path, config, may_change=named_by is not None)
 
     def measured(self, line: Mapping[str, Any]) -> None:
@@ -131,13 +133,14 @@ class StageRun:
 
 @asynccontextmanager
 async def stage_run(
-    stage: str, *, label: str = "", parent: str = "", params: Mapping[str, Any]
+    stage: str, *, label: str = "", name: str = "", parent: str = "", params: Mapping[str, Any]
 ) -> AsyncIterator[StageRun]:
-    """A stage's work around a block, tracked as a run nested under ``parent``."""
+    """A stage's work around a block, tracked as a run called ``name`` (else ``label``) under ``parent``."""
     settings = Settings.read()
     board().start(label or stage)
     tags = {"stage": stage, **_prefect_tags()}
-    with tracking.tracked_run(settings, label or stage, parent=parent, params=params, tags=tags) as tracked:
+    title = name or label or stage
+    with tracking.tracked_run(settings, title, parent=parent, params=params, tags=tags) as tracked:
         yield StageRun(settings, tracked, stage=stage, label=label or stage)
 
 
@@ -166,7 +169,8 @@ def pipeline_run(preset: Preset) -> Iterator[str]:
 
 def read_store() -> Store:
     """The configured store."""
-    return open_store(Settings.read().artifacts)
+    settings = Settings.read()
+    return open_store(settings.artifacts, cache=settings.fetched)
 
 
 def _is_done(run: RunDir) -> bool:

@@ -5,16 +5,20 @@ down at the start is an error; one that fails in mid-run is a warning: training 
 delivered is kept and sent later.
 """
 
+import json
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Param
+from mlflow.entities.logged_model_status import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -27,6 +31,10 @@ FLUSH_SECONDS = 2.0
 _METRICS_PER_BATCH = 1000
 _PARAMS_PER_BATCH = 100
 _PARAM_LENGTH = 6000
+# The tracker keeps this much of a digest of data.
+_DATA_DIGEST_LENGTH = 36
+_NOT_IN_A_MODEL = re.compile(r"[/:.%\"']")
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
 _UNAVAILABLE = (MlflowException, SQLAlchemyError, OSError)
 
 logger = logging.getLogger(__name__)
@@ -66,11 +74,105 @@ def experiment_id(settings: Settings) -> str:
         ) from error
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """On what numbers were measured: the model, by name and digest (:func:`logged_model`), and the data."""
+
+    model: str
+    model_digest: str
+    model_tags: Mapping[str, str]
+    data: str
+    data_digest: str
+    data_source: str
+
+    def dataset(self) -> Dataset:
+        """The data as MLflow keeps them."""
+        source = json.dumps({"uri": self.data_source})
+        return Dataset(self.data, self.data_digest[:_DATA_DIGEST_LENGTH], "local", source)
+
+
+def logged_model(
+    settings: Settings, *, name: str, digest: str, tags: Mapping[str, str], run_id: str = ""
+) -> str:
+    """The id of MLflow's record of a model, made at first use, of the run that made the model if it is known.
+
+    ``digest``, hexadecimal, is what makes it this model: all numbers of the same weights are linked to one
+    record. Raises TrackingError when the tracker does not answer.
+    """
+    mlflow, experiment = client(settings), experiment_id(settings)
+    try:
+        found = mlflow.search_logged_models(
+            [experiment],
+            f"tags.model_digest = '{digest}'",
+            max_results=1,
+            order_by=[{"field_name": "creation_timestamp", "ascending": False}],
+        )
+        if found:
+            return str(found[0].model_id)
+        made = mlflow.create_logged_model(
+            experiment,
+            _NOT_IN_A_MODEL.sub("-", name),
+            source_run_id=run_id or None,
+            tags={**tags, "model_digest": digest},
+            model_type="look-again",
+        )
+        return str(mlflow.finalize_logged_model(made.model_id, LoggedModelStatus.READY).model_id)
+    except _UNAVAILABLE as error:
+        raise TrackingError(f"The tracker took no record of the model {name!r}: {error}") from error
+
+
+def find_artifact(settings: Settings, run: str, name: str) -> tuple[str, str] | None:
+    """URI and digest of an artifact of a tracked run, given by its id or its name; of several runs with that
+    name, of the newest that has one. None when there is none.
+    """
+    if '"' in run:
+        return None
+    mlflow, tag = client(settings), f"artifact.{name}"
+    try:
+        if _RUN_ID.fullmatch(run):
+            candidates = [mlflow.get_run(run)]
+        else:
+            candidates = mlflow.search_runs(
+                [experiment_id(settings)],
+                filter_string=f'attributes.run_name = "{run}"',
+                order_by=["attributes.start_time DESC"],
+            )
+    except _UNAVAILABLE as error:
+        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise TrackingError(f"The tracker {settings.tracking_uri!r} cannot be read: {error}") from error
+    for found in candidates:
+        uri, _, digest = found.data.tags.get(tag, "").partition("#")
+        if digest:
+            return uri, digest
+    return None
+
+
+def find_artifacts(settings: Settings, *, stage: str, name: str, param: str, value: str) -> list[str]:
+    """``URI#digest`` of an artifact of every finished run of a stage with that parameter, oldest first."""
+    found = client(settings).search_runs(
+        [experiment_id(settings)],
+        filter_string=f"tags.stage = '{stage}' AND params.`{param}` = '{value}' AND status = 'FINISHED'",
+        order_by=["attributes.start_time ASC"],
+    )
+    return [run.data.tags[f"artifact.{name}"] for run in found if f"artifact.{name}" in run.data.tags]
+
+
+@contextmanager
+def tolerated(what: str) -> Iterator[None]:
+    """A tracker that fails in the middle of a run is a warning: the work goes on and its results are kept."""
+    try:
+        yield
+    except (*_UNAVAILABLE, TrackingError) as error:
+        logger.warning("The tracker did not take %s; the artifact holds it. %s", what, error)
+
+
 class TrackedRun:
     """One MLflow run while it lasts."""
 
     def __init__(self, settings: Settings, run_id: str) -> None:
         self.id = run_id
+        self._settings = settings
         self._client = client(settings)
         self._waiting: list[Metric] = []
         self._sent = time.monotonic()
@@ -88,12 +190,42 @@ class TrackedRun:
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
-        for name, value in tags.items():
-            self._client.set_tag(self.id, name, value)
+        with tolerated(f"tags {', '.join(tags)}"):
+            for name, value in tags.items():
+                self._client.set_tag(self.id, name, value)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Keep a small file with the run."""
-        self._client.log_artifact(self.id, str(path), folder)
+        with tolerated(path.name):
+            self._client.log_artifact(self.id, str(path), folder)
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Add parameters that were not known when the run began."""
+        with tolerated("parameters"):
+            _log_params(self._client, self.id, flatten(params))
+
+    def log_table(self, columns: Mapping[str, Sequence[Any]], name: str) -> None:
+        """Keep a table, given by column, which MLflow shows and compares between runs."""
+        with tolerated(name):
+            self._client.log_table(self.id, {key: list(column) for key, column in columns.items()}, name)
+
+    def log_measured(self, metrics: Mapping[str, float], on: Measured) -> None:
+        """Numbers, linked to the model and the data that they were measured on."""
+        when, data = int(time.time() * 1000), on.dataset()
+        with tolerated("metrics linked to their model"):
+            model = logged_model(self._settings, name=on.model, digest=on.model_digest, tags=on.model_tags)
+            self._client.log_inputs(
+                self.id,
+                datasets=[DatasetInput(data, [InputTag("mlflow.data.context", "evaluation")])],
+                models=[LoggedModelInput(model)],
+            )
+            linked = {"model_id": model, "dataset_name": data.name, "dataset_digest": data.digest}
+            points = [
+                Metric(_tracker_name(name), float(value), when, 0, run_id=self.id, **linked)
+                for name, value in metrics.items()
+            ]
+            for start in range(0, len(points), _METRICS_PER_BATCH):
+                self._client.log_batch(self.id, metrics=points[start : start + _METRICS_PER_BATCH])
 
     def flush(self) -> bool:
         """Deliver what waits. False when the tracker did not take it; it stays queued then."""

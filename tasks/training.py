@@ -7,6 +7,7 @@ from prefect import task
 from models.config import EngineConfig, Look, ModelConfig, RGRPOConfig, SFTConfig, resolve_model_path
 from models.errors import TrainingError
 from models.run_config import RGRPORun, SFTRun
+from models.rundir import RunDir
 from models.vlir.build import QUESTIONS, RECORDS, VALIDATION
 from tasks.artifacts import ArtifactRef, reference
 from tasks.caching import cached
@@ -14,6 +15,7 @@ from tasks.stage import StageOutput, read_store, stage_run
 
 _SFT = "models.sft.train"
 _RGRPO = "models.rgrpo.train"
+ROLLOUTS = "rollouts"  # the folder in R-GRPO's run directory, and the artifact
 
 
 def training_seconds(output: StageOutput) -> float:
@@ -87,7 +89,10 @@ async def train_rgrpo(
     label: str = "rgrpo",
     parent: str = "",
 ) -> StageOutput:
-    """A model improved by R-GRPO on the training questions; artifact ``model``."""
+    """A model improved by R-GRPO on the training questions; artifacts ``model`` and ``rollouts``.
+
+    The rollouts are those of the first, the middle and the last step, as the report shows them.
+    """
     async with stage_run("rgrpo", label=label, parent=parent, params=config.model_dump()) as stage:
         request = RGRPORun(
             model_path=str(stage.store.fetch(model)),
@@ -106,4 +111,12 @@ async def train_rgrpo(
             num_threads=config.num_threads,
         )
         trained = stage.publish(run, [result.artifacts["model"]], kind="model")
-        return stage.output(run, result, {"model": trained})
+        shown = stage.publish(run, [f"{ROLLOUTS}/{name}" for name in _shown(run)], kind=ROLLOUTS)
+        return stage.output(run, result, {"model": trained, ROLLOUTS: shown})
+
+
+def _shown(run: RunDir) -> list[str]:
+    """The files of the first, the middle and the last step's rollouts."""
+    numbers = sorted(int(path.stem.removeprefix("step-")) for path in (run.path / ROLLOUTS).glob("*.parquet"))
+    chosen = dict.fromkeys((numbers[0], numbers[len(numbers) // 2], numbers[-1]))
+    return [f"step-{number}.parquet" for number in chosen]

@@ -42,6 +42,19 @@ def find_version(alias_or_number: str) -> Version | None:
         raise TrackingError(f"The model registry could not be read: {error}") from error
 
 
+def all_versions() -> list[Version]:
+    """Every version of the model there is."""
+    client, found, token = registry_client(), [], None
+    try:
+        while token != "":
+            page = client.search_model_versions(f"name = '{MODEL_NAME}'", page_token=token or None)
+            found += [version_of(each) for each in page]
+            token = page.token or ""
+    except MlflowException as error:
+        raise TrackingError(f"The model registry could not be read: {error}") from error
+    return found
+
+
 def version_of(found: ModelVersion) -> Version:
     """A version as MLflow gives it."""
     tags = dict(found.tags)

@@ -77,8 +77,7 @@ def first(count: int, fault: Fault, *, method: str = "GET", key: str = "") -> Ru
 @contextmanager
 def proxy_of(upstream: str) -> Iterator[Proxy]:
     """A proxy for the time of a block."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), _Handler)
     proxy = Proxy(endpoint=f"http://127.0.0.1:{server.server_address[1]}", upstream=upstream)
     server.proxy = proxy  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -89,6 +88,13 @@ def proxy_of(upstream: str) -> Iterator[Proxy]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """A client that went away is no news here."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -19,7 +19,11 @@ from botocore.config import Config
 BUCKET = "data"
 START_SECONDS = 60.0
 # Names of a user and the actions that it may take.
-USERS = {"owner": ["Admin", "Read", "Write", "List"], "reader": [f"Read:{BUCKET}", f"List:{BUCKET}"]}
+USERS = {
+    "owner": ["Admin", "Read", "Write", "List"],
+    "writer": [f"Read:{BUCKET}", f"List:{BUCKET}", f"Write:{BUCKET}"],
+    "reader": [f"Read:{BUCKET}", f"List:{BUCKET}"],
+}
 
 
 @dataclass(frozen=True)

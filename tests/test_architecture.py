@@ -19,6 +19,7 @@ HEAVY = (
     "great_expectations",
     "mlflow",
     "prefect",
+    "boto3",
 )
 LIGHT = (
     "models.config",
@@ -39,6 +40,7 @@ LIGHT = (
     "models.chat",
     "models.endpoints",
     "models.http_engine",
+    "models.corruption",
     "models.rollout",
     "models.packing",
     "models.rundir",
@@ -62,20 +64,30 @@ LIGHT = (
     "models.evaluation.report",
     "models.evaluation.variants",
     "models.evaluation.benchmark",
+    "models.evaluation.model_table_formats",
+    "models.answer_rules",
+    "models.baselines",
+    "models.published_numbers",
     "tasks.benchmark_data",
+    "tasks.analysis_request",
     "tasks.benchmark_request",
+    "tasks.earlier_runs",
     "tasks.model_source",
     "tasks.serving",
     "tasks.settings",
     "tasks.artifacts",
     "tasks.launch",
+    "tasks.measured",
+    "tasks.vllm_server",
     "tasks.progress",
     "tasks.ask",
     "tasks.doctor",
     "tasks.preflight",
     "tasks.services",
     "flows.cli",
+    "tasks.retention",
     "flows.commands",
+    "flows.store_commands",
 )
 # Who may touch what is outside: one adapter each.
 SUBPROCESS_USERS = {"tasks/launch.py"}
@@ -125,11 +137,12 @@ def test_only_settings_reads_the_environment() -> None:
 
 
 @pytest.mark.parametrize("module", ["mlflow"])
-def test_only_tracking_and_registry_know_mlflow(module: str) -> None:
+def test_only_its_adapters_know_mlflow(module: str) -> None:
     users = {name for name, tree in trees().items() if module in imported(tree)}
     assert users == {
         "tasks/tracking.py",
         "tasks/registry.py",
+        "tasks/traces.py",
         "tasks/versions.py",
         "tasks/model_flavor.py",
         "tasks/pyfunc_model.py",

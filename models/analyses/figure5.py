@@ -12,6 +12,7 @@ The paper compares one question, with another model for the text chain. Only que
 looked are averaged, because the others have one chain, not two.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -163,8 +164,8 @@ def _by_share(answers: Sequence[NDArray[np.float64]]) -> tuple[list[float], NDAr
 
 def _by_token(answers: Sequence[NDArray[np.float64]]) -> tuple[list[float], NDArray[np.float64]]:
     """Token by token, as far as enough answers go; NaN after the end of one."""
-    lengths = np.array([len(shares) for shares in answers])
-    num_shown = int(np.quantile(lengths, 1 - _MIN_SHARE_OF_ANSWERS, method="lower"))
+    lengths = sorted((len(shares) for shares in answers), reverse=True)
+    num_shown = lengths[math.ceil(_MIN_SHARE_OF_ANSWERS * len(answers)) - 1]
     found = np.full((len(answers), num_shown, len(PARTS)), np.nan)
     for row, shares in enumerate(answers):
         found[row, : len(shares)] = shares[:num_shown]

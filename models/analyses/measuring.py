@@ -236,7 +236,7 @@ class Benchmark:
 
     def _open(self, config: BenchmarkRun) -> Engine:
         if self.engines is None:
-            return open_engine(config)
+            return open_engine(config, self.run)
         return self.engines.open(resolve_model_path(config.model_path))
 
 

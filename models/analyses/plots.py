@@ -153,7 +153,7 @@ def _draw_intervals(axis: Any, rows: Sequence[Row]) -> None:
         colour = _BLUE if is_full else _GREY
         found = row.accuracy
         axis.plot([100 * found.low, 100 * found.high], [place, place], color=colour, linewidth=2, alpha=0.5)
-        axis.plot([100 * found.value], [place], "o", color=colour, ms=6)
+        axis.plot([100 * found.value], [place], "o", color=colour, ms=6, clip_on=False, zorder=3)
         if is_full:
             axis.axvline(100 * found.value, color=_BLUE, linewidth=0.8, linestyle=":")
     axis.set_xlim(0, 100)

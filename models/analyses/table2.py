@@ -129,9 +129,9 @@ def _line(row: Row) -> str:
         f"  {LABELS[row.variant]:46} {100 * found.value:5.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
     )
     if row.variant == FULL.name:
-        return f"{text.ljust(88)}{rate}".rstrip()
+        return f"{text:96}{rate}".rstrip()
     interval = f"{100 * change.value:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
-    return f"{text:66}  {interval:20}{rate}".rstrip()
+    return f"{text:70}  {interval:24}{rate}".rstrip()
 
 
 def _mean_lines(rows: Sequence[Row]) -> list[str]:

@@ -95,6 +95,11 @@ def question_key(row: Row) -> str:
     return f"{_topic(row)}_{column(row, 'set_id')}_{column(row, 'question_id')}"
 
 
+def set_key(row: Row) -> str:
+    """What all questions about the figures of one set share."""
+    return f"{_topic(row)}_{column(row, 'set_id')}"
+
+
 def _topic(row: Row) -> str:
     """The category is part of it: both categories have a subcategory ocr."""
     return f"{column(row, 'category')}_{column(row, 'subcategory')}"

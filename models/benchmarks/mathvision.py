@@ -145,7 +145,7 @@ def _percent(right: Sequence[bool]) -> float:
 
 SCORER = Scorer(
     name="mathvision",
-    version="1",
+    version="2",
     primary=(
         "official mathllm/MATH-V evaluation/evaluate.py + utils.py "
         "(latex2sympy2 1.9.1, antlr4 4.7.2, sympy 1.14.0)"

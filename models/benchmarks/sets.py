@@ -8,7 +8,7 @@ says so. Every set has a digest over what defines it, so that two measurements c
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -43,9 +43,9 @@ class BenchmarkQuestion:
     row: Row
     pictures: Mapping[int, bytes]
 
-    def prompt(self, style: Style) -> Interleaved:
-        """What the model is asked, and where its pictures stand."""
-        text = self.published.prompt(self.row, style)
+    def prompt(self, style: Style, *, wrap: Callable[[str], str] = str) -> Interleaved:
+        """What the model is asked, and where its pictures stand; ``wrap`` puts the text into a longer one."""
+        text = wrap(self.published.prompt(self.row, style))
         return interleave(text, tuple(self.pictures), self.published.picture_mark, style)
 
     def image(self, number: int) -> Image.Image:

@@ -13,6 +13,7 @@ each asks every ``num_ranks``-th row; the first sums up, and asks the judge when
 """
 
 import hashlib
+import json
 import logging
 import os
 import sys
@@ -22,6 +23,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
+from models.ahead import ahead
+from models.benchmarks.interleave import Interleaved
 from models.benchmarks.published import PublishedSet, get_published
 from models.benchmarks.scorer import Row, get_scorer
 from models.benchmarks.sets import BenchmarkQuestion, LocalSet, read_set
@@ -47,6 +50,10 @@ from models.trajectory import AS_MANY_AS_FIT
 
 log = logging.getLogger(__name__)
 
+# What the starter of a server writes into the run directory, and what it calls the model.
+SERVER_FILE = "server.json"
+SERVED_NAME = "model"
+
 # Rows in flight, in batches of the engine.
 _QUEUE_FACTOR = 2
 
@@ -57,7 +64,7 @@ def run(directory: RunDir, config: BenchmarkRun) -> Result:
         directory,
         config,
         get_published(config.benchmark),
-        lambda: open_engine(config),
+        lambda: open_engine(config, directory),
         share=this_share(),
         launch=this_launch(),
     )
@@ -171,7 +178,9 @@ class Asking:
         )
         for trajectory in trajectories:
             seconds = time.monotonic() - self._started.pop(trajectory.question_id)
-            row = AskedRow.of(trajectory, style=self.config.style, seconds=seconds)
+            row = AskedRow.of(
+                trajectory, style=self.config.style, seconds=seconds, rule=self.config.direct.answer
+            )
             self.found[row.id] = row
             self.ledger.add(row)
             progress.advance()
@@ -182,17 +191,20 @@ class Asking:
 
     def _ready(self, progress: Progress) -> Iterator[Asked]:
         """The rows of the share that are still to be asked, made ready as they are wanted; notes the rest."""
-        for place, each in enumerate(self.local.questions()):
-            self.rows[each.id] = each.row
-            if not self.share.has(place):
-                continue
-            asked = self._make_ready(each)
+        for each, asked in ahead(self._make_ready, self._own_rows()):
             if isinstance(asked, Asked):
                 self._started[each.id] = time.monotonic()
                 yield asked
             else:
                 self.found[each.id] = asked
                 progress.advance()
+
+    def _own_rows(self) -> Iterator[BenchmarkQuestion]:
+        """The rows of the share; notes all."""
+        for place, each in enumerate(self.local.questions()):
+            self.rows[each.id] = each.row
+            if self.share.has(place):
+                yield each
 
     def _make_ready(self, each: BenchmarkQuestion) -> Asked | AskedRow:
         if not each.published.answers(each.row):
@@ -201,7 +213,7 @@ class Asking:
                 "be scored. The authors keep the answers of some splits; there are: "
                 f"{', '.join(each.published.splits)}."
             )
-        prompt = each.prompt(self.config.style)
+        prompt = self._prompt(each)
         earlier = self._earlier.get(each.id)
         if earlier is not None and earlier.question_text == prompt.text:
             return earlier
@@ -211,6 +223,11 @@ class Asking:
         except (RecordError, RegionError) as error:
             return AskedRow.unasked(each.id, prompt.text, str(error))
 
+    def _prompt(self, each: BenchmarkQuestion) -> Interleaved:
+        if self.config.style == "direct":
+            return each.prompt("direct", wrap=self.config.direct.ask)
+        return each.prompt(self.config.style)
+
     @property
     def _num_kept(self) -> int:
         return sum(self.found[id] is row for id, row in self._earlier.items() if id in self.found)
@@ -219,13 +236,13 @@ class Asking:
 def rules(config: BenchmarkRun) -> Look:
     """The rules of looking again for a benchmark.
 
-    A direct answer has no system prompt and no crops. Only the context and the number of crops bound a
-    rationale: a cap on tokens would cut it off before its answer, and so would one on turns, because every
-    closing brace pauses generation and formulas are full of them.
+    A direct answer has no crops, and no system prompt but the model's own. Only the context and the number of
+    crops bound a rationale: a cap on tokens would cut it off before its answer, and so would one on turns,
+    because every closing brace pauses generation and formulas are full of them.
     """
     unbounded = {"max_sampled_tokens": AS_MANY_AS_FIT, "max_turns": AS_MANY_AS_FIT}
     if config.style == "direct":
-        return config.look.model_copy(update={**unbounded, "system": None, "max_crops": 0})
+        return config.look.model_copy(update={**unbounded, "system": config.direct.system, "max_crops": 0})
     return config.look.model_copy(update=unbounded)
 
 
@@ -233,6 +250,7 @@ def model_facts(config: BenchmarkRun) -> ModelFacts:
     """Who answers. Raises ConfigError when the model's folder is none."""
     path = config.model_path
     return ModelFacts(
+        name=config.model_name,
         path=path,
         source=config.model_source,
         digest=folder_digest(resolve_model_path(path)) if path else None,
@@ -242,8 +260,10 @@ def model_facts(config: BenchmarkRun) -> ModelFacts:
     )
 
 
-def open_engine(config: BenchmarkRun) -> Engine:
-    """The engine that answers; torch and vLLM are imported only for a checkpoint."""
+def open_engine(config: BenchmarkRun, directory: RunDir) -> Engine:
+    """The engine that answers; torch and vLLM are imported only for a checkpoint in this process."""
+    if config.engine.kind == "vllm-server":
+        return HTTPEngine(at_server(config.engine, directory))
     if config.engine.kind == "http":
         return HTTPEngine(config.engine, api_key=os.environ.get("VLM_R3_API_KEY", ""))
     take_device()
@@ -258,6 +278,21 @@ def engine_config(config: BenchmarkRun) -> EngineConfig:
     num_pictures = len(get_published(config.benchmark).pictures)
     max_images = max(config.engine.max_images, num_pictures + config.look.max_crops)
     return config.engine.model_copy(update={"max_images": max_images})
+
+
+def at_server(engine: EngineConfig, directory: RunDir) -> EngineConfig:
+    """The engine of a server that was started for this run: ``server.json`` says where it listens.
+
+    It is no part of the configuration: every start has another port. Raises ConfigError without the file.
+    """
+    path = directory.path / SERVER_FILE
+    if not path.is_file():
+        raise ConfigError(
+            f"{path} is missing: engine.kind 'vllm-server' needs a server that was started for the run. "
+            "Use `vlm-r3 evaluate --benchmark`, which starts it."
+        )
+    endpoint = json.loads(path.read_text())["endpoint"]
+    return engine.model_copy(update={"kind": "http", "endpoint": endpoint, "served_model": SERVED_NAME})
 
 
 def open_judge(directory: RunDir, config: BenchmarkRun) -> Judge | None:

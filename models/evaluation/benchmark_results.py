@@ -3,6 +3,7 @@
 Rows that we broke and rows that could not be asked are in no metric and in every count.
 """
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
@@ -13,12 +14,15 @@ from models.benchmarks.sets import LocalSet
 from models.config import Style
 from models.errors import ScoringError
 from models.evaluation.benchmark_rows import AskedRow
-from models.evaluation.judged import JudgeResults, judge_lines
+from models.evaluation.judged import JudgeResults, judge_lines, judge_warnings
 from models.evaluation.metrics import bootstrap_mean, wilson_interval
 from models.evaluation.results import Estimate, Frozen, SavedResults
+from models.evaluation.table_numbers import table_number
 from models.protocol import is_well_formed
 
-BENCHMARK_VERSION = "benchmark/2"
+log = logging.getLogger(__name__)
+
+BENCHMARK_VERSION = "benchmark/3"
 
 _NOT_IN_A_NAME = re.compile(r"[^a-z0-9_.@]+")
 _MAX_METRIC_LINES = 24
@@ -37,10 +41,12 @@ class SetFacts(Frozen):
 
 
 class ModelFacts(Frozen):
-    """Who answered. ``digest`` covers every file of a model folder; an endpoint shows us none. ``source`` is
-    the registered version (models:/vlm-r3/NUMBER) or s3:// prefix that the folder is a copy of, if it is one.
+    """Who answered. ``name`` is that of a known model, empty for any other. ``digest`` covers every file of a
+    model folder; an endpoint shows us none. ``source`` is the registered version (models:/vlm-r3/NUMBER) or
+    s3:// prefix that the folder is a copy of, if it is one.
     """
 
+    name: str = ""
     path: str
     source: str = ""
     digest: str | None
@@ -80,7 +86,10 @@ class BenchmarkComparison(Frozen):
 
 class BenchmarkResults(SavedResults):
     """One benchmark, one model. ``headline`` is the mean of the scorer's headline field with its interval:
-    Wilson for an accuracy, bootstrap for a similarity. ``categories`` are those of the benchmark's authors.
+    Wilson for an accuracy, bootstrap for a similarity. ``table_number`` is what tables print
+    (:mod:`models.evaluation.table_numbers`), None where it has no meaning on the scored rows. ``answer_rate``
+    is the share of texts in which an answer was found at all. ``categories`` are those of the benchmark's
+    authors.
 
     ``metrics`` and ``parse_counts`` are the scorer's own, over the ``num_scored`` rows; None, with
     ``metrics_note``, where it needs whole groups of rows and some row of a group is missing. Rates and means
@@ -106,6 +115,7 @@ class BenchmarkResults(SavedResults):
     num_unasked: int
     headline_field: str
     headline: Estimate
+    table_number: Estimate | None
     categories: dict[str, CategoryScore]
     metrics: dict[str, Any] | None
     metrics_note: str
@@ -113,6 +123,7 @@ class BenchmarkResults(SavedResults):
     truncation_rate: float
     protocol_error_rate: float
     format_rate: float | None
+    answer_rate: float
     crops_per_question: float
     tokens_per_question: float | None
     seconds_per_question: float
@@ -127,6 +138,7 @@ class BenchmarkResults(SavedResults):
             "headline": self.headline.value,
             "headline_low": self.headline.low,
             "headline_high": self.headline.high,
+            "table_number": None if self.table_number is None else self.table_number.value,
             "num_rows": self.num_rows,
             "num_scored": self.num_scored,
             "num_failed": self.num_failed,
@@ -134,6 +146,7 @@ class BenchmarkResults(SavedResults):
             "truncation_rate": self.truncation_rate,
             "protocol_error_rate": self.protocol_error_rate,
             "format_rate": self.format_rate,
+            "answer_rate": self.answer_rate,
             "crops_per_question": self.crops_per_question,
             "tokens_per_question": self.tokens_per_question,
             "seconds_per_question": self.seconds_per_question,
@@ -185,6 +198,7 @@ def summarise(
     transcripts = [found.transcript for _, found in scored if found.transcript is not None]
     tokens = [found.num_tokens for _, found in scored]
     metrics, note = _metrics(scorer, scored)
+    headline = _headline(scorer, [found for _, found in scored], seed=seed)
     return BenchmarkResults(
         data=SetFacts(**local.describe()),
         model=model,
@@ -198,7 +212,8 @@ def summarise(
         num_failed=sum(found.outcome == "failed" for _, found in asked),
         num_unasked=sum(found.outcome == "unasked" for _, found in asked),
         headline_field=scorer.headline,
-        headline=_headline(scorer, [found for _, found in scored], seed=seed),
+        headline=headline,
+        table_number=_table_number(scorer, headline, scored, seed=seed),
         categories=_categories(scorer, [found for _, found in asked], seed=seed),
         metrics=None if metrics is None else metrics["metrics"],
         metrics_note=note,
@@ -208,6 +223,7 @@ def summarise(
         format_rate=None
         if style == "direct"
         else fmean(is_well_formed(each.sampled_text) for each in transcripts),
+        answer_rate=fmean(found.prediction is not None for _, found in scored),
         crops_per_question=fmean(len(each.crops) for each in transcripts),
         tokens_per_question=None if None in tokens else fmean(number or 0 for number in tokens),
         seconds_per_question=fmean(found.seconds for _, found in scored),
@@ -242,13 +258,17 @@ def to_text(results: BenchmarkResults) -> str:
     ]
     if results.needs_llm is not None:
         lines.append(f"needs_llm   {results.needs_llm} answers that the rule cannot read")
+    lines += _metric_lines(results.metrics)
     if results.judge is not None:
-        lines += judge_lines(results.judge)
-    numbers = list(flatten(results.metrics or {}))
-    lines += [f"  {name:60} {value:g}" for name, value in numbers[:_MAX_METRIC_LINES]]
+        lines += [*judge_lines(results.judge), *_metric_lines(results.judge.metrics)]
+    return "\n".join([*lines, *warnings(results)])
+
+
+def _metric_lines(metrics: Mapping[str, Any] | None) -> Iterator[str]:
+    numbers = list(flatten(metrics or {}))
+    yield from (f"  {name:60} {value:g}" for name, value in numbers[:_MAX_METRIC_LINES])
     if len(numbers) > _MAX_METRIC_LINES:
-        lines.append(f"  and {len(numbers) - _MAX_METRIC_LINES} more in metrics.json")
-    return "\n".join([*lines, *_warnings(results)])
+        yield f"  and {len(numbers) - _MAX_METRIC_LINES} more in metrics.json"
 
 
 def flatten(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -274,6 +294,17 @@ def _metrics(scorer: Scorer, scored: Sequence[tuple[Row, AskedRow]]) -> tuple[di
         return summary(scorer, rows, texts, scores), ""
     except ScoringError as error:
         return None, str(error)
+
+
+def _table_number(
+    scorer: Scorer, headline: Estimate, scored: Sequence[tuple[Row, AskedRow]], *, seed: int
+) -> Estimate | None:
+    judged = [(row, worth(found, scorer.headline) or 0.0) for row, found in scored]
+    try:
+        return table_number(scorer, headline, judged, seed=seed)
+    except ScoringError as error:
+        log.warning("%s: no number for a table. %s", scorer.name, error)
+        return None
 
 
 def _headline(scorer: Scorer, scored: Sequence[AskedRow], *, seed: int) -> Estimate:
@@ -308,13 +339,16 @@ def _difference_lines(results: BenchmarkResults) -> Iterator[str]:
         )
 
 
-def _warnings(results: BenchmarkResults) -> Iterator[str]:
+def warnings(results: BenchmarkResults) -> Iterator[str]:
+    """What a reader must know before quoting the numbers."""
     if results.data.is_partial:
         yield "WARNING: the set is not the published one in size; these are not the benchmark's numbers."
     if results.num_unasked:
         yield f"WARNING: {results.num_unasked} rows were not asked; predictions.parquet says why for each."
     if results.num_failed:
         yield f"WARNING: {results.num_failed} rows failed on our side; the next start asks them again."
+    if results.judge is not None:
+        yield from judge_warnings(results.judge)
     if results.metrics is None:
         yield f"WARNING: the benchmark's own metrics are missing. {results.metrics_note}"
     if results.truncation_rate > 0:

@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from models.answer_rules import AnswerRule, read_answer
 from models.benchmarks.published import PublishedSet
 from models.benchmarks.scorer import Row, Score, Scorer
 from models.config import Style
 from models.errors import ScoringError
 from models.evaluation.ledger import RowFiles
-from models.protocol import extract_answer
 from models.records import read_rows, write_rows
 from models.trajectory import StopReason, Trajectory
 from models.transcripts import (
@@ -52,9 +52,9 @@ class AskedRow:
     """One row of a benchmark and what became of it.
 
     ``transcript`` is None when the row was not put to the model. ``prediction`` is the text that the scorer
-    gets: the whole text of a direct answer, otherwise the body of ``<answer>``, None when there is none.
-    ``score`` is None before scoring and for a row that has no score; ``reason`` then says why. ``judged`` is
-    the score with a judge, None without one.
+    gets: what the model's rule reads in a direct answer, otherwise the body of ``<answer>``; None when there
+    is none. ``score`` is None before scoring and for a row that has no score; ``reason`` then says why.
+    ``judged`` is the score with a judge, None without one.
     ``seconds`` run from handing the row to the engine to its last token, the wait in a queue included.
     ``variant`` names how crop commands were answered; ``category`` and the ``gold`` answers are those of the
     published row.
@@ -79,11 +79,12 @@ class AskedRow:
         return cls(id, question_text, "unasked", reason)
 
     @classmethod
-    def of(cls, trajectory: Trajectory, *, style: Style, seconds: float) -> "AskedRow":
-        """A row that an engine has dealt with; not scored yet."""
+    def of(
+        cls, trajectory: Trajectory, *, style: Style, seconds: float, rule: AnswerRule = "whole"
+    ) -> "AskedRow":
+        """A row that an engine has dealt with; not scored yet. ``rule`` reads a direct answer."""
         outcome, reason = _outcome(trajectory)
-        text = trajectory.sampled_text
-        answer = text if style == "direct" else extract_answer(text)
+        answer = read_answer(trajectory.sampled_text, rule if style == "direct" else "answer_tag")
         return cls(
             id=trajectory.question_id,
             question_text=trajectory.prompt.text,

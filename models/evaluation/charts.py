@@ -49,6 +49,8 @@ def line_chart(title: str, series: Sequence[Series], *, unit: str = "", x_label:
         if len(one.points) > len(smooth) or smooth != one.points:
             body.append(f'<path class="raw {colour}" d="{plot.path(one.points)}"/>')
         body.append(f'<path class="line {colour}" d="{plot.path(smooth)}"/>')
+        if len(one.points) == 1:
+            body.append(plot.point(one.points[0], colour))
     keys = "".join(
         f'<li><span class="key s{index % NUM_COLOURS}"></span>{escape(one.label)}</li>'
         for index, one in enumerate(drawn)
@@ -87,6 +89,26 @@ def dot_plot(title: str, rows: Sequence[Whisker], *, unit: str = "%", zero_line:
     return _figure(f"{title}, {unit}", words, f"0 0 {_WIDTH} {height}", "".join(body), "")
 
 
+def bar_chart(title: str, bars: Sequence[tuple[str, float]]) -> str:
+    """One horizontal bar per label, with its value and its share of the sum; values are counts."""
+    if not bars:
+        raise ValueError(f"Chart {title!r} has no bars.")
+    most, total = max(value for _, value in bars) or 1.0, sum(value for _, value in bars) or 1.0
+    width = _WIDTH - _LABEL_WIDTH - 110
+    body = []
+    for index, (label, value) in enumerate(bars):
+        y = index * _ROW_HEIGHT
+        end = _LABEL_WIDTH + width * value / most
+        body.append(f'<text class="label" x="0" y="{y + 17}">{escape(label)}</text>')
+        body.append(
+            f'<rect class="column" x="{_LABEL_WIDTH}" y="{y + 4}" height="18" '
+            f'width="{end - _LABEL_WIDTH:.1f}"/>'
+        )
+        body.append(f'<text x="{end + 8:.1f}" y="{y + 17}">{value:g} ({value / total:.0%})</text>')
+    words = "; ".join(f"{label}: {value:g}" for label, value in bars)
+    return _figure(title, words, f"0 0 {_WIDTH} {len(bars) * _ROW_HEIGHT}", "".join(body), "")
+
+
 class _Plot:
     """The plotting area: maps values to pixels."""
 
@@ -103,6 +125,13 @@ class _Plot:
 
     def path(self, points: Sequence[tuple[float, float]]) -> str:
         return "M" + "L".join(f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in points)
+
+    def point(self, point: tuple[float, float], colour: str) -> str:
+        """A lone value, which no line shows."""
+        x, y = point
+        return (
+            f'<circle class="{colour}" fill="currentColor" cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="4"/>'
+        )
 
     def grid(self, x_label: str) -> str:
         right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM

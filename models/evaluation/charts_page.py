@@ -1,6 +1,5 @@
 """Charts of intervals as a page of their own, for MLflow, which shows HTML: the headline and its parts."""
 
-import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -9,24 +8,28 @@ from models.evaluation.benchmark_results import BenchmarkResults
 from models.evaluation.charts import Whisker, dot_plot
 from models.evaluation.results import Estimate, Results
 
-_TEMPLATE = Path(__file__).with_name("report_template.html")
+_STYLE = Path(__file__).parent / "page" / "style.css"
 
 
 def benchmark_page(results: BenchmarkResults) -> str:
     """The headline of a benchmark over all rows and per category, in percent; HTML."""
+    return _page(_title(results), benchmark_charts(results))
+
+
+def benchmark_charts(results: BenchmarkResults) -> list[str]:
+    """The headline over all rows and per category, and the difference to another run where there is one."""
     whole = _whisker(f"all ({results.num_scored})", results.headline, is_emphasised=True)
     parts = [
         _whisker(f"{name} ({part.num_scored})", part.headline)
         for name, part in results.categories.items()
         if part.headline is not None
     ]
-    title = f"{results.data.benchmark}, {results.style}: {results.headline_field} (rows)"
-    charts = [dot_plot(title, [whole, *parts])]
+    charts = [dot_plot(_title(results), [whole, *parts])]
     if results.comparison is not None:
         found = results.comparison
         row = _whisker(f"to {found.against.name}", found.difference)
         charts.append(dot_plot("difference, paired by row", [row], unit="points", zero_line=True))
-    return _page(title, charts)
+    return charts
 
 
 def evaluation_page(results: Results) -> str:
@@ -43,14 +46,17 @@ def evaluation_page(results: Results) -> str:
     return _page("evaluation", charts)
 
 
+def _title(results: BenchmarkResults) -> str:
+    return f"{results.data.benchmark}, {results.style}: {results.headline_field} (rows)"
+
+
 def _whisker(label: str, found: Estimate, *, is_emphasised: bool = False) -> Whisker:
     return Whisker(label, 100 * found.value, 100 * found.low, 100 * found.high, is_emphasised)
 
 
 def _page(title: str, charts: Sequence[str]) -> str:
     """Charts in the style of the report."""
-    style = re.search(r"<style>.*?</style>", _TEMPLATE.read_text(encoding="utf-8"), re.DOTALL)
-    assert style is not None, "the report has a style sheet"
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title>{style[0]}'
+    style = f"<style>{_STYLE.read_text(encoding='utf-8')}</style>"
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title>{style}'
     body = f"<body><main>{''.join(charts)}</main></body>"
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>{body}</html>\n'

@@ -102,6 +102,10 @@ def judge_lines(judge: JudgeResults) -> Iterator[str]:
         f"            {judge.num_asked} answers judged, {judge.num_cached} of them in an earlier run, "
         f"{judge.num_failed} failed, {judge.num_cut} shown with their middle cut out"
     )
+
+
+def judge_warnings(judge: JudgeResults) -> Iterator[str]:
+    """What a table warns of."""
     if judge.num_failed:
         yield (
             f"WARNING: the judge failed at {judge.num_failed} answers, which have no score; the next start "

@@ -4,7 +4,7 @@ An attempt that *we* broke (engine error, abort) is unscored: ``correct`` is Non
 predictions are summed up, and never counts as a wrong answer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,25 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> int:
 def read_predictions(path: Path) -> list[Prediction]:
     """All predictions of a Parquet file."""
     return [_prediction(row) for row in read_rows(path, PREDICTION_SCHEMA, version=TRANSCRIPT_VERSION)]
+
+
+def rows_table(predictions: Mapping[str, Sequence[Prediction]]) -> dict[str, list[Any]]:
+    """All attempts of all variants for a tracker, by column; the transcripts are in the files of rows."""
+    rows = [(variant, each) for variant, found in predictions.items() for each in found]
+    return {
+        "variant": [variant for variant, _ in rows],
+        "id": [each.question_id for _, each in rows],
+        "kind": [each.kind for _, each in rows],
+        "temperature": [each.temperature for _, each in rows],
+        "sample": [each.transcript.sample_index for _, each in rows],
+        "question": [each.transcript.question_text for _, each in rows],
+        "gold": [" | ".join(each.gold) for _, each in rows],
+        "prediction": [each.answer for _, each in rows],
+        "correct": [each.correct for _, each in rows],
+        "outcome": [str(each.transcript.stop) for _, each in rows],
+        "tokens": [each.transcript.num_sampled_tokens for _, each in rows],
+        "seconds": [each.seconds for _, each in rows],
+    }
 
 
 ATTEMPTS = RowFiles(read=read_predictions, write=write_predictions, is_broken=lambda p: not p.is_scored)

@@ -61,6 +61,11 @@ def this_launch() -> str:
     return name
 
 
+def num_threads() -> int:
+    """The CPU threads that the launcher gives this process; 0 when it does not say."""
+    return int(os.environ.get("OMP_NUM_THREADS") or "0")
+
+
 def take_device() -> None:
     """Make the GPU of this rank the only one that it sees; on a machine without a GPU nothing changes.
 

@@ -1,37 +1,29 @@
-"""One self-contained HTML page about a pipeline run: is the model better, and what did it look at?
+"""The report of a pipeline or an evaluation: is the model better, and what did it look at?
 
-The page needs no network and opens from disk. ``report_template.html`` holds the frame, the style and the
-script; :mod:`models.evaluation.report_sections` fills the frame. Nothing is computed that ``metrics.json``
-does not say.
+Nothing is computed that ``metrics.json`` does not say. :mod:`models.evaluation.report_sections` makes the
+parts, :mod:`models.evaluation.report_page` the page around them.
 """
 
-import json
-import re
-from html import escape
 from pathlib import Path
 
 from models.errors import ScoringError
 from models.evaluation import report_sections as sections
-from models.evaluation.gallery import GalleryRow, gallery
-from models.evaluation.predictions import read_predictions
+from models.evaluation.gallery import GallerySet, gallery
+from models.evaluation.gallery_sources import evaluated, rolled_out
 from models.evaluation.report_inputs import ReportInputs
-from models.records import read_questions
-from models.rundir import write_atomically
+from models.evaluation.report_page import Page, Section
 
-TEMPLATE = Path(__file__).parent / "report_template.html"
-MAX_GALLERY_BYTES = 3_000_000
-_PLACE = re.compile(r"\{\{(\w+)\}\}")
+# Of the trajectories in the gallery, one in so many is a rollout of R-GRPO.
+_ROLLOUT_SHARE = 4
 
 
 def write_report(path: Path, inputs: ReportInputs) -> int:
     """Write the page and return its size in bytes. Raises ScoringError when the headline was not measured."""
-    page = render(inputs)
-    write_atomically(path, page)
-    return len(page.encode())
+    return page_of(inputs).write(path)
 
 
-def render(inputs: ReportInputs) -> str:
-    """The page as text. Raises ScoringError when the two headline rows were not compared."""
+def page_of(inputs: ReportInputs) -> Page:
+    """The page. Raises ScoringError when the two headline rows were not compared."""
     found = inputs.results.comparison(*inputs.headline)
     if found is None:
         compared = [(c.new, c.old) for c in inputs.results.comparisons if not c.kind]
@@ -39,38 +31,48 @@ def render(inputs: ReportInputs) -> str:
             f"The rows {inputs.headline} were not compared, so the report has no headline. Compared were "
             f"{compared}: name one of these pairs, or add yours to EvaluationRun.comparisons."
         )
-    parts = {
-        "title": escape(inputs.title),
-        "outcome": sections.outcome(inputs, found),
-        "results": sections.results(inputs.results),
-        "training": sections.training(inputs),
-        "data": sections.data(inputs),
-        "time": sections.time(inputs.stages),
-        "facts": sections.facts(inputs.facts),
-        "gallery": _gallery(inputs),
-    }
-    # In one pass, so that nothing a model wrote is taken for a place in the frame.
-    return _PLACE.sub(lambda place: parts[place[1]], TEMPLATE.read_text(encoding="utf-8"))
+    price = inputs.config.price_per_process_hour
+    parts = [
+        Section("outcome", "Outcome", sections.outcome(inputs, found)),
+        Section("results", "Results", sections.results(inputs.results), "Results"),
+        Section("figures", "Figures", sections.drawn(inputs), "The paper's figures for this run"),
+        Section("training", "Training", sections.training(inputs), "Training"),
+        Section("data", "Data", sections.data(inputs), "Data"),
+        Section(
+            "time",
+            "Time and cost",
+            sections.time(inputs.stages, inputs.rgrpo_metrics, price=price),
+            "Where the time went",
+        ),
+        Section("origin", "Origin", sections.origin(inputs.facts), "Where this comes from"),
+    ]
+    data = gallery(_sets(inputs), look=inputs.look, max_bytes=inputs.config.max_picture_bytes)
+    num_questions = max(row.overall.num_scored for row in inputs.results.variants)
+    subtitle = f"{len(inputs.results.variants)} rows on {num_questions} held-out questions"
+    return Page(inputs.title, subtitle, [part for part in parts if part.html], data)
 
 
-def _gallery(inputs: ReportInputs) -> str:
-    """The gallery's data as JSON, safe inside a script element: without ``<`` nothing can end it."""
+def _sets(inputs: ReportInputs) -> list[GallerySet]:
+    num, rollouts = inputs.config.num_trajectories, inputs.rollouts
+    has_rollouts = bool(rollouts) and inputs.rollout_questions_path is not None
     rows = [
-        GalleryRow(
-            row.name,
-            row.label,
-            row.crop_source,
-            {p.question_id: p for p in read_predictions(inputs.predictions[row.name]) if p.temperature == 0},
-        )
+        (row.name, row.label, row.crop_source, inputs.predictions[row.name])
         for row in inputs.results.variants
         if row.name in inputs.predictions
     ]
-    data = gallery(
-        rows,
-        {question.id: question for question in read_questions(inputs.questions_path)},
-        look=inputs.look,
-        num_questions=inputs.num_gallery_questions,
-        max_bytes=MAX_GALLERY_BYTES,
-    )
-    data["headline"] = inputs.headline
-    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    sets = [
+        evaluated(
+            rows,
+            inputs.questions_path,
+            compare=inputs.headline,
+            num_trajectories=num - num // _ROLLOUT_SHARE if has_rollouts else num,
+        )
+    ]
+    if rollouts and inputs.rollout_questions_path is not None:
+        sets += rolled_out(
+            rollouts,
+            inputs.rollout_questions_path,
+            crop_source=inputs.look.crop_source,
+            num_trajectories=num // _ROLLOUT_SHARE,
+        )
+    return sets

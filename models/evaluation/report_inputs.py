@@ -1,11 +1,11 @@
 """What a report is made from. Plain records: whoever runs a pipeline fills them in."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.config import Look
+from models.config import Look, ReportConfig
 from models.evaluation.results import Results
 
 # One line of a stage's metrics.jsonl.
@@ -32,11 +32,20 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class StageTime:
-    """How long a stage took; ``remark`` says for example that its result came from the cache."""
+    """How long a stage took and on how many processes (one per GPU, or per CPU core).
+
+    ``remark`` says for example that its result came from the cache: ``seconds`` are those of making it.
+    """
 
     name: str
     seconds: float
     remark: str = ""
+    num_processes: int = 1
+
+    @property
+    def process_hours(self) -> float:
+        """What the stage took of the machines."""
+        return self.seconds * self.num_processes / 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,15 @@ class Promotion:
     is_promoted: bool
     version: str
     reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A figure that another part of the run has drawn; ``words`` say what it shows."""
+
+    title: str
+    svg: bytes
+    words: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +101,7 @@ RGRPO_PANELS: tuple[Panel, ...] = (
             ("rgrpo/errors_per_trajectory", "refused boxes per trajectory"),
         ),
     ),
+    Panel("R-GRPO: size of a box", (("rgrpo/box_share", "share of the picture"),), "share of the picture"),
     Panel(
         "R-GRPO: share of groups that teach little",
         (
@@ -105,24 +124,33 @@ RGRPO_PANELS: tuple[Panel, ...] = (
 class ReportInputs:
     """Everything the page shows.
 
-    ``headline`` names the two rows (new, old) whose difference decides "better or not". ``sft_metrics`` and
-    ``rgrpo_metrics`` are the lines of the two stages' ``metrics.jsonl``. ``predictions`` maps a row's name to
-    its Parquet file; rows without one are left out of the gallery. ``facts`` say where the run comes from.
+    ``trained`` says in a sentence what was trained. ``headline`` names the two rows (new, old) whose
+    difference decides "better or not". ``promotion`` is None where no version was judged.
+    ``predictions`` maps a row's name to its Parquet file; rows without one are left out of the gallery.
+    ``rollouts`` are files of R-GRPO's rollouts by the name of their step, about the questions of
+    ``rollout_questions_path``. ``statistics`` are the counts of Figure 3 by name; ``figures`` were drawn
+    elsewhere. ``sft_metrics`` and ``rgrpo_metrics`` are the lines of the two stages' ``metrics.jsonl``.
+    ``facts`` say where the run comes from.
     """
 
     title: str
     results: Results
     headline: tuple[str, str]
-    promotion: Promotion
     look: Look
     questions_path: Path
     predictions: Mapping[str, Path]
+    trained: str = ""
+    promotion: Promotion | None = None
+    rollouts: Mapping[str, Path] | None = None
+    rollout_questions_path: Path | None = None
     facts: Sequence[Fact] = ()
     validation: Sequence[Check] = ()
     data: Sequence[Fact] = ()
+    statistics: Mapping[str, Mapping[str, int]] | None = None
+    figures: Sequence[Figure] = ()
     stages: Sequence[StageTime] = ()
     sft_metrics: Sequence[MetricLine] = ()
     rgrpo_metrics: Sequence[MetricLine] = ()
     sft_panels: Sequence[Panel] = SFT_PANELS
     rgrpo_panels: Sequence[Panel] = RGRPO_PANELS
-    num_gallery_questions: int = 30
+    config: ReportConfig = field(default_factory=ReportConfig)

@@ -1,18 +1,42 @@
-"""The sections of a report as HTML. All text that comes from outside is escaped here."""
+"""The sections of the report of a pipeline or an evaluation, as HTML."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import Literal
 
 from models.evaluation import table
-from models.evaluation.charts import Series, Whisker, dot_plot, line_chart
-from models.evaluation.report_inputs import Fact, MetricLine, Panel, ReportInputs, StageTime
+from models.evaluation.charts import Series, Whisker, bar_chart, dot_plot, line_chart
+from models.evaluation.report_html import (
+    bar_cell,
+    bullet_list,
+    cell,
+    duration,
+    facts,
+    figures,
+    tile,
+    warning,
+)
+from models.evaluation.report_html import table as html_table
+from models.evaluation.report_inputs import Fact, MetricLine, Panel, Promotion, ReportInputs, StageTime
 from models.evaluation.results import Comparison, Results, VariantResult
 
 # The rows whose accuracies stand beside the headline.
-_TILES = ("base_direct", "sft", "rgrpo")
-# Columns of words; all others hold numbers and are aligned to the right.
-_TEXT = frozenset({"questions", "verdict", "detail", "share", "remark"})
+_TILES = ("base_direct", "sft", "rgrpo", "champion")
+# Figure 3 of the paper: the counts of the data manifest, and what each shows.
+_FIGURE_3 = {
+    "crops_per_record": "Crops per rationale",
+    "records_per_source": "Rationales by source",
+    "crops_per_size": "Crops by share of the picture",
+    "records_per_kind": "Rationales by kind of question",
+}
+
+
+# The paper's classes of a crop's share of the picture (4.2), in order.
+_SIZES = {
+    "very_small": "very small, below 5 %",
+    "small": "small, 5 to 25 %",
+    "medium": "medium, 25 to 50 %",
+    "large": "large, 50 % or more",
+}
 
 
 def outcome(inputs: ReportInputs, found: Comparison) -> str:
@@ -24,15 +48,13 @@ def outcome(inputs: ReportInputs, found: Comparison) -> str:
         "no clear difference": f"No clear difference between {new} and {old}.",
     }[table.verdict(found)]
     tiles = [row for name in _TILES if (row := inputs.results.variant(name))]
-    promotion = inputs.promotion
-    state = "promoted to champion" if promotion.is_promoted else "not promoted"
     return (
-        f'<p class="verdict {_verdict_class(found)}">{escape(words)}</p>'
-        f'<p class="headline"><strong>{100 * found.difference.value:+.1f}</strong> points of accuracy, '
-        f"95 % interval {_interval(found)}, on the same {found.num_questions} questions.</p>"
-        f'<div class="tiles">{"".join(map(_tile, tiles))}</div>'
-        f"<h3>Version {escape(promotion.version)}: {state}</h3>"
-        f"<ul>{''.join(f'<li>{escape(reason)}</li>' for reason in promotion.reasons)}</ul>"
+        f'<div class="hero {_verdict_class(found)}"><h2>{escape(words)}</h2>'
+        f'<p><span class="delta">{100 * found.difference.value:+.1f}</span> points of accuracy, '
+        f"95 % interval {_interval(found)}, on the same {found.num_questions} questions.</p></div>"
+        + (f"<p>{escape(inputs.trained)}</p>" if inputs.trained else "")
+        + f'<div class="tiles">{"".join(tile(row.label, row.overall.accuracy) for row in tiles)}</div>'
+        + (_promotion(inputs.promotion) if inputs.promotion else "")
     )
 
 
@@ -43,11 +65,11 @@ def results(found: Results) -> str:
     warnings = [line for line in legend if line.startswith(table.WARNING)]
     explained = " ".join(line for line in legend if line not in warnings)
     return (
-        "".join(f'<p class="warning">{escape(line)}</p>' for line in warnings)
-        + _table(
+        "".join(map(warning, warnings))
+        + html_table(
             "Held-out questions, the same ones for every row",
             [column.title for column in (first, *others)],
-            [(first.cell(row), *(_cell(column.cell(row)) for column in others)) for row in table.rows(found)],
+            [(first.cell(row), *(cell(column.cell(row)) for column in others)) for row in table.rows(found)],
         )
         + f'<p class="small">{escape(explained)}</p>'
         + dot_plot("Greedy accuracy on all questions, with its 95 % interval", _whiskers(table.rows(found)))
@@ -56,100 +78,124 @@ def results(found: Results) -> str:
 
 
 def training(inputs: ReportInputs) -> str:
-    """Reward and guard curves of R-GRPO, then the loss of SFT."""
+    """Reward and guard curves of R-GRPO, then the loss of SFT; nothing when nothing was trained."""
     stages = ((inputs.rgrpo_metrics, inputs.rgrpo_panels), (inputs.sft_metrics, inputs.sft_panels))
     charts = "".join(_chart(panel, lines) for lines, panels in stages for panel in panels)
-    return f'<div class="charts">{charts}</div>' if charts else "<p>This run logged no training metrics.</p>"
+    return f'<div class="charts">{charts}</div>' if charts else ""
 
 
 def data(inputs: ReportInputs) -> str:
-    """Statistics of the rationales, and the verdict of the validation gate."""
+    """Statistics of the rationales (Figure 3 of the paper), and the verdict of the validation gate."""
     num_failed = sum(not check.passed for check in inputs.validation)
     verdict = f"{num_failed} failed" if num_failed else "every expectation held"
     rows = [
         (
             check.name,
-            '<td class="text good">held</td>' if check.passed else '<td class="text bad">failed</td>',
-            _cell(check.detail, "text"),
+            cell("held", "text good") if check.passed else cell("failed", "text bad"),
+            cell(check.detail, "text"),
         )
         for check in inputs.validation
     ]
-    checks = _table(f"Validation of the rationales: {verdict}", ["expectation", "verdict", "detail"], rows)
-    return facts(inputs.data) + (checks if rows else "<p>This run validated no rationales.</p>")
+    checks = f"Validation of the rationales: {verdict}"
+    return (
+        facts(inputs.data)
+        + _figure_3(inputs)
+        + (html_table(checks, ["expectation", "verdict", "detail"], rows) if rows else "")
+    )
 
 
-def time(stages: Sequence[StageTime]) -> str:
-    """Where the minutes went."""
+def time(stages: Sequence[StageTime], rgrpo: Sequence[MetricLine], *, price: float) -> str:
+    """What each stage took and cost; nothing when no times were kept. ``price`` is per process hour."""
     if not stages:
-        return "<p>This run kept no times.</p>"
+        return ""
     longest = max(stage.seconds for stage in stages) or 1.0
+    head = ["stage", "time", "share", "processes", "process hours", *(["cost"] if price else []), "remark"]
     rows = [
         (
             stage.name,
-            _cell(_duration(stage.seconds)),
-            f'<td class="bar"><span style="width:{100 * stage.seconds / longest:.1f}%"></span></td>',
-            _cell(stage.remark, "text"),
+            cell(duration(stage.seconds)),
+            bar_cell(stage.seconds / longest),
+            cell(str(stage.num_processes)),
+            cell(f"{stage.process_hours:.2f}"),
+            *([cell(f"{price * stage.process_hours:.2f}")] if price else []),
+            cell(stage.remark, "text"),
         )
         for stage in stages
     ]
-    total = _duration(sum(stage.seconds for stage in stages))
-    return _table(f"{total} of work, some of it side by side", ["stage", "time", "share", "remark"], rows)
+    hours = sum(stage.process_hours for stage in stages)
+    cost = f", cost {price * hours:.2f} at {price:g} per process hour" if price else ""
+    caption = f"{duration(sum(stage.seconds for stage in stages))} of work, some of it side by side; "
+    return html_table(f"{caption}{hours:.2f} process hours{cost}", head, rows) + _rgrpo_time(rgrpo)
 
 
-def facts(found: Sequence[Fact]) -> str:
-    """Names and values; nothing when there are none."""
-    items = "".join(
-        f"<div><dt>{escape(fact.name)}</dt><dd>{escape(fact.value)}"
-        + (f' <span class="small">{escape(fact.remark)}</span>' if fact.remark else "")
-        + "</dd></div>"
-        for fact in found
+def origin(found: Sequence[Fact]) -> str:
+    """Where everything comes from."""
+    return facts(found) or "<p>Nothing is known about where this comes from.</p>"
+
+
+def drawn(inputs: ReportInputs) -> str:
+    """The figures that other parts of the run have drawn."""
+    return figures(inputs.figures)
+
+
+def _promotion(promotion: Promotion) -> str:
+    state = "promoted to champion" if promotion.is_promoted else "not promoted"
+    title = f"<h3>Version {escape(promotion.version)}: {state}</h3>"
+    return f'<div class="decision">{title}{bullet_list(promotion.reasons)}</div>'
+
+
+def _figure_3(inputs: ReportInputs) -> str:
+    counts = inputs.statistics or {}
+    charts = "".join(
+        bar_chart(title, [(_SIZES.get(label, label), value) for label, value in _in_order(counts[name])])
+        for name, title in _FIGURE_3.items()
+        if counts.get(name)
     )
-    return f'<dl class="facts">{items}</dl>' if items else ""
+    if not charts:
+        return ""
+    return f'<h3>The rationales, as in Figure 3 of the paper</h3><div class="charts">{charts}</div>'
+
+
+def _in_order(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Counts as people expect them: numbers by value, classes of size by size, others by their count."""
+    sizes = list(_SIZES)
+    if all(label.isdigit() for label in counts):
+        return sorted(counts.items(), key=lambda item: int(item[0]))
+    if set(counts) <= set(sizes):
+        return sorted(counts.items(), key=lambda item: sizes.index(item[0]))
+    return sorted(counts.items(), key=lambda item: -item[1])
+
+
+def _rgrpo_time(lines: Sequence[MetricLine]) -> str:
+    """Where R-GRPO's steps spent their time, from its own metrics."""
+    last = {line["step"]: line for line in lines}  # the last line of a step counts
+    spent: dict[str, float] = {}
+    for line in last.values():
+        for name, value in line.items():
+            if name.startswith("time/") and name.endswith("_seconds"):
+                part = name.removeprefix("time/").removesuffix("_seconds")
+                spent[part] = spent.get(part, 0.0) + value
+    if not spent:
+        return ""
+    found = [Fact(part, duration(seconds)) for part, seconds in spent.items()]
+    return f"<h3>Inside the steps of R-GRPO</h3>{facts(found)}"
 
 
 def _differences(found: Results) -> str:
     rows = [
         (
             f"{found.label(c.new)} - {found.label(c.old)}",
-            _cell(c.kind or "all", "text"),
-            _cell(f"{100 * c.difference.value:+.1f}"),
-            _cell(_interval(c)),
-            _cell(str(c.num_questions)),
+            cell(c.kind or "all", "text"),
+            cell(f"{100 * c.difference.value:+.1f}"),
+            cell(_interval(c)),
+            cell(str(c.num_questions)),
             f'<td class="text {_verdict_class(c)}">{table.verdict(c)}</td>',
         )
         for c in table.main_comparisons(found)
     ]
     head = ["rows", "questions", "difference", "95 % interval", "number", "verdict"]
     caption = "Differences in greedy accuracy, percentage points, paired bootstrap over the same questions"
-    return _table(caption, head, rows) if rows else ""
-
-
-def _table(caption: str, head: Sequence[str], rows: Iterable[tuple[str, ...]]) -> str:
-    """A table that scrolls by itself when it is too wide. A row is its name and then finished cells."""
-    top = "".join(
-        f'<th scope="col" class="text">{escape(name)}</th>'
-        if name in _TEXT
-        else f'<th scope="col">{escape(name)}</th>'
-        for name in head
-    )
-    body = "".join(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>' for name, *cells in rows)
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption, quote=True)}"><table>'
-        f"<caption>{escape(caption)}</caption><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _cell(text: str, kind: Literal["", "text"] = "") -> str:
-    return f'<td class="{kind}">{escape(text)}</td>' if kind else f"<td>{escape(text)}</td>"
-
-
-def _tile(row: VariantResult) -> str:
-    accuracy = row.overall.accuracy
-    return (
-        f'<div class="tile"><span>{escape(row.label)}</span>'
-        f"<strong>{table.percent(accuracy.value)} %</strong>"
-        f'<span class="small">{100 * accuracy.low:.1f} to {100 * accuracy.high:.1f}</span></div>'
-    )
+    return html_table(caption, head, rows) if rows else ""
 
 
 def _whiskers(rows: Iterable[VariantResult]) -> list[Whisker]:
@@ -174,12 +220,7 @@ def _interval(comparison: Comparison) -> str:
     return f"{100 * comparison.difference.low:+.1f} to {100 * comparison.difference.high:+.1f}"
 
 
-def _verdict_class(comparison: Comparison) -> Literal["good", "bad", "unclear"]:
+def _verdict_class(comparison: Comparison) -> str:
     if comparison.is_above_zero:
         return "good"
     return "bad" if comparison.is_below_zero else "unclear"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"

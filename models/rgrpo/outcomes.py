@@ -19,7 +19,8 @@ from models.trajectory import Reward, SampledSpan, StopReason, Trajectory
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """The numbers of one scored trajectory, small enough to send to every rank. ``reward`` is None when we
-    broke; ``log_likelihood`` sums the engine's log-probs of the sampled tokens, nats."""
+    broke; ``log_likelihood`` sums the engine's log-probs of the sampled tokens, nats; ``box_shares`` are the
+    accepted boxes' shares of their pictures, 0 to 1."""
 
     kind: str
     stop: StopReason
@@ -28,6 +29,7 @@ class Outcome:
     num_errors: int
     num_tokens: int
     log_likelihood: float
+    box_shares: tuple[float, ...] = ()
     detail: str = ""
 
     @classmethod
@@ -42,6 +44,7 @@ class Outcome:
             num_errors=len(trajectory.errors),
             num_tokens=trajectory.num_sampled_tokens,
             log_likelihood=sum(sum(span.logprobs or ()) for span in spans),
+            box_shares=_box_shares(trajectory),
             detail=trajectory.detail,
         )
 
@@ -78,11 +81,27 @@ def batch_metrics(
         "rgrpo/length_only_share": sum(map(_differs_in_length_only, moving)) / len(groups),
         "rgrpo/crops_per_trajectory": _mean([outcome.num_crops for outcome in outcomes]),
         "rgrpo/errors_per_trajectory": _mean([outcome.num_errors for outcome in outcomes]),
+        **_box_share(outcomes),
         "rgrpo/tokens_per_trajectory": _mean([outcome.num_tokens for outcome in outcomes]),
         "rgrpo/truncated_share": _mean([outcome.stop.is_truncated for outcome in outcomes]),
         # Minus the mean log-prob of what was sampled estimates the entropy per token without bias.
         "rgrpo/entropy": -sum(outcome.log_likelihood for outcome in outcomes) / num_tokens,
     }
+
+
+def _box_shares(trajectory: Trajectory) -> tuple[float, ...]:
+    pictures = trajectory.prompt.pictures
+    return tuple(
+        event.box.area / pictures[event.image - 1].size.area
+        for event in trajectory.events
+        if event.box is not None and event.error is None
+    )
+
+
+def _box_share(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Nothing for a batch in which no box was accepted: its boxes have no size."""
+    shares = [share for outcome in outcomes for share in outcome.box_shares]
+    return {"rgrpo/box_share": _mean(shares)} if shares else {}
 
 
 def _accuracy_by_kind(outcomes: Sequence[Outcome]) -> dict[str, float]:

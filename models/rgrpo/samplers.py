@@ -18,10 +18,10 @@ def open_sampler(
     """An engine in this process. Raises ConfigError for one whose weights cannot follow the policy's."""
     if config.kind == "transformers":
         return TransformersEngine(policy, config)
-    if config.kind == "http":
+    if config.kind in ("http", "vllm-server"):
         raise ConfigError(
-            "engine.kind 'http' cannot sample for R-GRPO: the endpoint's weights would not follow the "
-            "policy. Use 'vllm' or 'transformers'."
+            f"engine.kind {config.kind!r} cannot sample for R-GRPO: its weights would not follow the policy. "
+            "Use 'vllm' or 'transformers'."
         )
     from models.vllm_engine import VLLMEngine  # its import takes seconds; the reference engine needs none
 

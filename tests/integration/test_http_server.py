@@ -57,7 +57,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("server") / "log"
     with log.open("w") as out:
         server = subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.vllm_server", *flat, "--enforce-eager"],
+            [sys.executable, "-m", "models.vllm_server", *flat, "--enforce-eager"],
             cwd=Path(__file__).parents[2],
             env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
             stdout=out,

@@ -127,6 +127,7 @@ def test_only_what_the_rule_cannot_read_goes_to_the_judge(server: FakeEndpoint, 
     assert "with judge  100.0 %" in text
     assert f"judge       judge-7b at {server.url}, version {judge.version}" in text
     assert "needs_llm   5 answers" in text
+    assert re.search(r"\n  vlmevalkit_judge/sum +200\n", text)
     assert text.isascii()
     judged = bench.rows()["OCR/3.png#7"]
     assert (judged.score["parsed"], judged.judged["verdict"], judged.judged["correct"]) == (
@@ -331,7 +332,7 @@ def test_the_key_is_sent_and_kept_nowhere(server: FakeEndpoint, tmp_path: Path) 
         [sys.executable, "-m", "models.evaluation.benchmark", str(run.path)],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=500,
         check=False,
         env={**os.environ, "VLM_R3_JUDGE_API_KEY": KEY, "VLM_R3_API_KEY": "other"},
     )

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from models.evaluation.report_page import read_gallery
 from models.promotion import REQUIRED_EVIDENCE
 from models.rundir import RunDir
 
@@ -167,6 +169,26 @@ def test_the_version_carries_its_evidence_and_points_at_the_only_copy(
     assert list((place / "mlflow").rglob("*.safetensors")) == []
 
 
+def test_the_report_is_tracked_traced_and_linked_from_the_flow_run(
+    client: MlflowClient, runs: dict[str, Run], place: Path
+) -> None:
+    parent = runs["pipeline tiny-smoke"].info
+    assert "report.html" in {file.path for file in client.list_artifacts(parent.run_id)}
+    traces = client.search_traces(locations=[parent.experiment_id], filter_string="tags.variant = 'rgrpo'")
+    assert traces
+    assert traces[0].info.trace_metadata["mlflow.sourceRun"] == parent.run_id
+    assert traces[0].info.tags["model_version"] == "1"
+    (page,) = place.glob("reports/*/report.html")
+    with sqlite3.connect(place / "prefect" / "prefect.db") as prefect:
+        linked = prefect.execute(
+            "SELECT data FROM artifact JOIN flow_run ON flow_run.id = artifact.flow_run_id"
+            " WHERE artifact.key = 'report' AND flow_run.parent_task_run_id IS NULL"
+        ).fetchall()
+    assert page.as_uri() in linked[0][0]
+    sets = [one["label"] for one in read_gallery(page)["sets"]]
+    assert sets == ["held-out", "R-GRPO rollouts, step 1", "R-GRPO rollouts, step 2"]
+
+
 def test_a_second_run_does_only_what_changed(place: Path, first: Done, client: MlflowClient) -> None:
     started = {path: path.stat().st_mtime_ns for path in place.glob("runs/*/process.json")}
     again = run(place, "run", *OPEN_GATE)
@@ -180,6 +202,16 @@ def test_a_second_run_does_only_what_changed(place: Path, first: Done, client: M
     # The numbers are those of the first run, to the letter.
     table = first.out.split("where the time went")[0]
     assert again.out.startswith(table)
+
+
+def test_an_evaluation_alone_ends_with_a_page_of_its_own(place: Path, first: Done) -> None:
+    done = run(place, "evaluate", *OPEN_GATE)
+    assert done.code == 0, done.err
+    found = re.search(r"^report +file://(.+)$", done.out, re.MULTILINE)
+    assert found is not None, done.out
+    text = (Path(found[1]) / "report.html").read_text()
+    assert "tiny-smoke, evaluation" in text
+    assert "promoted to champion" not in text
 
 
 def test_a_gate_that_says_no_ends_with_code_3_and_its_reasons(place: Path, first: Done) -> None:

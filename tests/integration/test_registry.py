@@ -12,13 +12,14 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from models.config import EMBEDDED_MODEL, PromotionConfig
-from models.errors import RecordError, TrackingError
+from models.errors import ArtifactError, ConfigError, RecordError, TrackingError
 from models.evaluation.results import Comparison, Estimate, Results, Scores, VariantResult
 from models.presets import load_preset
 from models.promotion import REQUIRED_EVIDENCE
 from tasks.artifacts import ArtifactRef
+from tasks.model_source import champion_or, check_model, find_model
 from tasks.registry import Verdict, promote_version, register
-from tasks.settings import prepare
+from tasks.settings import Settings, prepare
 from tasks.stage import read_store
 from tasks.versions import Version, find_version
 
@@ -149,6 +150,38 @@ def test_a_version_is_loaded_by_mlflow_and_answers(tmp_path: Path) -> None:
         loaded.predict(pd.DataFrame([{"image": b"no picture", "question": "?"}]))
     with pytest.raises(MlflowException, match="missing inputs"):
         loaded.predict(pd.DataFrame([{"question": "what code?"}]))
+
+
+def test_a_model_is_named_by_alias_or_number_and_checked(tmp_path: Path) -> None:
+    settings, weights = Settings.read(), model(tmp_path, "a")
+    with pytest.raises(ConfigError, match="no version of vlm-r3 has the alias or number 'champion'"):
+        find_model("models:/vlm-r3@champion", settings)
+    assert champion_or("embedded", settings) == "embedded"
+    judged(
+        registered(
+            weights, evidence(evaluation(tmp_path, low=0.02, old="base_direct", models={"rgrpo": weights}))
+        )
+    )
+    assert champion_or("embedded", settings) == "models:/vlm-r3@champion"
+    for wanted in (
+        "models:/vlm-r3@champion",
+        "models:/vlm-r3/1",
+        "models:/vlm-r3@challenger",
+        "champion",
+        "1",
+    ):
+        check_model(wanted, settings)
+        found = find_model(wanted, settings)
+        assert found.source == "models:/vlm-r3/1"
+        assert json.loads((Path(found.path) / "config.json").read_text()) == {"weights": "a"}
+    with pytest.raises(ConfigError, match="alias or number '2'"):
+        check_model("models:/vlm-r3/2", settings)
+
+    damaged = Path(found.path) / "config.json"
+    damaged.chmod(0o644)
+    damaged.write_text("{}")
+    with pytest.raises(ArtifactError, match=r"config.json changed after it was stored"):
+        find_model("models:/vlm-r3@champion", settings)
 
 
 def test_a_better_challenger_replaces_the_champion_and_a_worse_one_does_not(tmp_path: Path) -> None:

@@ -219,6 +219,39 @@ def test_a_request_longer_than_the_context_is_no_failure_of_ours(endpoint):
     assert (piece.finish, piece.span.text) == ("context", "")
 
 
+O1 = {
+    "token_limit_field": "max_completion_tokens",
+    "omit": {"temperature", "stop", "seed"},
+    "continuation": "user_turn",
+}
+
+
+def test_fields_that_an_endpoint_refuses_are_not_sent(endpoint):
+    finish(endpoint.config(**O1), request())
+    assert set(endpoint.bodies[0]) == {"model", "messages", "max_completion_tokens"}
+    assert endpoint.bodies[0]["max_completion_tokens"] == 40
+
+
+# What an endpoint that takes no stop strings writes in one go, and where we end its turn.
+WRITTEN_ON = {
+    "after its box": (f"Look. {LOOK_AT} It is K9.</think>", (f"Look. {LOOK_AT}", "stop")),
+    "after its answer": ("<answer>K7</answer> Bye. }", ("<answer>K7</answer>", "stop")),
+    "after a broken box": ('a {"bbox_2d": [1]} b', ('a {"bbox_2d": [1]}', "stop")),
+    "never: the braces close no box": (r"\frac{1}{2} {} .", (r"\frac{1}{2} {} .", "end")),
+    "never: the answer is left open": ("<answer>K7", ("<answer>K7", "end")),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN_ON)
+def test_a_reply_without_stops_is_cut_by_us(endpoint, name):
+    written, (text, finished) = WRITTEN_ON[name]
+    reply = completion(written) | {"usage": {"completion_tokens": 9}}
+    endpoint.answer = lambda body, number: (200, reply)
+    (piece,) = finish(endpoint.config(**O1), request())
+    assert (piece.span.text, piece.finish) == (text, finished)
+    assert piece.span.num_tokens == 9  # what it wrote beyond counts too
+
+
 CROP = CropSpan(picture(28, 28), Box(0, 0, 9, 9, "seen"))
 
 
@@ -270,17 +303,20 @@ def test_a_refusal_is_told_in_a_user_turn():
     assert body["messages"][-1] == {"role": "user", "content": "[crop refused]"}
 
 
-@pytest.mark.parametrize("continuation", ["assistant", "user_turn"])
-def test_a_whole_look_again_through_the_endpoint(endpoint, continuation):
+@pytest.mark.parametrize("settings", [{}, {"continuation": "user_turn"}, O1], ids=["vllm", "any", "o1"])
+def test_a_whole_look_again_through_the_endpoint(endpoint, settings):
     def answer(body, number):
         num_images = json.dumps(body["messages"]).count("data:image/png")
         if num_images == 1:
-            return 200, completion("<think>I look closer. " + LOOK_AT[:-1])
-        return 200, completion(" It is K7.</think><answer>K7")
+            # Without stops it goes on and imagines what the crop shows.
+            return 200, completion(
+                "<think>I look closer. " + (LOOK_AT[:-1] if "stop" in body else f"{LOOK_AT} A9")
+            )
+        return 200, completion(" It is K7.</think><answer>K7" + ("" if "stop" in body else "</answer>"))
 
     endpoint.answer = answer
     question = Question.of_image(Image.new("RGB", (448, 448), (9, 9, 9)), "what code?", answers=["K7"])
-    engine = HTTPEngine(endpoint.config(continuation=continuation))
+    engine = HTTPEngine(endpoint.config(**settings))
     look = Look(min_pixels=3136, max_pixels=12544)
     trajectories = rollout(engine, [question], look=look, num_samples=3)
     engine.close()

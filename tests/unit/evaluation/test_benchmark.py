@@ -328,6 +328,14 @@ def test_a_set_that_is_not_the_published_one_is_refused_or_marked(tmp_path: Path
     assert "not the benchmark's numbers" in to_text(results)
 
 
+def test_data_that_changed_since_they_were_checked_are_not_measured(tmp_path: Path) -> None:
+    published, config, engines = set_of("mme", tmp_path), config_of("mme", tmp_path), Counted(yes)
+    config = config.model_copy(update={"data_digest": "0" * 64})
+    with pytest.raises(RecordError, match=f"{'0' * 64} was asked for"):
+        measure(run_of(tmp_path, config), config, published, engines)
+    assert engines.num_opened == 0
+
+
 def test_a_split_whose_answers_are_kept_is_refused_without_an_engine(tmp_path: Path) -> None:
     rows = [{**row, "answers": None} for row in ROWS["docvqa"][1]]
     published, config, engines = set_of("docvqa", tmp_path, rows), config_of("docvqa", tmp_path), Counted(yes)
@@ -358,3 +366,23 @@ def test_either_a_model_or_an_endpoint_answers(kind: str, model_path: str, tmp_p
     engine = EngineConfig(kind=kind, endpoint="http://h/v1", served_model="m")
     with pytest.raises(ValueError, match="needs a model folder"):
         config_of("mme", tmp_path, engine=engine, model_path=model_path)
+
+
+def test_a_model_with_a_form_of_its_own_is_asked_and_read_in_it(tmp_path: Path) -> None:
+    published = set_of("mmmu", tmp_path)
+    direct = {"system": "Be brief.", "template": "Reason first.\n{question}", "answer": "final_answer_is"}
+    config = config_of("mmmu", tmp_path, style="direct", direct=direct, model_name="mulberry-7b")
+
+    def script(request: GenerationRequest) -> str:
+        assert request.prompt.system == "Be brief."
+        # The first picture stands where the question names it: 14 characters of ours, then 16 of its own.
+        assert request.prompt.text.startswith("Reason first.\nWhich is older, ")
+        assert request.prompt.places[0] == 30
+        return "### Step 1: not B\n### The final answer is: A"
+
+    run = run_of(tmp_path, config)
+    results = measure(run, config, published, Counted(script))
+    assert results is not None
+    assert (results.model.name, results.answer_rate) == ("mulberry-7b", 1.0)
+    found = {row.id: row.prediction for row in read_asked(run.path / "predictions.parquet")}
+    assert found["validation_Art_Theory_3"] == "A"

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from models.evaluation.charts import Series, Whisker, dot_plot, line_chart
+from models.evaluation.charts import Series, Whisker, bar_chart, dot_plot, line_chart
 
 
 def svg_of(figure: str) -> ElementTree.Element:
@@ -64,7 +64,20 @@ def test_dot_plot_places_values_and_intervals():
     assert "SFT: 50.0 [20.0, 80.0] %" in (svg.get("aria-label") or "")
 
 
+def test_bars_are_as_long_as_their_counts():
+    # 170 px for labels and 110 for numbers leave 360 px for the longest bar.
+    svg = svg_of(bar_chart("crops", [("one", 30.0), ("two", 10.0), ("three", 0.0)]))
+    assert [float(bar.get("width", "")) for bar in svg.findall("rect")] == [360.0, 120.0, 0.0]
+    assert [text.text for text in svg.findall("text")][1::2] == ["30 (75%)", "10 (25%)", "0 (0%)"]
+    assert svg.get("aria-label") == "crops. one: 30; two: 10; three: 0"
+
+
+def test_a_lone_value_is_a_dot():
+    assert len(svg_of(line_chart("loss", [Series("a", ((1, 0.5),))])).findall("circle")) == 1
+
+
 def test_labels_are_escaped():
+    assert "<b>" not in bar_chart("<b>", [("<b>", 1.0)])
     assert "<b>" not in dot_plot("a", [Whisker("<b>", 1, 0, 2)])
     assert "<b>" not in line_chart("<b>", [Series("<b>", ((0, 1.0), (1, 2.0)))])
 
@@ -72,5 +85,7 @@ def test_labels_are_escaped():
 def test_nothing_to_draw_is_an_error_of_the_caller():
     with pytest.raises(ValueError, match="no points"):
         line_chart("empty", [Series("a", ())])
+    with pytest.raises(ValueError, match="no bars"):
+        bar_chart("empty", [])
     with pytest.raises(ValueError, match="no rows"):
         dot_plot("empty", [])

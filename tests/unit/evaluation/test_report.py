@@ -9,25 +9,35 @@ from typing import Any
 
 import pytest
 
+from models.config import ReportConfig
 from models.errors import ScoringError
-from models.evaluation.gallery import GalleryRow, choose
+from models.evaluation.gallery import Attempt, Column, choose
 from models.evaluation.predictions import write_predictions
-from models.evaluation.report import render, write_report
+from models.evaluation.report import page_of, write_report
 from models.evaluation.report_inputs import (
     RGRPO_PANELS,
     SFT_PANELS,
     Fact,
+    Figure,
     Panel,
     ReportInputs,
+    StageTime,
 )
+from models.evaluation.report_page import read_gallery
 from models.records import write_questions
-from tests.evaluation_examples import RIGHT, WRONG, make_prediction, make_question, make_report_inputs
+from tests.evaluation_examples import make_prediction, make_question, make_report_inputs
+from tests.report_examples import make_large_inputs
 
 
 @pytest.fixture
 def inputs(tmp_path) -> ReportInputs:
     """Six questions; R-GRPO answers five, SFT the last two; one trajectory has a refused box."""
     return make_report_inputs(tmp_path)
+
+
+def render(inputs: ReportInputs) -> str:
+    """The page as text."""
+    return page_of(inputs).render()
 
 
 class Page(HTMLParser):
@@ -136,7 +146,9 @@ def test_the_metrics_of_the_panels_are_those_that_the_stages_log():
 
 def test_nothing_is_loaded_from_outside(inputs):
     page = render(inputs)
-    assert re.findall(r"(?:https?:)?//[a-z]", page.replace("data:image", ""), re.IGNORECASE) == []
+    # The name of SVG looks like an address and is none; pictures may hold any characters.
+    bare = re.sub(r'data:image[^"]*', "", page).replace("http://www.w3.org/2000/svg", "")
+    assert re.findall(r"(?:https?:)?//[a-z]", bare, re.IGNORECASE) == []
     assert "@import" not in page
     assert "url(" not in page
     for tag, attributes in Page(page).tags:
@@ -160,14 +172,16 @@ def test_pictures_and_charts_have_words(inputs):
 
 def test_the_gallery_holds_trajectories_with_boxes_crops_and_outcomes(inputs):
     gallery = Page(render(inputs)).gallery
-    assert [variant["name"] for variant in gallery["variants"]] == ["sft", "rgrpo"]
-    assert gallery["headline"] == ["rgrpo", "sft"]
-    questions = {question["id"]: question for question in gallery["questions"]}
+    (held_out,) = gallery["sets"]
+    assert [column["name"] for column in held_out["columns"]] == ["sft", "rgrpo"]
+    assert held_out["compare"] == ["rgrpo", "sft"]
+    questions = {question["id"]: question for question in held_out["questions"]}
     assert len(questions) == 6
     question = questions["q4"]
-    assert question["gold"] == [[10.0, 10.0, 20.0, 20.0]]
-    assert question["size"] == [112, 112]
-    assert gallery["pictures"][question["view"]].startswith("data:image/png;base64,")
+    (picture,) = question["pictures"]
+    assert picture["gold"] == [[10.0, 10.0, 20.0, 20.0]]
+    assert picture["size"] == [112, 112]
+    assert gallery["pictures"][picture["key"]].startswith("data:image/webp;base64,")
     attempt = question["attempts"]["rgrpo"]
     assert (attempt["right"], attempt["answer"], attempt["stop"], attempt["crops"]) == (
         True,
@@ -183,7 +197,7 @@ def test_the_gallery_holds_trajectories_with_boxes_crops_and_outcomes(inputs):
     assert crop["crop"] in gallery["pictures"]
     assert last["text"].endswith("<answer>K7</answer>")
     refused = questions["q0"]["attempts"]["rgrpo"]
-    assert refused["boxes"] == [{"at": [20.0, 20.0, 10.0, 10.0], "error": "inverted_box"}]
+    assert refused["boxes"] == [{"at": [20.0, 20.0, 10.0, 10.0], "image": 1, "error": "inverted_box"}]
     assert "note" in refused["parts"][1]
 
 
@@ -191,6 +205,91 @@ def test_each_picture_is_embedded_once(inputs):
     gallery = Page(render(inputs)).gallery
     # All questions show the same picture; the crops are the right and the wrong region.
     assert len(gallery["pictures"]) == 3
+
+
+@pytest.mark.parametrize(("num_trajectories", "num_questions"), [(12, 6), (5, 2), (1, 1)])
+def test_the_gallery_has_no_more_trajectories_than_asked_for(inputs, num_trajectories, num_questions):
+    config = ReportConfig(num_trajectories=num_trajectories)
+    (held_out,) = Page(render(replace(inputs, config=config))).gallery["sets"]
+    assert len(held_out["questions"]) == num_questions
+    assert held_out["num_asked"] == 6
+
+
+def test_the_gallery_stops_where_its_room_ends(inputs):
+    (held_out,) = Page(render(replace(inputs, config=ReportConfig(max_megabytes=0.0001)))).gallery["sets"]
+    assert len(held_out["questions"]) == 1
+
+
+def test_rollouts_come_with_reward_parts_and_advantage(tmp_path):
+    inputs = make_large_inputs(tmp_path, num_pictures=14, num_copies=1)
+    gallery = Page(render(inputs)).gallery
+    assert [one["name"] for one in gallery["sets"]] == ["held-out", "step 1", "step 80"]
+    (attempts, *_) = [question["attempts"] for question in gallery["sets"][1]["questions"]]
+    assert sorted(attempts) == ["0", "1", "2", "3"]
+    for attempt in attempts.values():
+        parts = attempt["reward"]
+        total = parts.pop("total")
+        assert total == pytest.approx(sum(parts.values()), abs=1e-3)
+        assert attempt["advantage"] == pytest.approx(total - 1.0, abs=1e-3)
+        assert attempt["right"] == (parts["accuracy"] > 0)
+
+
+def test_a_written_page_gives_its_gallery_back(inputs, tmp_path):
+    write_report(tmp_path / "report.html", inputs)
+    assert read_gallery(tmp_path / "report.html") == Page(render(inputs)).gallery
+    (tmp_path / "other.html").write_text("<html></html>")
+    with pytest.raises(ScoringError, match="is no report"):
+        read_gallery(tmp_path / "other.html")
+
+
+def test_cost_is_process_hours_and_a_price_where_there_is_one(inputs):
+    stages = (StageTime("sft", 1800.0, num_processes=2), StageTime("rgrpo", 900.0))
+    text = Page(render(replace(inputs, stages=stages))).text
+    # 2 x 0.5 h and 1 x 0.25 h.
+    assert "45 min 00 s of work, some of it side by side; 1.25 process hours" in text
+    assert "cost" not in text.partition("45 min")[2].partition("Where this comes from")[0]
+    priced = replace(inputs, stages=stages, config=ReportConfig(price_per_process_hour=4))
+    assert "1.25 process hours, cost 5.00 at 4 per process hour" in Page(render(priced)).text
+
+
+def test_the_time_inside_the_steps_is_summed_up_once_per_step(inputs):
+    lines = [{"step": 1, "time/rollout_seconds": seconds} for seconds in (9.0, 20.0)]
+    lines += [{"step": 2, "time/rollout_seconds": 22.5}]
+    text = Page(render(replace(inputs, rgrpo_metrics=lines))).text
+    assert "Inside the steps of R-GRPO" in text
+    assert "rollout42.5 s" in text
+
+
+def test_figure_3_is_drawn_from_the_statistics_of_the_data(inputs):
+    statistics = {
+        "crops_per_record": {"0": 1, "10": 2, "2": 3},
+        "crops_per_size": {"large": 0, "very_small": 3},
+        "records_per_source": {"a": 1, "b": 2},
+    }
+    labels = [a.get("aria-label") or "" for _, a in Page(render(replace(inputs, statistics=statistics))).tags]
+    assert "Crops per rationale. 0: 1; 2: 3; 10: 2" in labels
+    assert "Crops by share of the picture. very small, below 5 %: 3; large, 50 % or more: 0" in labels
+    assert "Rationales by source. b: 2; a: 1" in labels
+
+
+def test_drawn_figures_are_pictures_that_cannot_run(inputs):
+    figure = Figure("Figure 5", b"<svg><script>alert(1)</script></svg>", 'a "bar"')
+    page = Page(render(replace(inputs, figures=(figure,))))
+    (picture,) = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert (picture["src"] or "").startswith("data:image/svg+xml;base64,")
+    assert picture["alt"] == 'a "bar"'
+
+
+def test_what_a_run_has_not_is_left_out(inputs):
+    bare = replace(
+        inputs, promotion=None, data=(), validation=(), stages=(), sft_metrics=(), rgrpo_metrics=()
+    )
+    page = Page(render(bare))
+    ids = [attributes.get("id") for tag, attributes in page.tags if tag == "section"]
+    assert ids == ["outcome", "results", "gallery", "origin"]
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert links == ["#main", "#outcome", "#results", "#gallery", "#origin", "#gallery"]
+    assert "promoted" not in page.text
 
 
 def test_text_from_a_model_or_a_question_cannot_break_the_page(inputs, tmp_path):
@@ -213,7 +312,7 @@ def test_text_from_a_model_or_a_question_cannot_break_the_page(inputs, tmp_path)
     assert "<b>title" not in page
     parsed = Page(page)
     assert [tag for tag, _ in parsed.tags].count("script") == 2
-    assert parsed.gallery["questions"][0]["text"] == evil
+    assert parsed.gallery["sets"][0]["questions"][0]["text"] == evil
 
 
 def test_a_headline_that_was_not_compared_is_refused(inputs):
@@ -231,19 +330,18 @@ def test_our_failures_are_shown_as_such(inputs, tmp_path):
     broken = make_prediction(question=make_question("q0"))
     write_predictions(tmp_path / "rgrpo.parquet", [broken])
     gallery = Page(render(replace(inputs, predictions={"rgrpo": tmp_path / "rgrpo.parquet"}))).gallery
-    attempt = gallery["questions"][0]["attempts"]["rgrpo"]
+    attempt = gallery["sets"][0]["questions"][0]["attempts"]["rgrpo"]
     assert (attempt["right"], attempt["stop"], attempt["detail"]) == (None, "engine_error", "lost the device")
 
 
 def test_kinds_and_outcomes_take_turns_in_the_gallery():
-    def row(name: str, right: str) -> GalleryRow:
-        attempts = {}
-        for i in range(8):
-            question = make_question(f"q{i}", kind="read" if i < 6 else "add")
-            attempts[question.id] = make_prediction(*(RIGHT if str(i) in right else WRONG), question=question)
-        return GalleryRow(name, name, "original", attempts)
+    def column(name: str, right: str) -> Column:
+        attempts = {
+            f"q{i}": Attempt(None, str(i) in right, None, kind="read" if i < 6 else "add") for i in range(8)
+        }
+        return Column(name, name, attempts)
 
     # Both right: q0, q1, q2, q6. Gained: q3. Both wrong: q4, q5, q7.
-    chosen = choose([row("sft", "0126"), row("rgrpo", "01236")])
+    chosen = choose([column("sft", "0126"), column("rgrpo", "01236")])
     # First one question of each (kind, outcome), large groups first; then the second of each.
     assert chosen == ["q0", "q4", "q3", "q6", "q7", "q1", "q5", "q2"]

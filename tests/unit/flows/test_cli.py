@@ -42,7 +42,15 @@ def run(*arguments: str, within_seconds: float) -> tuple[str, str]:
 def test_help_is_quick_and_names_every_command() -> None:
     out, _ = run("--help", within_seconds=HELP_SECONDS)
     assert "CODE 0 LOADED []" in out
-    assert all(name in out for name in [*FLOWS, "ask", "serve", "doctor"])
+    assert all(
+        name in out for name in [*FLOWS, "ask", "serve", "table", "analyse", "fetch", "prune", "doctor"]
+    )
+
+
+def test_the_table_is_quick_and_light(tmp_path: Path) -> None:
+    out, _ = run("table", "--work-dir", str(tmp_path), within_seconds=REFUSAL_SECONDS)
+    assert "CODE 0 LOADED []" in out
+    assert "Ours 7B" in out
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,12 @@ RIGHT = Outcome(
     num_errors=0,
     num_tokens=10,
     log_likelihood=-5.0,
+    box_shares=(0.04,),
 )
 WRONG = replace(RIGHT, reward=Reward(accuracy=0, format=1, validity=0.5, length=0.02))
-LONGER = replace(RIGHT, reward=Reward(accuracy=1, format=1, validity=0.5, length=0.05))
+LONGER = replace(
+    RIGHT, box_shares=(0.02, 0.12), reward=Reward(accuracy=1, format=1, validity=0.5, length=0.05)
+)
 SHAPELESS = replace(WRONG, reward=Reward(accuracy=0, format=0, validity=0, length=0.02), num_crops=0)
 CUT_OFF = replace(SHAPELESS, stop=StopReason.TOKEN_LIMIT, num_tokens=30, num_errors=2, log_likelihood=-35.0)
 FAILED = replace(
@@ -54,6 +57,14 @@ def test_means_by_hand():
     assert found["rgrpo/tokens_per_trajectory"] == 15
     assert found["rgrpo/truncated_share"] == 0.25
     assert found["rgrpo/entropy"] == pytest.approx(50 / 60)
+
+
+def test_the_size_of_boxes_is_a_mean_over_boxes():
+    # Shares 0.04, 0.02 and 0.12.
+    assert metrics(RIGHT, replace(RIGHT, box_shares=(0.02, 0.12)))["rgrpo/box_share"] == pytest.approx(0.06)
+    # A model that never looks has no box: a mean of nothing once made the whole result unreadable.
+    blind = replace(RIGHT, box_shares=())
+    assert "rgrpo/box_share" not in metrics(blind, blind)
 
 
 def test_unscored_trajectories_count_neither_as_right_nor_as_wrong():

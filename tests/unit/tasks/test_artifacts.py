@@ -19,13 +19,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_what_is_published_can_be_fetched(tmp_path: Path, folder: Path) -> None:
-    store = open_store((tmp_path / "store").as_uri())
+    store = open_store((tmp_path / "store").as_uri(), cache=tmp_path)
     ref = store.publish(folder, stage="sft", kind="model")
     fetched = store.fetch(ref)
     assert fetched == tmp_path / "store" / "sft" / ref.sha256[:16]
     assert (fetched / "model" / "weights.bin").read_bytes() == b"abc"
     # A fresh store, as another process would open it, believes the same reference.
-    assert open_store((tmp_path / "store").as_uri()).fetch(ref) == fetched
+    assert open_store((tmp_path / "store").as_uri(), cache=tmp_path).fetch(ref) == fetched
 
 
 def test_the_digest_is_that_of_names_sizes_and_contents(folder: Path) -> None:
@@ -81,6 +81,16 @@ def test_links_and_empty_folders_are_refused(tmp_path: Path, folder: Path) -> No
         Manifest.of(empty)
 
 
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x"])
+def test_a_manifest_names_no_file_outside_its_folder(name: str) -> None:
+    entry = '{"sha256": "0", "size": 1}'
+    assert Manifest.read(f'{{"files": {{"x": {entry}}}}}').size == 1
+    with pytest.raises(ArtifactError, match="could leave its folder"):
+        Manifest.read(f'{{"files": {{"{name}": {entry}}}}}')
+    with pytest.raises(ArtifactError, match="is no manifest"):
+        Manifest.read("{}")
+
+
 def test_a_folder_can_be_referred_to_where_it_lies(tmp_path: Path, folder: Path) -> None:
     ref = reference(folder, kind="model")
     assert FileStore(tmp_path / "store").fetch(ref) == folder
@@ -89,10 +99,10 @@ def test_a_folder_can_be_referred_to_where_it_lies(tmp_path: Path, folder: Path)
         FileStore(tmp_path / "store").fetch(ref)
 
 
-@pytest.mark.parametrize("root", ["s3://bucket/key", "/plain/path", "relative"])
-def test_unknown_stores_are_refused(root: str) -> None:
-    with pytest.raises(ConfigError, match="file://"):
-        open_store(root)
+@pytest.mark.parametrize("root", ["http://bucket/key", "/plain/path", "relative", "s3://"])
+def test_unknown_stores_are_refused(root: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"file://|Write s3://"):
+        open_store(root, cache=tmp_path)
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket/key", "file://host/path", "/path"])

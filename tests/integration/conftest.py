@@ -1,0 +1,24 @@
+"""Services that several integration tests share."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.s3_proxy import Proxy, proxy_of
+from tests.s3_server import S3Server, s3_server
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server; tests keep to prefixes of their own."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy before the server, named by the environment as the place of S3."""
+    with proxy_of(s3.endpoint) as proxy:
+        for name, value in s3.environment(endpoint=proxy.endpoint).items():
+            monkeypatch.setenv(name, value)
+        yield proxy
