@@ -63,7 +63,7 @@ def _report(error: Exception, options: argparse.Namespace) -> None:
 
 
 def _command(options: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
-    from flows import commands, store_commands
+    from flows import commands, serve_command, store_commands
 
     if options.command == "evaluate" and commands.names_benchmark(options):
         return commands.run_benchmark
@@ -74,7 +74,7 @@ def _command(options: argparse.Namespace) -> Callable[[argparse.Namespace], int]
         "ask": commands.ask,
         "fetch": store_commands.fetch,
         "prune": store_commands.prune,
-        "serve": commands.serve,
+        "serve": serve_command.serve,
         "table": commands.table,
         "doctor": commands.doctor,
     }[options.command]

@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.cli import LIMITS
 from models.baselines import Baseline, get_baseline, read_baselines
 from models.errors import ConfigError, GateError
 from models.presets import load_preset
@@ -54,7 +53,7 @@ def run_flow(options: argparse.Namespace) -> int:
     with sole_use(settings), _display(board), prefect_server(settings) as server:
         with board.stage("prepare"):
             flow = _flow(options.command)
-            _quiet_logs()
+            quiet_logs()
             if server:
                 server.wait()
         inputs = {"version": options.version} if options.command == "promote" else {}
@@ -114,7 +113,7 @@ def run_benchmark(options: argparse.Namespace) -> int:
         with board.stage("prepare"):
             from flows.benchmark import benchmark
 
-            _quiet_logs()
+            quiet_logs()
             if server:
                 server.wait()
         asked = (options.benchmark, options.data, preset, overrides)
@@ -156,7 +155,7 @@ def analyse(options: argparse.Namespace) -> int:
         with board.stage("prepare"):
             from flows.analyse import analyse as make
 
-            _quiet_logs()
+            quiet_logs()
             if server:
                 server.wait()
         outcome = asyncio.run(
@@ -218,28 +217,6 @@ def ask(options: argparse.Namespace) -> int:
     answer = answer_of(trajectory, [size], preset.look.budget, engine.encoder.decode)
     name = model.source or model.path
     print(_answer_json(answer, name, picture) if options.json else _answer_text(answer, name, picture))
-    return 0
-
-
-def serve(options: argparse.Namespace) -> int:
-    """Answer questions over HTTP until asked to end."""
-    from tasks.serving import check_serving, run_server
-
-    preset = load_preset(options.preset, options.overrides)
-    settings = prepare(options.work_dir)
-    given = {name.replace("-", "_"): getattr(options, name.replace("-", "_")) for name in LIMITS}
-    config = check_serving(
-        preset,
-        options.model,
-        settings=settings,
-        host=options.host,
-        port=options.port,
-        model_name=options.model_name,
-        allow_private_urls=options.allow_private_urls,
-        limits={name: value for name, value in given.items() if value is not None},
-    )
-    _quiet_logs()
-    run_server(config, find_model(options.model, settings), say=lambda line: print(line, flush=True))
     return 0
 
 
@@ -383,7 +360,7 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _quiet_logs() -> None:
+def quiet_logs() -> None:
     """Our own warnings on the terminal; what Prefect logs goes to its server."""
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
