@@ -23,8 +23,8 @@ FLOWS = {
 MODULES = {
     "analyse": ("measuring_commands", "analyse"),
     "table": ("measuring_commands", "table"),
-    "ask": ("model_commands", "ask"),
-    "serve": ("model_commands", "serve"),
+    "ask": ("ask_command", "ask"),
+    "serve": ("serve_command", "serve"),
     "fetch": ("store_commands", "fetch"),
     "prune": ("store_commands", "prune"),
     "doctor": ("commands", "doctor"),

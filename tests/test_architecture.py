@@ -87,6 +87,7 @@ LIGHT = (
     "flows.cli",
     "tasks.retention",
     "flows.commands",
+    "flows.serve_command",
     "flows.store_commands",
 )
 # Who may touch what is outside: one adapter each.

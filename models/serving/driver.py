@@ -9,8 +9,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from models.engine import DraftingEngine, Engine
 from models.errors import EngineError
@@ -20,6 +21,8 @@ from models.serving.metrics import Metrics
 from models.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
+
+_IDLE_SECONDS = 1.0  # an engine that dies with nothing to do is noticed within this time
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +104,7 @@ class Driver:
             while not self._is_closing:
                 self._take_orders()
                 self._fill()
-                if self._loop.live:
-                    self._step()
+                self._step()
                 self._tell_all()
         except EngineError as error:
             log.error("The engine failed: %s", error)
@@ -114,9 +116,12 @@ class Driver:
             self._break_all("The server is shutting down.")
 
     def _take_orders(self) -> None:
-        """Everything that was ordered; waits while there is nothing else to do."""
+        """Everything that was ordered; waits while there is nothing else to do, but looks after the engine
+        now and then.
+        """
         if not self._loop.live and not self._waiting:
-            self._orders.get()()
+            with suppress(Empty):
+                self._orders.get(timeout=_IDLE_SECONDS)()
         while not self._orders.empty():
             self._orders.get()()
 

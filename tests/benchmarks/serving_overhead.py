@@ -1,6 +1,6 @@
 """What serving costs: the same questions asked of the engine itself and over HTTP, the same tokens in both.
 
-    python -m tests.benchmarks.serving_overhead [--model FOLDER] [--requests 256] [--rounds 4]
+    python -m tests.benchmarks.serving_overhead [--model FOLDER] [--requests 768] [--rounds 3]
 
 The engine itself: the look-again loop on in-process vLLM, pictures decoded beforehand. Over HTTP: `vlm-r3
 serve` with its own engine, pictures as PNG data URIs, one client process. Rounds alternate, so that whatever
@@ -28,6 +28,7 @@ from models.config import Look, Preset, resolve_model_path
 from models.presets import load_preset
 from models.records import png_bytes
 from models.rollout import Asked, stream
+from models.rundir import write_atomically
 from models.tiny import phrases, world
 from models.trajectory import Trajectory
 from models.vllm_engine import VLLMEngine
@@ -172,9 +173,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the figures; 1 when a limit is broken."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", default="embedded", help="embedded, or the folder of a trained model")
-    parser.add_argument("--requests", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--requests", type=int, default=768)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path(".vlm-r3/bench"), help="folder of the JSON file")
     options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
     preset: Preset = load_preset("tiny")
     is_trained = options.model != "embedded"
     look = preset.look.model_copy(update={"max_turns": preset.engine.max_model_len})
@@ -190,6 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     engine.close()
     for name, value in figures.items():
         print(f"{name:24} {value:g}")
+    write_atomically(options.out / "serving_overhead.json", json.dumps(figures, indent=2) + "\n")
     is_within = (
         figures["throughput lost, %"] < MAX_OVERHEAD * 100 and figures["added per turn, ms"] < MAX_MS_PER_TURN
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.config import Look
-from models.encoding import NOT_SAMPLED, Encoder, mrope_positions
+from models.encoding import NOT_SAMPLED, Encoder, TextSoFar, mrope_positions
 from models.errors import EncodingError
 from models.records import Question, RationaleStep, VLIRRecord
 from models.region import Box
@@ -242,3 +242,22 @@ def test_a_record_made_for_another_pixel_budget_is_refused(encoder):
     record = replace(looking_record(), seen_size=(224, 224))
     with pytest.raises(EncodingError, match=r"\(224, 224\).*\(112, 112\)"):
         encoder.encode_record(record, LOOK)
+
+
+def test_text_that_grows_holds_whole_characters_only(encoder):
+    text = "It says 界é🙂, K7."
+    ids = encoder.tokenize(text)
+    assert len(ids) > len("界é🙂"), "the tokenizer knows these characters byte by byte"
+    so_far = TextSoFar(encoder)
+    pieces = [so_far.grow(ids[: number + 1]) for number in range(len(ids))]
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_text_of_bytes_that_make_no_character_is_that_of_the_whole(encoder):
+    first, second = encoder.tokenize("界")[:2], encoder.tokenize(" says K7.")
+    ids = [*first, *second, first[0], *second]
+    so_far = TextSoFar(encoder)
+    grown = "".join(so_far.grow(ids[: number + 1]) for number in range(len(ids)))
+    assert grown == encoder.decode(ids)
+    assert grown.count("\ufffd") == 2

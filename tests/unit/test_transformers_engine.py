@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,24 @@ def test_spans_carry_the_policy_version(engine):
     (piece,) = answers(engine, request(engine.encoder))
     assert isinstance(piece.span, SampledSpan)
     assert piece.span.policy_version == 7
+
+
+def test_drafts_are_the_beginning_of_the_piece(engine):
+    asked = [
+        replace(request(engine.encoder, id=name, temperature=1.0, seed=3), shows_drafts=name == "shown")
+        for name in ("shown", "quiet")
+    ]
+    for one in asked:
+        engine.submit(one)
+    drafts, pieces = [], {}
+    while len(pieces) < 2:
+        pieces.update({piece.request_id: piece for piece in engine.step()})
+        drafts += engine.drafts()
+    assert {draft.request_id for draft in drafts} == {"shown"}
+    told = "".join(draft.text for draft in drafts)
+    assert told
+    assert pieces["shown"].span.text.startswith(told)
+    assert pieces["shown"].span == pieces["quiet"].span, "drafts change nothing"
+    assert pieces["shown"].context_tokens == len(
+        engine.encoder.expand_ids(engine.encoder.collapse(asked[0].prompt, ()))
+    )

@@ -1,4 +1,4 @@
-"""The commands that use a model: ``ask`` and ``serve``."""
+"""The command ``ask``."""
 
 import argparse
 import json
@@ -6,8 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.cli import LIMITS
-from flows.console import quiet_logs
 from models.presets import load_preset
 from tasks.model_source import champion_or, find_model
 from tasks.settings import prepare
@@ -36,28 +34,6 @@ def ask(options: argparse.Namespace) -> int:
     answer = answer_of(trajectory, [size], preset.look.budget, engine.encoder.decode)
     name = model.source or model.path
     print(_answer_json(answer, name, picture) if options.json else _answer_text(answer, name, picture))
-    return 0
-
-
-def serve(options: argparse.Namespace) -> int:
-    """Answer questions over HTTP until asked to end."""
-    from tasks.serving import check_serving, run_server
-
-    preset = load_preset(options.preset, options.overrides)
-    settings = prepare(options.work_dir)
-    given = {name.replace("-", "_"): getattr(options, name.replace("-", "_")) for name in LIMITS}
-    config = check_serving(
-        preset,
-        options.model,
-        settings=settings,
-        host=options.host,
-        port=options.port,
-        model_name=options.model_name,
-        allow_private_urls=options.allow_private_urls,
-        limits={name: value for name, value in given.items() if value is not None},
-    )
-    quiet_logs()
-    run_server(config, find_model(options.model, settings), say=lambda line: print(line, flush=True))
     return 0
 
 
