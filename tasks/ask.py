@@ -1,8 +1,8 @@
 """One question about one picture, answered by a model that may look again, told while it happens."""
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,10 +10,11 @@ from models.config import Look, Preset, resolve_model_path
 from models.engine import DraftingEngine, Engine
 from models.errors import ConfigError, EngineError, RecordError
 from models.inference import picture_question
+from models.narration import Looked, Narrator, Wrote
 from models.records import Question
 from models.region import View
-from models.rollout import Asked, Episode, Loop
-from models.trajectory import CropSpan, Span, Trajectory
+from models.rollout import MESSAGES, Asked, Episode, Loop
+from models.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from models.transformers_engine import TransformersEngine
@@ -41,37 +42,6 @@ def check_picture(path: Path) -> Path:
     return path
 
 
-@dataclass(slots=True)
-class Watched:
-    """Tells what an episode writes and sees, once, in order: drafts first, then the turns they grow into."""
-
-    tell: Callable[[str], None]
-    view: View
-    _num_spans: int = 0
-    _num_crops: int = 0
-    _drafted: str = ""
-
-    def draft(self, text: str) -> None:
-        """A piece of the turn that is being written."""
-        self._drafted += text
-        self.tell(text)
-
-    def spans(self, spans: Sequence[Span]) -> None:
-        """What has been written and given so far."""
-        for span in spans[self._num_spans :]:
-            if isinstance(span, CropSpan):
-                self._num_crops += 1
-                corners = [round(value) for value in self.view.convert(span.box, "original").corners()]
-                size = span.picture.size
-                self.tell(
-                    f"\n  [{self._num_crops}: looks at {corners}, {size.width} x {size.height} pixels]\n"
-                )
-            else:
-                self.tell(span.text.removeprefix(self._drafted))
-                self._drafted = ""
-        self._num_spans = len(spans)
-
-
 def ask(question: Question, engine: Engine, look: Look, tell: Callable[[str], None]) -> Trajectory:
     """The greedy trajectory; ``tell`` gets what is written as it is written, and every look.
 
@@ -79,18 +49,30 @@ def ask(question: Question, engine: Engine, look: Look, tell: Callable[[str], No
     """
     asked = Asked.of(question, look)
     episode = Episode(asked, 0, look=look, shows_drafts=isinstance(engine, DraftingEngine))
-    watched = Watched(tell, asked.views[0])
+    narrator, numbers = Narrator(episode), count(1)
     loop = Loop(engine)
     loop.start(episode)
     while loop.live:
         list(loop.step())
         for draft in engine.drafts() if isinstance(engine, DraftingEngine) else ():
-            watched.draft(draft.text)
-        watched.spans(episode.spans)
+            tell(narrator.draft(draft.text).text)
+        for told in narrator.catch_up():
+            tell(told.text if isinstance(told, Wrote) else _look_line(told, asked.views[0], numbers))
     trajectory = episode.trajectory()
     if trajectory.stop.is_our_failure:
         raise EngineError(f"The question was not answered: {trajectory.detail}")
     return trajectory
+
+
+def _look_line(look: Looked, view: View, numbers: Iterator[int]) -> str:
+    """A look in words, numbered as in the picture; a refused one as the model was told it."""
+    if look.error is not None:
+        return f"{MESSAGES[look.error]}\n"
+    if look.box is None or look.crop is None:
+        return "\n  [no crop is given]\n"
+    corners = [round(value) for value in view.convert(look.box, "original").corners()]
+    size = look.crop.size
+    return f"\n  [{next(numbers)}: looks at {corners}, {size.width} x {size.height} pixels]\n"
 
 
 def open_engine(model_path: str, preset: Preset) -> "TransformersEngine":

@@ -30,7 +30,7 @@ def question() -> Question:
 def test_what_is_written_and_seen_is_told_in_order(question):
     script, told = iter(PIECES), []
     trajectory = ask(question, ScriptedEngine(lambda request: next(script)), LOOK, told.append)
-    refused = " [crop refused: x1 must be less than x2 and y1 less than y2]"
+    refused = " [crop refused: x1 must be less than x2 and y1 less than y2]\n"
     look = "\n  [1: looks at [112, 112, 224, 224], 112 x 112 pixels]\n"
     size = trajectory.crops[0].picture.size
     assert (size.width, size.height) == (112, 112)
