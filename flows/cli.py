@@ -87,7 +87,7 @@ _MODELS = "embedded, a model folder, models:/vlm-r3@ALIAS, models:/vlm-r3/NUMBER
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     from models.errors import VLMR3Error
 
     try:
@@ -132,18 +132,19 @@ def print_completion(options: argparse.Namespace) -> int:
     """Print a completion script."""
     import shtab
 
-    print(shtab.complete(_parser(), shell=options.shell))
+    print(shtab.complete(parser(), shell=options.shell))
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Everything that the command line takes."""
+    made = argparse.ArgumentParser(
         prog="vlm-r3",
         description=_DESCRIPTION,
         epilog=_MANUAL,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, purpose in FLOWS.items():
         command = commands.add_parser(name, help=purpose, description=purpose)
         _add_common(command)
@@ -185,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     completion = commands.add_parser("completion", help="print a script that lets a shell complete commands")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     completion.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
-    return parser
+    return made
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:

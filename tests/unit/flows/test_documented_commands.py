@@ -1,0 +1,36 @@
+"""Every command in README and docs is one that the command line takes."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from flows.cli import parser
+
+ROOT = Path(__file__).resolve().parents[3]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(page: Path) -> list[str]:
+    """The calls of vlm-r3 in a page's shell blocks, continued lines joined."""
+    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if re.match(r"(?:\w+=\S+ +)*vlm-r3 ", line)]
+
+
+DOCUMENTED = [(page.name, line) for page in PAGES for line in commands(page)]
+
+
+def test_there_are_commands_to_check():
+    assert len([line for name, line in DOCUMENTED if name == "README.md"]) >= 15
+
+
+@pytest.mark.parametrize(("page", "line"), DOCUMENTED)
+def test_a_documented_command_is_one(page: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = shlex.split(line, comments=True)
+    arguments = words[words.index("vlm-r3") + 1 :]
+    try:
+        parser().parse_args(arguments)
+    except SystemExit:
+        pytest.fail(f"{page}: {line}\n{capsys.readouterr().err}")
