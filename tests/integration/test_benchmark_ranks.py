@@ -20,8 +20,8 @@ from tests.benchmark_examples import ROWS, file_name, schema_of, small, write
 
 pytestmark = pytest.mark.integration
 
-# Enough that a rank has written a file of 64 rows long before its last row.
-NUM_PAIRS = 200
+# Enough that a rank has written a file (64 rows, or those of half a minute) before its last row.
+NUM_PAIRS = 100
 MODULE = ["-m", "models.evaluation.benchmark"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -33,7 +33,8 @@ def config(tmp_path: Path) -> BenchmarkRun:
         {**row, "question_id": f"OCR/{number}.png"} for number in range(NUM_PAIRS) for row in ROWS["mme"][1]
     ]
     write(tmp_path / "mme" / file_name(split), rows, schema_of(published))
-    preset = load_preset("tiny", ["engine.kind=transformers", "engine.max_num_seqs=4"])
+    # One row at a time: which rows share a batch moves logits by rounding, and these answers are near ties.
+    preset = load_preset("tiny", ["engine.kind=transformers", "engine.max_num_seqs=1"])
     return BenchmarkRun(
         benchmark="mme",
         data_path=str(tmp_path / "mme"),
@@ -78,7 +79,7 @@ def test_a_killed_rank_costs_only_rows_that_were_not_on_disk(tmp_path: Path, con
     kill_one_rank(broken)
     assert not (broken.path / "metrics.json").exists()
     before = kept(broken)
-    assert 64 <= len(before) < 2 * NUM_PAIRS
+    assert 0 < len(before) < 2 * NUM_PAIRS
 
     # One process alone goes on with what two left, and another run is never broken.
     log = finish(broken, [])
@@ -97,7 +98,7 @@ def finish(run: RunDir, launcher: list[str]) -> str:
 
 
 def scored(run: RunDir) -> tuple[BenchmarkResults, list]:
-    """What depends neither on the clock nor on which rows shared a batch, which rounds log-probs."""
+    """What does not depend on the clock."""
     results = BenchmarkResults.load(run.path / "metrics.json")
     rows = read_asked(run.path / "predictions.parquet")
     assert len(rows) == results.num_scored == 2 * NUM_PAIRS
