@@ -161,7 +161,8 @@ def test_the_version_carries_its_evidence_and_points_at_the_only_copy(
     assert champion.version == client.get_model_version_by_alias("vlm-r3", "challenger").version
     assert all(champion.tags[name] for name in REQUIRED_EVIDENCE)
     assert json.loads(champion.tags["preset"])["name"] == "tiny-smoke"
-    assert champion.source.startswith(place.as_uri() + "/artifacts/rgrpo/")
+    assert champion.source.startswith("models:/")
+    assert champion.tags["model_uri"].startswith(place.as_uri() + "/artifacts/rgrpo/")
     weights = [path.stat() for path in place.rglob("*.safetensors")]
     # SFT, R-GRPO and the two controls; the run directory and the store share each file.
     assert len({status.st_ino for status in weights}) == 4
