@@ -42,8 +42,11 @@ def log_flavor(client: MlflowClient, weights: ArtifactRef, preset: Preset, *, ru
 
     It is the one to which an evaluation of these weights has linked its numbers, else a new one of the run.
     """
+    settings = Settings.read()
+    # A version whose source is a logged model is looked up at MLflow's global address, not the client's.
+    mlflow.set_tracking_uri(settings.tracking_uri)
     model_id = logged_model(
-        Settings.read(),
+        settings,
         name=MODEL_NAME,
         digest=weights.sha256,
         tags={"model_uri": weights.uri},
