@@ -40,7 +40,8 @@ def is_inside(box: Box) -> bool:
     return box.x1 >= -1e-9 and box.y1 >= -1e-9 and box.x2 <= 112 + 1e-9 and box.y2 <= 112 + 1e-9
 
 
-@given(boxes(most=50), st.integers(0, 1000))
+# A side of at most a third of the picture leaves room beside the box wherever it lies.
+@given(boxes(most=37), st.integers(0, 1000))
 def test_a_replaced_box_keeps_its_size_and_touches_nothing_of_the_asked_one(box: Box, seed: int) -> None:
     found = replaced(box, SEEN, np.random.default_rng(seed))
     assert (found.width, found.height) == (pytest.approx(box.width), pytest.approx(box.height))
