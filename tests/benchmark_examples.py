@@ -1,6 +1,7 @@
 """Benchmarks in miniature: two rows of each, in Parquet files of the true schema."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from models.benchmarks.published import PublishedSet, get_published
+from models.presets import load_preset
+from models.run_config import BenchmarkRun
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -196,3 +199,21 @@ def write(path: Path, rows: list[dict], schema: pa.Schema) -> None:
 
 def file_name(split: str, shard: int = 0, num_shards: int = 1) -> str:
     return f"{split.rpartition('/')[2]}-{shard:05d}-of-{num_shards:05d}.parquet"
+
+
+def mme_of_embedded_base(folder: Path, rows: list[dict], *, overrides: Sequence[str] = ()) -> BenchmarkRun:
+    """A run of these rows of MME, asked directly of the embedded base on the reference engine."""
+    published, split, _ = small("mme")
+    write(folder / "mme" / file_name(split), rows, schema_of(published))
+    preset = load_preset("tiny", ["engine.kind=transformers", *overrides])
+    return BenchmarkRun(
+        benchmark="mme",
+        data_path=str(folder / "mme"),
+        split=split,
+        allow_partial=True,
+        style="direct",
+        model_path="embedded",
+        look=preset.look,
+        engine=preset.engine,
+        seed=0,
+    )

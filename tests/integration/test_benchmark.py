@@ -8,29 +8,14 @@ import pytest
 
 from models.evaluation.benchmark_results import BenchmarkResults
 from models.evaluation.benchmark_rows import read_asked
-from models.presets import load_preset
-from models.run_config import BenchmarkRun
 from models.rundir import RunDir
-from tests.benchmark_examples import file_name, schema_of, small, write
+from tests.benchmark_examples import ROWS, mme_of_embedded_base
 
 pytestmark = pytest.mark.integration
 
 
 def test_the_embedded_base_answers_mme_the_same_twice(tmp_path: Path) -> None:
-    published, split, rows = small("mme")
-    write(tmp_path / "mme" / file_name(split), rows, schema_of(published))
-    preset = load_preset("tiny", ["engine.kind=transformers"])
-    config = BenchmarkRun(
-        benchmark="mme",
-        data_path=str(tmp_path / "mme"),
-        split=split,
-        allow_partial=True,
-        style="direct",
-        model_path="embedded",
-        look=preset.look,
-        engine=preset.engine,
-        seed=0,
-    )
+    config = mme_of_embedded_base(tmp_path, ROWS["mme"][1])
     answers = []
     for name in ("first", "second"):
         run = RunDir.create(tmp_path / name, config)

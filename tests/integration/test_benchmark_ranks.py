@@ -12,11 +12,10 @@ import pytest
 
 from models.evaluation.benchmark_results import BenchmarkResults
 from models.evaluation.benchmark_rows import AskedRow, read_asked
-from models.presets import load_preset
 from models.run_config import BenchmarkRun
 from models.rundir import RunDir
 from tasks import launch
-from tests.benchmark_examples import ROWS, file_name, schema_of, small, write
+from tests.benchmark_examples import ROWS, mme_of_embedded_base
 
 pytestmark = pytest.mark.integration
 
@@ -28,24 +27,11 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 @pytest.fixture
 def config(tmp_path: Path) -> BenchmarkRun:
-    published, split, _ = small("mme")
     rows = [
         {**row, "question_id": f"OCR/{number}.png"} for number in range(NUM_PAIRS) for row in ROWS["mme"][1]
     ]
-    write(tmp_path / "mme" / file_name(split), rows, schema_of(published))
     # One row at a time: which rows share a batch moves logits by rounding, and these answers are near ties.
-    preset = load_preset("tiny", ["engine.kind=transformers", "engine.max_num_seqs=1"])
-    return BenchmarkRun(
-        benchmark="mme",
-        data_path=str(tmp_path / "mme"),
-        split=split,
-        allow_partial=True,
-        style="direct",
-        model_path="embedded",
-        look=preset.look,
-        engine=preset.engine,
-        seed=0,
-    )
+    return mme_of_embedded_base(tmp_path, rows, overrides=["engine.max_num_seqs=1"])
 
 
 def kept(run: RunDir) -> dict[str, AskedRow]:

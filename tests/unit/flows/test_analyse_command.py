@@ -5,17 +5,9 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
-from tests.benchmark_examples import file_name, schema_of, small, write
 
 SERVED = ["--endpoint", "http://h/v1", "--served-model", "m"]
 MME = ["--benchmark", "mme", "--data", "DATA", "--allow-partial"]
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    published, split, rows = small("mme")
-    write(tmp_path / "mme" / file_name(split), rows, schema_of(published))
-    return tmp_path / "mme"
 
 
 @pytest.mark.parametrize(

@@ -14,18 +14,10 @@ from models.run_config import BenchmarkRun, DirectPrompt
 from tasks.benchmark_data import Pinning
 from tasks.benchmark_request import baseline_place, judge_overrides, model_overrides, request_of
 from tasks.settings import Settings
-from tests.benchmark_examples import file_name, schema_of, small, write
 
 ROOT = Path(__file__).parents[3]
 JUDGE = ["--judge-endpoint", "http://h/v1", "--judge-model", "m"]
 PARTIAL = ["--benchmark", "mme", "--data", "DATA", "--allow-partial"]
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    published, split, rows = small("mme")
-    write(tmp_path / "mme" / file_name(split), rows, schema_of(published))
-    return tmp_path / "mme"
 
 
 @pytest.mark.parametrize(
