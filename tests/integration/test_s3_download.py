@@ -81,7 +81,9 @@ def test_a_store_that_never_recovers_is_an_error_and_the_next_start_goes_on(
 ) -> None:
     last = f"bytes={5 * PART}-{6 * PART - 1}"
     s3_proxy.reset(
-        lambda call: Fault(cut_after=10) if call.headers.get("Range", "").endswith(last[-9:]) else None
+        lambda call: (
+            Fault(cut_after=10, seconds=0.5) if call.headers.get("Range", "").endswith(last[-9:]) else None
+        )
     )
     with pytest.raises(StoreError, match=r"big.bin: the connection was cut 2 times .* is kept"):
         fetch(prefix, tmp_path / "there", max_tries=2)
@@ -121,6 +123,11 @@ def test_a_killed_download_goes_on(s3_proxy: Proxy, prefix: S3Uri, tmp_path: Pat
 
 
 def test_a_full_disk_keeps_what_was_fetched(s3_proxy: Proxy, prefix: S3Uri, tmp_path: Path) -> None:
+    def slow_where_the_disk_ends(call: Call) -> Fault | None:
+        start = int(call.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+        return Fault(seconds=1.0) if start >= 2 * PART else None
+
+    s3_proxy.reset(slow_where_the_disk_ends)
     child = subprocess.run(
         [*FETCH, str(prefix), str(tmp_path)],
         capture_output=True,
