@@ -22,7 +22,7 @@ from models.rundir import RunDir
 from models.tiny.teacher import EmbeddedTeacher
 from models.trajectory import CropSpan, GenerationRequest, Trajectory
 from models.transcripts import TRANSCRIPT_FIELDS, TRANSCRIPT_VERSION, Transcript, transcript_row
-from models.vlir.sources import DrawnQuestion, draw_questions
+from models.vlir.drawn import DrawnQuestion, draw_questions
 from tests.benchmark_examples import file_name, schema_of, small, write
 from tests.evaluation_examples import LOOK, make_results
 

@@ -26,10 +26,10 @@ from models.rollout import derive_seed
 from models.rundir import write_atomically
 from models.tiny.teacher import EmbeddedTeacher
 from models.tiny.world import SPLITS, Split
+from models.vlir.drawn import DrawnQuestion, check_no_leakage, draw_questions
 from models.vlir.filters import Judges
 from models.vlir.generate import Generation, Teacher, generate
 from models.vlir.local_judges import CoherenceJudge, SemanticUnitJudge
-from models.vlir.sources import DrawnQuestion, check_no_leakage, draw_questions
 from models.vlir.statistics import Statistics
 
 Progress = Callable[[int, int], None]

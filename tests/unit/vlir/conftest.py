@@ -11,9 +11,9 @@ from models.protocol import box_request, render_box
 from models.records import Question, RationaleStep, VLIRRecord
 from models.region import Picture, Size, View
 from models.trajectory import BoxEvent, CropSpan, Prompt, SampledSpan, StopReason, Trajectory
+from models.vlir.drawn import DrawnQuestion, draw_questions
 from models.vlir.filters import Candidate
 from models.vlir.generate import Teacher, to_record
-from models.vlir.sources import DrawnQuestion, draw_questions
 
 MIX = {"read": 0.5, "add": 0.3, "where": 0.2}
 

@@ -8,11 +8,11 @@ from models.crops import crop_from_original
 from models.region import Box, Size, View, find_fault, snap_outwards
 from models.tiny import world
 from models.tiny.teacher import EmbeddedTeacher, jittered_box
+from models.vlir.drawn import draw_questions
 from models.vlir.filters import Judges
 from models.vlir.generate import Teacher, generate
 from models.vlir.judges import coherence_prompt, semantic_unit_prompt
 from models.vlir.local_judges import CoherenceJudge, SemanticUnitJudge, find_incoherence, holds_one_card
-from models.vlir.sources import draw_questions
 
 KINDS = {"read": 0.6, "add": 0.25, "where": 0.15}
 VIEW = View(Size(448, 448), Size(112, 112))

@@ -5,7 +5,7 @@ from models.config import QuestionMix
 from models.errors import ConfigError, RecordError
 from models.records import sha256
 from models.tiny.world import SPLITS, split_of
-from models.vlir.sources import check_no_leakage, draw_questions, kind_sequence
+from models.vlir.drawn import check_no_leakage, draw_questions, kind_sequence
 
 MIX = QuestionMix(num_questions=30, kinds={"read": 0.5, "add": 0.3, "where": 0.2})
 
