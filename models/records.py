@@ -1,7 +1,7 @@
 """Questions and visuo-lingual interleaved rationales (VLIR, paper 3.1), and their Parquet files.
 
-Pictures are stored as bytes beside their sha256, in the struct that Hugging Face ``datasets`` reads as an
-Image feature. Every file carries its schema version; a reader refuses a version it does not know.
+Pictures are stored as bytes beside their sha256; Hugging Face ``datasets`` reads them as an Image feature
+(:mod:`models.features`). Every file carries its schema version; a reader refuses a version it does not know.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
 from models.errors import RecordError
+from models.features import IMAGE, file_extension, with_features
 from models.region import Box, Space
 
 SCHEMA_VERSION = "vlir/1"
@@ -26,7 +27,7 @@ _QUESTION_FIELDS: list[tuple[str, pa.DataType]] = [
     ("source", pa.string()),
     ("split", pa.string()),
     ("kind", pa.string()),
-    ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+    ("image", IMAGE),
     ("image_sha256", pa.string()),
     ("width", pa.int32()),
     ("height", pa.int32()),
@@ -35,19 +36,21 @@ _QUESTION_FIELDS: list[tuple[str, pa.DataType]] = [
     ("gold_boxes", pa.list_(_BOX)),
     ("licence", pa.string()),
 ]
-QUESTION_SCHEMA = pa.schema(_QUESTION_FIELDS)
-RECORD_SCHEMA = pa.schema(
-    [
-        *_QUESTION_FIELDS,
-        ("steps", pa.list_(pa.struct([("text", pa.string()), ("box", _BOX)]))),
-        ("final_answer", pa.string()),
-        ("seen_width", pa.int32()),
-        ("seen_height", pa.int32()),
-        ("teacher", pa.string()),
-        ("prompt_id", pa.string()),
-        ("verdicts", pa.string()),
-        ("reason", pa.string()),
-    ]
+QUESTION_SCHEMA = with_features(pa.schema(_QUESTION_FIELDS))
+RECORD_SCHEMA = with_features(
+    pa.schema(
+        [
+            *_QUESTION_FIELDS,
+            ("steps", pa.list_(pa.struct([("text", pa.string()), ("box", _BOX)]))),
+            ("final_answer", pa.string()),
+            ("seen_width", pa.int32()),
+            ("seen_height", pa.int32()),
+            ("teacher", pa.string()),
+            ("prompt_id", pa.string()),
+            ("verdicts", pa.string()),
+            ("reason", pa.string()),
+        ]
+    )
 )
 
 
@@ -196,7 +199,7 @@ def write_rows(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     total = 0
-    stamped = schema.with_metadata({"schema_version": version})
+    stamped = schema.with_metadata({**(schema.metadata or {}), "schema_version": version})
     with pq.ParquetWriter(partial, stamped, compression="zstd") as writer:
         batch: list[dict[str, object]] = []
         for row in rows:
@@ -245,7 +248,10 @@ def _question_row(question: Question) -> dict[str, object]:
         "source": question.source,
         "split": question.split,
         "kind": question.kind,
-        "image": {"bytes": question.image_bytes, "path": f"{question.image_sha256}.png"},
+        "image": {
+            "bytes": question.image_bytes,
+            "path": f"{question.image_sha256}.{file_extension(question.image_bytes)}",
+        },
         "image_sha256": question.image_sha256,
         "width": question.width,
         "height": question.height,
