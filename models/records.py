@@ -184,34 +184,66 @@ def read_records(path: Path) -> list[VLIRRecord]:
     return [_record(row) for row in read_rows(path, RECORD_SCHEMA)]
 
 
-def write_rows(
-    path: Path,
-    schema: pa.Schema,
-    rows: Iterable[dict[str, object]],
-    *,
-    version: str = SCHEMA_VERSION,
-    batch_size: int = 512,
-) -> int:
-    """Write rows to one Parquet file that carries ``version``, and return their number.
+def read_rationales(path: Path) -> Iterator[VLIRRecord]:
+    """All records of a Parquet file or folder, one at a time, without the bytes of their pictures."""
+    schema = pa.schema([field for field in RECORD_SCHEMA if field.name != "image"])
+    for row in read_rows(path, schema):
+        yield with_rationale(_pictured(row, b""), row)
 
-    Written beside the target and renamed, so that a reader never meets half a file.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    total = 0
-    stamped = schema.with_metadata({**(schema.metadata or {}), "schema_version": version})
-    with pq.ParquetWriter(partial, stamped, compression="zstd") as writer:
-        batch: list[dict[str, object]] = []
+
+def write_rows(
+    path: Path, schema: pa.Schema, rows: Iterable[dict[str, object]], *, version: str = SCHEMA_VERSION
+) -> int:
+    """Write rows to one Parquet file that carries ``version``, and return their number."""
+    with RowWriter(path, schema, version=version) as writer:
         for row in rows:
-            batch.append(row)
-            total += 1
-            if len(batch) == batch_size:
-                writer.write_table(pa.Table.from_pylist(batch, schema=stamped))
-                batch = []
-        if batch:
-            writer.write_table(pa.Table.from_pylist(batch, schema=stamped))
-    partial.replace(path)
-    return total
+            writer.write(row)
+    return writer.num_rows
+
+
+class RowWriter:
+    """A Parquet file in the making, a row at a time, as a context.
+
+    It is written beside its place and renamed when the block ends well, so that a reader never meets half a
+    file.
+    """
+
+    def __init__(
+        self, path: Path, schema: pa.Schema, *, version: str = SCHEMA_VERSION, batch_size: int = 512
+    ) -> None:
+        self.num_rows = 0
+        self._path, self._batch_size = path, batch_size
+        self._schema = schema.with_metadata({**(schema.metadata or {}), "schema_version": version})
+        self._partial = path.with_name(path.name + ".partial")
+        self._batch: list[dict[str, object]] = []
+
+    def __enter__(self) -> "RowWriter":
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = pq.ParquetWriter(self._partial, self._schema, compression="zstd")
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self._flush()
+        self._file.close()
+        if error is None:
+            self._partial.replace(self._path)
+
+    def write(self, row: dict[str, object]) -> None:
+        """Append a row."""
+        self._batch.append(row)
+        self.num_rows += 1
+        if len(self._batch) == self._batch_size:
+            self._flush()
+
+    def write_question(self, question: Question) -> None:
+        """Append a question's row."""
+        self.write(_question_row(question))
+
+    def _flush(self) -> None:
+        if self._batch:
+            self._file.write_table(pa.Table.from_pylist(self._batch, schema=self._schema))
+            self._batch = []
 
 
 def read_rows(path: Path, schema: pa.Schema, *, version: str = SCHEMA_VERSION) -> Iterator[dict]:
@@ -268,6 +300,11 @@ def _question(row: dict) -> Question:
         raise RecordError(
             f"Question {row['id']!r}: the picture's sha256 differs from the record. The file is damaged."
         )
+    return _pictured(row, data)
+
+
+def _pictured(row: dict, data: bytes) -> Question:
+    """The question of a row and the bytes of its picture."""
     return Question(
         id=row["id"],
         source=row["source"],
@@ -284,9 +321,9 @@ def _question(row: dict) -> Question:
     )
 
 
-def _record_row(record: VLIRRecord) -> dict[str, object]:
+def rationale_row(record: VLIRRecord) -> dict[str, object]:
+    """What a record adds to its question, as JSON can say it."""
     return {
-        **_question_row(record.question),
         "steps": [
             {"text": step.text, "box": None if step.box is None else list(step.box.corners())}
             for step in record.steps
@@ -301,9 +338,14 @@ def _record_row(record: VLIRRecord) -> dict[str, object]:
     }
 
 
-def _record(row: dict) -> VLIRRecord:
+def _record_row(record: VLIRRecord) -> dict[str, object]:
+    return {**_question_row(record.question), **rationale_row(record)}
+
+
+def with_rationale(question: Question, row: dict) -> VLIRRecord:
+    """The record of a question and what :func:`rationale_row` made of its rationale."""
     return VLIRRecord(
-        question=_question(row),
+        question=question,
         steps=tuple(
             RationaleStep(step["text"], None if step["box"] is None else _box(step["box"], "seen"))
             for step in row["steps"]
@@ -315,6 +357,10 @@ def _record(row: dict) -> VLIRRecord:
         verdicts=tuple(Verdict(**verdict) for verdict in json.loads(row["verdicts"])),
         reason=row["reason"],
     )
+
+
+def _record(row: dict) -> VLIRRecord:
+    return with_rationale(_question(row), row)
 
 
 def _box(corners: Sequence[float], space: Space) -> Box:

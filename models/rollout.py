@@ -240,6 +240,7 @@ class Episode:
         self._turns = 0
         self._sampled = 0
         self._given = 0
+        self.prompt_tokens = 0  # read by the engine over all turns; 0 where it does not count
         self._detail = ""
 
     def request(self) -> GenerationRequest:
@@ -280,6 +281,7 @@ class Episode:
             return
         self._spans.append(piece.span)
         self._turns += 1
+        self.prompt_tokens += piece.context_tokens
         self._given = piece.context_tokens - self._sampled
         # An engine that does not count tokens is bounded by characters, which are at least as many.
         num_tokens = piece.span.num_tokens
