@@ -12,9 +12,11 @@ from models.errors import GateError
 from models.run_config import ValidationRun
 from models.rundir import Result
 from models.vlir.build import build_vlir
+from models.vlir.statistics_files import NAME, STATISTICS
 from models.vlir.validate import ValidationVerdict
 from tasks.artifacts import ArtifactRef
 from tasks.caching import cached
+from tasks.shown import show_markdown
 from tasks.stage import StageOutput, StageRun, stage_run
 
 _BUILD = "models.vlir.build"
@@ -49,6 +51,7 @@ async def build_data(config: VLIRRun, label: str = "build_vlir", parent: str = "
         )
         run.finish(result)
         data = stage.publish(run, ["vlir"], kind="vlir")
+        await _show_statistics(stage, out / STATISTICS)
         return stage.output(run, result, {"data": data})
 
 
@@ -66,6 +69,14 @@ async def validate_data(
         if not found.passed:
             raise GateError(f"The data set may not be trained on. {found.summary()}")
         return output
+
+
+async def _show_statistics(stage: StageRun, folder: Path) -> None:
+    """Figure 3 of the data, with the tracked run and in Prefect."""
+    for path in sorted(folder.glob(f"{NAME}.*")):
+        stage.tracked.log_file(path)
+        if path.suffix == ".md":
+            await show_markdown("data statistics", path.read_text(), description="Figure 3 of the data")
 
 
 def read_verdict(folder: Path) -> ValidationVerdict:
