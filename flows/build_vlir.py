@@ -4,7 +4,8 @@ from prefect import flow
 
 from models.config import QuestionMix
 from models.presets import load_preset
-from tasks.data import VLIRRun, build_data
+from models.run_config import VLIRRun
+from tasks.data import build_data
 from tasks.stage import StageOutput, perform
 
 
@@ -17,6 +18,7 @@ async def build_vlir(
     config = VLIRRun(
         vlir=run.vlir,
         look=run.look,
+        engine=run.engine,
         seed=run.seed,
         # Only what shapes the data: another learning rate must not draw other questions.
         rgrpo_questions=QuestionMix(
@@ -26,5 +28,5 @@ async def build_vlir(
             num_questions=run.evaluation.num_questions, kinds=run.evaluation.kinds
         ),
     )
-    output: StageOutput = await perform(build_data, label="build_vlir", parent=parent, config=config)
+    output: StageOutput = await perform(build_data, label="build_vlir", parent=parent, request=config)
     return output

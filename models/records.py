@@ -184,13 +184,6 @@ def read_records(path: Path) -> list[VLIRRecord]:
     return [_record(row) for row in read_rows(path, RECORD_SCHEMA)]
 
 
-def read_rationales(path: Path) -> Iterator[VLIRRecord]:
-    """All records of a Parquet file or folder, one at a time, without the bytes of their pictures."""
-    schema = pa.schema([field for field in RECORD_SCHEMA if field.name != "image"])
-    for row in read_rows(path, schema):
-        yield with_rationale(_pictured(row, b""), row)
-
-
 def write_rows(
     path: Path, schema: pa.Schema, rows: Iterable[dict[str, object]], *, version: str = SCHEMA_VERSION
 ) -> int:
@@ -300,11 +293,6 @@ def _question(row: dict) -> Question:
         raise RecordError(
             f"Question {row['id']!r}: the picture's sha256 differs from the record. The file is damaged."
         )
-    return _pictured(row, data)
-
-
-def _pictured(row: dict, data: bytes) -> Question:
-    """The question of a row and the bytes of its picture."""
     return Question(
         id=row["id"],
         source=row["source"],

@@ -36,7 +36,9 @@ class VLIRRun(Config):
     seed: int
     rgrpo_questions: QuestionMix
     evaluation_questions: QuestionMix
-    sources_digest: str = Field("", description="Of the files as they were found; another one, another build.")
+    sources_digest: str = Field(
+        "", description="Of the files as they were found; another one, another build."
+    )
 
 
 class ValidationRun(Config):

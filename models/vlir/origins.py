@@ -78,13 +78,11 @@ class DrawnWorld:
         """Fresh questions, and those that were asked for the validation records."""
         request = self._request
         drawn: dict[Split, Iterator[Question]] = {
-            "train": self._draw(
-                "train", request.rgrpo_questions, seed=derive_seed(request.seed, "rgrpo", 0)
-            ),
+            "train": self._draw("train", request.rgrpo_questions, seed=derive_seed(request.seed, "rgrpo", 0)),
             "validation": iter(self._held_out),
             "test": self._draw("test", request.evaluation_questions, seed=_EVALUATION_SEED),
         }
-        numbers = {
+        numbers: dict[str, int] = {
             split: write_questions(folder / f"{split}.parquet", _counted(questions, on_question))
             for split, questions in drawn.items()
         }

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -57,11 +57,17 @@ class Counts:
         """Share of questions that gave a record, 0 to 1."""
         return self.num_records / self.num_questions if self.num_questions else 0.0
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can say it."""
+        counts = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: dict(value) if isinstance(value, Counter) else value for name, value in counts.items()}
+
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> "Counts":
-        """What :func:`dataclasses.asdict` made."""
-        counters = {name: Counter(found[name]) for name in ("reasons", "judge_counts", "faults")}
-        return cls(**{**found, **counters})
+        """What :meth:`to_dict` made."""
+        return cls(
+            **{name: Counter(value) if isinstance(value, dict) else value for name, value in found.items()}
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +125,7 @@ class ShardFolder:
         note = {
             "digest": opened.digest,
             "files": done.files,
-            "counts": asdict(done.counts),
+            "counts": done.counts.to_dict(),
             "faults": done.faults,
             # Another start makes the tries again that failed for our reasons.
             "num_failed": sum(done.counts.reasons[reason] for reason in OUR_FAILURES),

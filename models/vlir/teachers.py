@@ -26,9 +26,7 @@ def teacher_name(config: TeacherConfig) -> str:
     return config.engine.served_model
 
 
-def open_teacher(
-    request: VLIRRun, look: Look, scenes: Mapping[str, tuple[Scene, WorldQuestion]]
-) -> Teacher:
+def open_teacher(request: VLIRRun, look: Look, scenes: Mapping[str, tuple[Scene, WorldQuestion]]) -> Teacher:
     """The teacher, ready to be asked. ``scenes`` are what the drawn world's author knows.
 
     An endpoint's key is ``VLM_R3_API_KEY``. Raises ConfigError or EngineError when it cannot be opened.
