@@ -37,9 +37,7 @@ class PictureFolder:
             if data is not None:
                 return data
         where = f"; looked for {', '.join(names)}" if len(names) > 1 else ""
-        raise BadRow(
-            FaultKind.MISSING_IMAGE, f"there is no picture {shown(names[0])} in {self.folder}{where}"
-        )
+        raise BadRow(FaultKind.MISSING_IMAGE, f"there is no picture {shown(names[0])}{where}")
 
     def _read(self, name: str) -> bytes | None:
         if not name or "\0" in name:
@@ -47,7 +45,7 @@ class PictureFolder:
         try:
             path = os.path.realpath(os.path.join(self._root, name))
             if not path.startswith(self._root.rstrip(os.sep) + os.sep):
-                raise BadRow(FaultKind.OUTSIDE_FOLDER, f"{shown(name)} leaves the folder {self.folder}")
+                raise BadRow(FaultKind.OUTSIDE_FOLDER, f"{shown(name)} leaves the folder of pictures")
             return self._content(path, name)
         except UnicodeEncodeError as error:
             raise BadRow(FaultKind.NOT_UTF8, f"{shown(name)} holds half a character") from error

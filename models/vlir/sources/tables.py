@@ -36,7 +36,7 @@ class Table:
 
     @classmethod
     def of_some(cls, file: Path, known: Sequence[str], needed: Sequence[str], *, what: str) -> "Table":
-        """A file that must have the ``needed`` columns, of any type, and may have the other ``known`` ones."""
+        """A file that must have the ``needed`` columns, of any type, and may have other ``known`` ones."""
         found = cls((file,), {name: () for name in needed}, what=what)._open(file).schema_arrow.names
         return cls((file,), {name: () for name in known if name in found}, what=what)
 
