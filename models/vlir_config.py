@@ -36,6 +36,9 @@ class SourceConfig(Config):
     boxes: str = Field(
         "", description="Visual CoT metadata (JSONL) to join: boxes for this source's questions."
     )
+    buckets: str = Field(
+        "", description="Local copies of pictures that rows name by s3://, in one folder per bucket."
+    )
     name: str = Field("", description="What records call the source; empty: its kind.")
     licence: str = Field("", description="Licence note of every record; empty: the set's own.")
     prompt: PromptChoice = Field(
