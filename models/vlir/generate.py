@@ -184,14 +184,13 @@ class _Generation:
             prompt_id=task.ready.prompt_id,
         )
         candidate = Candidate(record, trajectory, task.ready.operations)
-        self._judging.put(_Waiting(task, candidate, episode.prompt_tokens))
+        self._judging.put(_Waiting(task, candidate))
 
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     task: Task
     candidate: Candidate
-    prompt_tokens: int
 
 
 class _Judging:
@@ -250,10 +249,11 @@ class _Judging:
     def _judge(self, batch: list[_Waiting]) -> Iterator[Tried]:
         screening = screen([each.candidate for each in batch], look=self._look, judges=self._judges)
         for each, record, counts in zip(batch, screening.records, screening.judge_counts, strict=True):
+            trajectory = each.candidate.trajectory
             yield Tried(
                 each.task,
                 record,
                 counts,
-                each.prompt_tokens,
-                each.candidate.trajectory.num_sampled_tokens,
+                trajectory.num_prompt_tokens,
+                trajectory.num_sampled_tokens,
             )

@@ -100,7 +100,8 @@ def ask(question: Question, image: Image.Image, look: Look, choice: PromptChoice
         refused = find_refused(boxes, view, look)
         boxes = () if refused else boxes
     text = box_prompt(question.text, boxes) if boxes else question_prompt(question.text)
-    asked = Asked.about(question.id, text, [image], look.model_copy(update={"system": None}))
+    unprompted = look.model_copy(update={"system": None})
+    asked = Asked.about(question.id, text, [image], unprompted, files=[question.image_bytes])
     prompt_id = LISTING_2 if boxes else LISTING_1
     return AskedTeacher(asked, prompt_id, tuple(map(crop_operation, boxes)), refused)
 

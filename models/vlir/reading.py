@@ -182,7 +182,7 @@ def load(row: Row, look: Look, config: VLIRConfig, held_out: HeldOut) -> Ready |
         text=sample.text,
         answers=sample.answers,
         gold_boxes=sample.boxes,
-        licence=row.source.licence,
+        licence=sample.licence or row.source.licence,
         kind=sample.kind,
     )
     try:
@@ -202,7 +202,7 @@ def _row(source: Source, source_config: SourceConfig, found: Sample | Fault, con
     picture = sha256(found.image_bytes)
     split = found.split or split_of(picture, config)
     boxes = [box.corners() for box in found.boxes]
-    identity = [source.label, source.licence, source_config.prompt, found.id, found.text, found.answers]
+    identity = [source.label, found.licence or source.licence, source_config.prompt, found.id, found.text, found.answers]
     return Row(
         source,
         source_config,
