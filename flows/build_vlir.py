@@ -2,15 +2,17 @@
 
 from prefect import flow
 
+from flows.parameters import Overrides, Parent, PresetName
 from models.config import QuestionMix
 from models.presets import load_preset
 from tasks.data import VLIRRun, build_data
+from tasks.deployed import hand_over
 from tasks.stage import StageOutput, perform
 
 
 @flow(name="build-vlir")
 async def build_vlir(
-    preset: str = "tiny", overrides: list[str] | None = None, parent: str = ""
+    preset: PresetName = "tiny", overrides: Overrides = None, parent: Parent = ""
 ) -> StageOutput:
     """Build the data of a preset; artifact ``data``. ``parent`` is the tracked run to nest under."""
     run = load_preset(preset, overrides or ())
@@ -27,4 +29,4 @@ async def build_vlir(
         ),
     )
     output: StageOutput = await perform(build_data, label="build_vlir", parent=parent, config=config)
-    return output
+    return await hand_over(output)
