@@ -11,6 +11,7 @@ from models.endpoints import check_url
 from models.errors import ConfigError
 from models.presets import load_preset
 from tasks.endpoint_models import only_model
+from tasks.settings import Settings
 from tasks.uris import S3_SCHEME
 
 NONE = "none"
@@ -39,13 +40,13 @@ def data_overrides(options: argparse.Namespace, preset: str, overrides: Sequence
     return [*(f"vlir.{name}={json.dumps(value)}" for name, value in chosen.items()), *overrides]
 
 
-def check_sources(preset: Preset) -> None:
-    """Raises ConfigError for sources or a teacher that are not there; nothing is fetched."""
+def check_data(preset: Preset, settings: Settings) -> None:
+    """Raises ConfigError or RecordError for sources or a teacher that are not there; fetches little."""
     if preset.vlir.is_drawn and preset.vlir.teacher.kind == "drawn-world":
         return
     from tasks.vlir_inputs import check_inputs
 
-    check_inputs(preset.vlir)
+    check_inputs(preset.vlir, settings)
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -31,7 +31,7 @@ from models.vlir.builder import FAULTS, RECORDS, VALIDATION, Builder, Progress
 from models.vlir.leakage import HeldOut
 from models.vlir.origins import DrawnWorld, Origin, RealSources
 from models.vlir.shards import REJECTED, Counts
-from models.vlir.sources import open_source
+from models.vlir.sources.open import open_source
 from models.vlir.statistics import Statistics
 from models.vlir.statistics_files import STATISTICS, write_statistics
 from models.vlir.teachers import teacher_name
@@ -153,7 +153,7 @@ def _open_origin(request: VLIRRun, look: Look, out: Path, progress: Progress) ->
     """What the configuration names, looked through once. ``held_out.parquet`` is written on the way."""
     if request.vlir.is_drawn:
         return DrawnWorld(request, look)
-    opened = [(config, open_source(config)) for config in request.vlir.sources]
+    opened = [(config, open_source(config, max_picture_bytes=request.vlir.max_picture_bytes)) for config in request.vlir.sources]
     held_out = HeldOut.read(request.vlir.held_out)
     held_out.write(out / HELD_OUT)
     total = sum(source.num_rows() for _, source in opened)
