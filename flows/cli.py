@@ -219,7 +219,10 @@ def _add_own_data(command: argparse.ArgumentParser) -> None:
         "--teacher", default="", metavar="URL", help=f"writes the rationales: an endpoint's URL, or {_MODELS}"
     )
     group.add_argument(
-        "--teacher-model", default="", metavar="NAME", help="the teacher's name at its endpoint (its only one)"
+        "--teacher-model",
+        default="",
+        metavar="NAME",
+        help="the teacher's name there (its only one)",
     )
     group.add_argument(
         "--judge", default="", metavar="URL", help="judges crops and reasoning, or none (the teacher's URL)"

@@ -174,6 +174,11 @@ def read_questions(path: Path) -> list[Question]:
     return [_question(row) for row in read_rows(path, QUESTION_SCHEMA)]
 
 
+def count_questions(path: Path) -> int:
+    """How many questions a Parquet file holds."""
+    return int(pq.read_metadata(path).num_rows)
+
+
 def write_records(path: Path, records: Iterable[VLIRRecord]) -> int:
     """Write rationale records to one Parquet file and return their number."""
     return write_rows(path, RECORD_SCHEMA, (_record_row(record) for record in records))

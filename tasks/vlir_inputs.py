@@ -19,7 +19,7 @@ _REGISTERED = "models:/"
 
 
 def check_inputs(config: VLIRConfig, settings: Settings) -> None:
-    """Raises ConfigError or RecordError for sources, sets or a teacher that cannot be used; fetches little."""
+    """Raises ConfigError or RecordError for sources, sets or a teacher that cannot be used."""
     for source in config.sources:
         if source.kind != "tiny":
             check_source(source, settings, max_picture_bytes=config.max_picture_bytes)
@@ -100,7 +100,7 @@ def _was_trained_here(model: str) -> bool:
 
 
 def _files_digest(config: VLIRConfig) -> str:
-    """A digest of the files of all sources as they lie there: where none changed, an earlier build is good."""
+    """Of the files of all sources as they lie there: where none changed, an earlier build is good."""
     digest = hashlib.sha256()
     for source in config.sources:
         for file in source_files(source):

@@ -27,29 +27,16 @@ from models.config import Look, VLIRConfig
 from models.records import SCHEMA_VERSION
 from models.run_config import VLIRRun
 from models.rundir import Result, RunDir, write_atomically
-from models.vlir.builder import FAULTS, RECORDS, VALIDATION, Builder, Progress
+from models.vlir.builder import Builder, Progress
+from models.vlir.layout import HELD_OUT, MANIFEST, QUESTIONS, RECORDS, VALIDATION
 from models.vlir.leakage import HeldOut
 from models.vlir.origins import DrawnWorld, Origin, RealSources
-from models.vlir.shards import REJECTED, Counts
+from models.vlir.shards import Counts
 from models.vlir.sources.open import open_source
 from models.vlir.statistics import Statistics
 from models.vlir.statistics_files import STATISTICS, write_statistics
 from models.vlir.teachers import teacher_name
 
-__all__ = [
-    "FAULTS",
-    "HELD_OUT",
-    "MANIFEST",
-    "QUESTIONS",
-    "RECORDS",
-    "REJECTED",
-    "VALIDATION",
-    "VLIRSummary",
-    "build_vlir",
-]
-
-QUESTIONS = "questions"
-MANIFEST, HELD_OUT = "manifest.json", "held_out.parquet"
 _ROWS_BETWEEN_REPORTS = 5000
 
 
@@ -153,7 +140,8 @@ def _open_origin(request: VLIRRun, look: Look, out: Path, progress: Progress) ->
     """What the configuration names, looked through once. ``held_out.parquet`` is written on the way."""
     if request.vlir.is_drawn:
         return DrawnWorld(request, look)
-    opened = [(config, open_source(config, max_picture_bytes=request.vlir.max_picture_bytes)) for config in request.vlir.sources]
+    max_bytes = request.vlir.max_picture_bytes
+    opened = [(config, open_source(config, max_picture_bytes=max_bytes)) for config in request.vlir.sources]
     held_out = HeldOut.read(request.vlir.held_out)
     held_out.write(out / HELD_OUT)
     total = sum(source.num_rows() for _, source in opened)

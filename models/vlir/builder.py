@@ -20,14 +20,13 @@ from models.vlir.entries import Ready, Shard, digest_of, shards_of
 from models.vlir.filters import OUR_FAILURES, Judges
 from models.vlir.generate import Task, Teacher, Tried, generate
 from models.vlir.judge_endpoints import open_judge
+from models.vlir.layout import FAULTS, RECORDS, VALIDATION
 from models.vlir.origins import DrawnWorld, Origin
 from models.vlir.shards import Counts, DoneShard, OpenShard, ShardFolder, digest_of_file
 from models.vlir.teachers import open_teacher, teacher_name
 
 Progress = Callable[[int, int], None]
 
-RECORDS, VALIDATION = "records", "validation"
-FAULTS = "faults.jsonl"
 FOLDERS = {"train": RECORDS, "validation": VALIDATION}
 _JUDGES_PLACE = {"endpoint", "num_connections", "timeout_seconds", "max_tries", "backoff_seconds", "prices"}
 # What says where and how fast things are fetched, not what is made.

@@ -23,7 +23,7 @@ from models.errors import RecordError, RegionError
 from models.protocol import BoxRequest, box_request, extract_answer, is_well_formed
 from models.records import RECORD_SCHEMA, SCHEMA_VERSION, sha256
 from models.region import Box, Size, View, find_fault
-from models.vlir.build import MANIFEST, QUESTIONS, RECORDS
+from models.vlir.layout import MANIFEST, QUESTIONS, RECORDS
 
 _BOX_MENTION = re.compile(r"bbox_2d")
 _BOX_LITERAL = re.compile(r"\{[^{}]*bbox_2d[^{}]*\}")

@@ -18,6 +18,7 @@ from models.records import Verdict, VLIRRecord
 from models.region import Box, Size, View, find_fault
 from models.trajectory import Trajectory
 from models.vlir.judges import Judge, Judgement, coherence_prompt, judge, semantic_unit_prompt
+from models.vlir.prompts import box_came_back
 
 
 class Reason(StrEnum):
@@ -35,6 +36,7 @@ class Reason(StrEnum):
     NO_ANSWER = "no_answer"
     MALFORMED = "malformed"
     WRONG_ANSWER = "wrong_answer"
+    BOX_MODIFIED = "box_modified"
     NO_SEMANTIC_UNIT = "no_semantic_unit"
     UNCLEAR_SEMANTIC_UNIT = "unclear_semantic_unit"
     INCOHERENT = "incoherent"
@@ -109,6 +111,9 @@ def find_broken_rule(candidate: Candidate, look: Look) -> tuple[Reason, str] | N
     fault = _find_box_fault(record, look)
     if fault is not None:
         return fault
+    difference = box_came_back(record.text, candidate.operations) if candidate.operations else ""
+    if difference:
+        return Reason.BOX_MODIFIED, difference
     if not answers.matches(record.final_answer, record.question.answers):
         return Reason.WRONG_ANSWER, f"{record.final_answer!r} is not one of {list(record.question.answers)}"
     return None

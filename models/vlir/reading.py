@@ -202,7 +202,8 @@ def _row(source: Source, source_config: SourceConfig, found: Sample | Fault, con
     picture = sha256(found.image_bytes)
     split = found.split or split_of(picture, config)
     boxes = [box.corners() for box in found.boxes]
-    identity = [source.label, found.licence or source.licence, source_config.prompt, found.id, found.text, found.answers]
+    licence = found.licence or source.licence
+    identity = [source.label, licence, source_config.prompt, found.id, found.text, found.answers]
     return Row(
         source,
         source_config,

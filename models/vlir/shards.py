@@ -20,9 +20,8 @@ from models.rundir import write_atomically
 from models.vlir.entries import Ready, Shard
 from models.vlir.filters import OUR_FAILURES
 from models.vlir.generate import Tried
+from models.vlir.layout import REJECTED
 from models.vlir.sources.base import Fault
-
-REJECTED = "rejected"
 
 
 @dataclass(slots=True)
@@ -65,9 +64,10 @@ class Counts:
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> "Counts":
         """What :meth:`to_dict` made."""
-        return cls(
-            **{name: Counter(value) if isinstance(value, dict) else value for name, value in found.items()}
-        )
+        values: dict[str, Any] = {
+            name: Counter(value) if isinstance(value, dict) else value for name, value in found.items()
+        }
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)
