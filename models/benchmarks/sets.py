@@ -144,7 +144,7 @@ def find_set(
         raise RecordError(
             f"{published.name} has no split {split!r}, only {', '.join(published.splits)}. Name one of these."
         )
-    names = _names(place, split)
+    names = split_names(place, split)
     found = sum(_checked_rows(published, place, name) for name in names)
     expected = published.splits[split]
     if found == 0:
@@ -157,8 +157,11 @@ def find_set(
     return names, found
 
 
-def _names(place: SetFiles, split: str) -> tuple[str, ...]:
-    """The files of a split, in name order, from the first place where a clone of the hub has them."""
+def split_names(place: SetFiles, split: str) -> tuple[str, ...]:
+    """The files of a split, in name order, from the first place where a clone of the hub has them.
+
+    Raises RecordError when there is none.
+    """
     configuration, _, name = split.rpartition("/")
     # Last: one folder per configuration that together make the split, as the 30 subjects of MMMU.
     folders = ("", f"{configuration}/", "data/") if configuration else ("", "data/", "*/")

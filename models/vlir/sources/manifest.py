@@ -11,7 +11,7 @@ from models.pictures import upright_size
 from models.region import Box
 from models.vlir.sources.addresses import Addresses, picture_name
 from models.vlir.sources.base import Fault, FaultKind, Sample
-from models.vlir.sources.boxes import Corners, clamp, corners_of
+from models.vlir.sources.boxes import Corners, FittedBoxes, clamp, corners_of
 from models.vlir.sources.faults import (
     BadRow,
     Row,
@@ -24,6 +24,7 @@ from models.vlir.sources.faults import (
 )
 from models.vlir.sources.lines import Lines
 from models.vlir.sources.tables import Table
+from models.vlir.sources.visual_cot import BoxJoin
 
 _SPLITS = ("train", "validation", "test")
 _LINE_SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -40,6 +41,7 @@ class Manifest:
     file: Path
     folder: Path
     buckets: Path | None
+    join: BoxJoin | None
     max_picture_bytes: int
 
     def num_rows(self) -> int:
@@ -53,7 +55,7 @@ class Manifest:
             self._rows.rows(),
             start=start,
             id_of=self._id,
-            sample_of=lambda number, id, row: _sample(number, id, row, addresses),
+            sample_of=lambda number, id, row: _sample(number, id, row, addresses, self.join),
         )
 
     @cached_property
@@ -92,10 +94,10 @@ def open_rows(file: Path, *, max_picture_bytes: int) -> Lines | Table:
     if file.suffix.lower() in _LINE_SUFFIXES:
         # Base64 is a third longer; the rest of a row is small.
         return Lines((file,), max_line_bytes=max_picture_bytes * 4 // 3 + (1 << 20))
-    return Table.of_some(file, _FIELDS, ("image", "question"), what="a manifest")
+    return Table((file,), {"image": (), "question": ()}, optional=_FIELDS[2:], what="a manifest")
 
 
-def _sample(number: int, id: str, row: Row, addresses: Addresses) -> Sample:
+def _sample(number: int, id: str, row: Row, addresses: Addresses, join: BoxJoin | None) -> Sample:
     text = question_of(row)
     answers = _answers(row)
     corners = _corners(row)
@@ -103,14 +105,19 @@ def _sample(number: int, id: str, row: Row, addresses: Addresses) -> Sample:
     if split not in ("", *_SPLITS):
         raise BadRow(FaultKind.BAD_ROW, f"split is {shown(split)}; it must be {', '.join(_SPLITS)} or absent")
     data = addresses.read(row.get("image"))
+    picture = picture_name(row.get("image"))
+    fitted = FittedBoxes(_boxes(corners, data))
+    if join is not None and not corners:
+        fitted = join.fit(data, text, answers, (picture,))
     return Sample(
         row=number,
         id=id,
         text=text,
         answers=answers,
         image_bytes=data,
-        picture=picture_name(row.get("image")),
-        boxes=_boxes(corners, data),
+        picture=picture,
+        boxes=fitted.boxes,
+        num_dropped_boxes=fitted.num_dropped,
         split=split,
         kind=text_of(row, "kind"),
         licence=text_of(row, "licence"),

@@ -23,22 +23,27 @@ class Table:
     """Parquet files of the same columns, read one after the other.
 
     ``columns`` maps the columns that are needed to the types they may have, in the words of
-    :func:`models.benchmarks.sets.type_name`; no type stands for any. Other columns are left alone.
-    ``what`` names the set for messages.
+    :func:`models.benchmarks.sets.type_name`; no type stands for any. ``optional`` columns are read where they
+    are there, other ones are left alone. ``what`` names the set for messages. Raises RecordError when the
+    columns are not these.
     """
 
-    def __init__(self, files: tuple[Path, ...], columns: Mapping[str, tuple[str, ...]], *, what: str) -> None:
+    def __init__(
+        self,
+        files: tuple[Path, ...],
+        columns: Mapping[str, tuple[str, ...]],
+        *,
+        optional: Sequence[str] = (),
+        what: str,
+    ) -> None:
         self.files = files
-        self._columns = columns
+        self._needed = columns
         self._what = what
-        for path in files:
-            self._check_columns(path)
-
-    @classmethod
-    def of_some(cls, file: Path, known: Sequence[str], needed: Sequence[str], *, what: str) -> "Table":
-        """A file that must have the ``needed`` columns, of any type, and may have other ``known`` ones."""
-        found = cls((file,), {name: () for name in needed}, what=what)._open(file).schema_arrow.names
-        return cls((file,), {name: () for name in known if name in found}, what=what)
+        schemas = [self._checked_schema(path) for path in files]
+        self.columns = (
+            *columns,
+            *(name for name in optional if all(name in schema.names for schema in schemas)),
+        )
 
     @cached_property
     def num_rows(self) -> int:
@@ -60,7 +65,7 @@ class Table:
         self, *, start: int = 0, stop: int | None = None, columns: Sequence[str] | None = None
     ) -> Iterator[tuple[int, pa.RecordBatch, int]]:
         """The rows from number ``start`` up to ``stop``: number, a batch of Arrow, and the place in it."""
-        names = list(self._columns if columns is None else columns)
+        names = list(self.columns if columns is None else columns)
         stop = self.num_rows if stop is None else min(stop, self.num_rows)
         first = 0
         for path in self.files:
@@ -93,13 +98,14 @@ class Table:
                 f"{path} is no Parquet file, or only a part of one ({error}). Fetch it again."
             ) from error
 
-    def _check_columns(self, path: Path) -> None:
-        found = {field.name: type_name(field.type) for field in self._open(path).schema_arrow}
+    def _checked_schema(self, path: Path) -> pa.Schema:
+        schema: pa.Schema = self._open(path).schema_arrow
+        found = {field.name: type_name(field.type) for field in schema}
         problems = [
-            *(f"{name} is missing" for name in self._columns if name not in found),
+            *(f"{name} is missing" for name in self._needed if name not in found),
             *(
                 f"{name} is {found[name]} instead of {' or '.join(types)}"
-                for name, types in self._columns.items()
+                for name, types in self._needed.items()
                 # A column without any value in these rows has no type.
                 if types and found.get(name, types[0]) not in (*types, "null")
             ),
@@ -109,6 +115,7 @@ class Table:
                 f"{path}: its columns are not those of {self._what}: {', '.join(problems)}. It has "
                 f"{', '.join(found)}. Give the set as it was published."
             )
+        return schema
 
 
 def _row(batch: pa.RecordBatch, place: int) -> Row | BadRow:
