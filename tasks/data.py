@@ -13,7 +13,7 @@ from models.run_config import ValidationRun
 from models.rundir import Result
 from models.vlir.build import build_vlir
 from models.vlir.statistics_files import NAME, STATISTICS
-from models.vlir.validate import ValidationVerdict
+from models.vlir.verdict import VERDICT, ValidationVerdict
 from tasks.artifacts import ArtifactRef
 from tasks.caching import cached
 from tasks.shown import show_markdown
@@ -81,7 +81,7 @@ async def _show_statistics(stage: StageRun, folder: Path) -> None:
 
 def read_verdict(folder: Path) -> ValidationVerdict:
     """The verdict in an artifact of kind ``verdict``."""
-    return ValidationVerdict.from_json((folder / "verdict.json").read_text())
+    return ValidationVerdict.from_json((folder / VERDICT).read_text())
 
 
 class _Stopped(Exception):
