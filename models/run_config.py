@@ -46,6 +46,9 @@ class ValidationRun(Config):
 
     records_path: str = Field(description="The folder that build_vlir made.")
     validation: ValidationConfig
+    previous_path: str = Field(
+        "", description="statistics.json that validating the previous version left; empty: there is none."
+    )
 
 
 class SFTRun(Config):

@@ -240,9 +240,54 @@ class VLIRConfig(Config):
 
 
 class ValidationConfig(Config):
-    """Stage validate: the Great Expectations gate before any accelerator."""
+    """Stage validate: the Great Expectations gate before any accelerator. The bounds are our choice."""
 
     min_records: int = Field(100, ge=1, description="Fewest accepted records.")
     min_acceptance: float = Field(
         0.2, ge=0, le=1, description="Smallest share of questions that gave a record."
     )
+    min_records_per_source: int = Field(1, ge=0, description="Fewest accepted records of every source.")
+    min_question_characters: int = Field(1, ge=1, description="Shortest question, without outer blanks.")
+    max_question_characters: int = Field(4000, ge=1, description="Longest question.")
+    min_rationale_characters: int = Field(
+        1, ge=0, description="Shortest reasoning, without tags and crop commands."
+    )
+    max_rationale_characters: int = Field(
+        16000, ge=1, description="Longest reasoning, without tags and crop commands."
+    )
+    scripts: tuple[str, ...] = Field(
+        ("LATIN",), description="Scripts of the letters, as Unicode names them (CYRILLIC, CJK); none: any."
+    )
+    min_script_share: float = Field(
+        0.5, ge=0, le=1, description="Share of a text's letters in these scripts; names and quotes differ."
+    )
+    languages: tuple[str, ...] = Field(
+        ("en",), description="Languages of questions and rationales (ISO 639-1); none: any."
+    )
+    min_language_share: float = Field(
+        1.0, ge=0, le=1, description="Share of records whose texts must be in these scripts and languages."
+    )
+    max_size_drift: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Largest total-variation distance of crop sizes to the previous version.",
+    )
+    max_source_drift: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="The same of records by source; raise it where sources change on purpose.",
+    )
+    data_docs: bool = Field(
+        False, description="Build Great Expectations' pages too; they load their styles from the network."
+    )
+
+    @model_validator(mode="after")
+    def _lengths_are_ordered(self) -> "ValidationConfig":
+        for name in ("question", "rationale"):
+            low = getattr(self, f"min_{name}_characters")
+            high = getattr(self, f"max_{name}_characters")
+            if low > high:
+                raise ValueError(f"min_{name}_characters {low} exceeds max_{name}_characters {high}")
+        return self

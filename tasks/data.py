@@ -8,7 +8,7 @@ from models.config import ValidationConfig
 from models.errors import GateError
 from models.run_config import ValidationRun, VLIRRun
 from models.vlir.statistics_files import NAME, STATISTICS
-from models.vlir.validate import ValidationVerdict
+from models.vlir.verdict import VERDICT, ValidationVerdict
 from tasks.artifacts import ArtifactRef
 from tasks.caching import cached
 from tasks.shown import show_markdown
@@ -50,7 +50,7 @@ async def validate_data(
 
 def read_verdict(folder: Path) -> ValidationVerdict:
     """The verdict in an artifact of kind ``verdict``."""
-    return ValidationVerdict.from_json((folder / "verdict.json").read_text())
+    return ValidationVerdict.from_json((folder / VERDICT).read_text())
 
 
 async def _show_statistics(stage: StageRun, folder: Path) -> None:
