@@ -11,7 +11,7 @@ from models.config import Preset
 from models.evaluation import table
 from models.evaluation.report import write_report
 from models.evaluation.report_inputs import Check, Fact, Figure, Promotion, ReportInputs, StageTime
-from models.vlir.build import MANIFEST, QUESTIONS
+from models.vlir.layout import MANIFEST, QUESTIONS
 from tasks import tracking
 from tasks.analysis import ANALYSIS, TABLE
 from tasks.artifacts import ArtifactRef
