@@ -11,8 +11,10 @@ from flows.validate import validate
 from models.evaluation.report_inputs import StageTime
 from models.presets import load_preset
 from tasks.evidence import evidence_of
+from tasks.preflight import preflight
 from tasks.registry import Verdict, register
 from tasks.report import closing_table, report, stage_times
+from tasks.settings import Settings
 from tasks.stage import perform, pipeline_run
 from tasks.training import base_model
 
@@ -33,6 +35,7 @@ class Outcome(BaseModel):
 async def pipeline(preset: str = "tiny", overrides: list[str] | None = None) -> Outcome:
     """Run a preset to the end. Raises GateError when the data may not be trained on."""
     run = load_preset(preset, overrides or ())
+    ready = preflight(run, Settings.read())
     with pipeline_run(run) as parent:
         data = await build_vlir(preset, overrides, parent=parent)
         checked = await validate(preset, overrides, data=data, parent=parent)
@@ -40,7 +43,14 @@ async def pipeline(preset: str = "tiny", overrides: list[str] | None = None) -> 
         measured = await evaluate(preset, overrides, data=data, models=models, parent=parent)
         outputs = {"build_vlir": data, "validate": checked, **models, "evaluate": measured}
         model = models["rgrpo"].artifacts["model"]
-        evidence = evidence_of(run, base=base_model(run.model), outputs=outputs, model=model, parent=parent)
+        evidence = evidence_of(
+            run,
+            base=base_model(run.model),
+            outputs=outputs,
+            model=model,
+            preflight=ready,
+            parent=parent,
+        )
         version = await perform(register, label="register", parent=parent, model=model, evidence=evidence)
         verdict = await promote(preset, overrides, version=version.number, parent=parent)
         page = await perform(

@@ -1,6 +1,7 @@
 """Tasks of the stages build_vlir and validate: the data, and the gate before any accelerator."""
 
 import asyncio
+import json
 import threading
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from prefect import task
 from models.config import Config, Look, QuestionMix, ValidationConfig, VLIRConfig
 from models.errors import GateError
 from models.run_config import ValidationRun
-from models.rundir import Result
+from models.rundir import Result, write_atomically
 from models.vlir.build import build_vlir
 from models.vlir.validate import ValidationVerdict
 from tasks.artifacts import ArtifactRef
@@ -19,6 +20,7 @@ from tasks.stage import StageOutput, StageRun, stage_run
 
 _BUILD = "models.vlir.build"
 _VALIDATE = "models.vlir.validate"
+_VALIDATED = "validated.json"
 
 
 class VLIRRun(Config):
@@ -60,7 +62,8 @@ async def validate_data(
     async with stage_run("validate", label=label, parent=parent, params=config.model_dump()) as stage:
         request = ValidationRun(records_path=str(stage.store.fetch(data)), validation=config)
         run, result = await stage.child(_VALIDATE, request, inputs=(data,))
-        verdict = stage.publish(run, [result.artifacts["verdict"]], kind="verdict")
+        write_atomically(run.path / _VALIDATED, json.dumps({"data": data.sha256}))
+        verdict = stage.publish(run, [result.artifacts["verdict"], _VALIDATED], kind="verdict")
         output = stage.output(run, result, {"verdict": verdict})
         found = read_verdict(stage.store.fetch(verdict))
         if not found.passed:
@@ -71,6 +74,12 @@ async def validate_data(
 def read_verdict(folder: Path) -> ValidationVerdict:
     """The verdict in an artifact of kind ``verdict``."""
     return ValidationVerdict.from_json((folder / "verdict.json").read_text())
+
+
+def read_validated_data(folder: Path) -> str:
+    """The digest of the data that the verdict in an artifact is about; empty when it does not say."""
+    path = folder / _VALIDATED
+    return str(json.loads(path.read_text())["data"]) if path.is_file() else ""
 
 
 class _Stopped(Exception):
