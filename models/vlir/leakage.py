@@ -126,6 +126,10 @@ class HeldOut:
         """How many pictures are held out."""
         return len(self._files)
 
+    def pictures(self) -> Iterator[tuple[str, str]]:
+        """sha256 of the file of every picture, and where it is from."""
+        return ((digest.hex(), where) for digest, where in self._files.items())
+
     def find_leak(self, sample: Sample, pictures: Sequence[ReadPicture] = ()) -> str | None:
         """What an evaluation set shares with a sample, in words; None when it shares nothing.
 

@@ -1,4 +1,4 @@
-"""A build from one's own manifest with a teacher over HTTP: interrupted anywhere, it asks only what is left."""
+"""A build from one's own manifest, with a teacher over HTTP: interrupted, it asks only what is left."""
 
 import hashlib
 import json
