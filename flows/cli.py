@@ -27,6 +27,8 @@ MODULES = {
     "serve": ("serve_command", "serve"),
     "fetch": ("store_commands", "fetch"),
     "prune": ("store_commands", "prune"),
+    "rollback": ("registry_commands", "rollback"),
+    "history": ("registry_commands", "history"),
     "doctor": ("commands", "doctor"),
     "completion": ("cli", "print_completion"),
 }
@@ -174,6 +176,7 @@ def parser() -> argparse.ArgumentParser:
     fetch.add_argument("artifact", help="models:/vlm-r3@ALIAS, models:/vlm-r3/NUMBER, s3://..., file://...")
     fetch.add_argument("folder", type=Path, metavar="DIR", help="a folder that is new or empty")
     _add_place(fetch)
+    _add_registry(commands)
     prune = commands.add_parser("prune", help="list old artifacts that no registered version names")
     prune.add_argument(
         "--older-than", type=int, default=30, metavar="DAYS", help="what is younger stays (30)"
@@ -233,6 +236,19 @@ def _add_own_data(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--connections", type=int, default=64, metavar="N", help="requests in flight together (64)"
     )
+
+
+def _add_registry(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    rollback = commands.add_parser("rollback", help="make a version champion that was champion before")
+    rollback.add_argument(
+        "--to", default="previous", metavar="VERSION", help="number or alias (previous: the champion before)"
+    )
+    rollback.add_argument("--reason", default="", metavar="TEXT", help="why; kept in the history")
+    _add_place(rollback)
+    history = commands.add_parser("history", help="list who became champion, who did not, and why")
+    history.add_argument("--checks", action="store_true", help="also every rule that was looked at")
+    history.add_argument("--json", action="store_true", help="one JSON object per line")
+    _add_place(history)
 
 
 def _add_benchmark(command: argparse.ArgumentParser) -> None:

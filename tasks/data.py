@@ -1,5 +1,6 @@
 """Tasks of the stages build_vlir and validate: the data, and the gate before any accelerator."""
 
+import json
 from pathlib import Path
 
 from prefect import task
@@ -7,6 +8,7 @@ from prefect import task
 from models.config import ValidationConfig
 from models.errors import GateError
 from models.run_config import ValidationRun, VLIRRun
+from models.rundir import write_atomically
 from models.vlir.statistics_files import NAME, STATISTICS
 from models.vlir.verdict import VERDICT, ValidationVerdict
 from tasks.artifacts import ArtifactRef
@@ -16,6 +18,7 @@ from tasks.stage import StageOutput, StageRun, stage_run
 
 _BUILD = "models.vlir.build"
 _VALIDATE = "models.vlir.validate"
+_VALIDATED = "validated.json"
 
 
 @task(**cached("build_vlir", _BUILD))
@@ -40,7 +43,8 @@ async def validate_data(
     async with stage_run("validate", label=label, parent=parent, params=config.model_dump()) as stage:
         request = ValidationRun(records_path=str(stage.store.fetch(data)), validation=config)
         run, result = await stage.child(_VALIDATE, request, inputs=(data,))
-        verdict = stage.publish(run, [result.artifacts["verdict"]], kind="verdict")
+        write_atomically(run.path / _VALIDATED, json.dumps({"data": data.sha256}))
+        verdict = stage.publish(run, [result.artifacts["verdict"], _VALIDATED], kind="verdict")
         output = stage.output(run, result, {"verdict": verdict})
         found = read_verdict(stage.store.fetch(verdict))
         if not found.passed:
@@ -51,6 +55,12 @@ async def validate_data(
 def read_verdict(folder: Path) -> ValidationVerdict:
     """The verdict in an artifact of kind ``verdict``."""
     return ValidationVerdict.from_json((folder / VERDICT).read_text())
+
+
+def read_validated_data(folder: Path) -> str:
+    """The digest of the data that the verdict in an artifact is about; empty when it does not say."""
+    path = folder / _VALIDATED
+    return str(json.loads(path.read_text())["data"]) if path.is_file() else ""
 
 
 async def _show_statistics(stage: StageRun, folder: Path) -> None:

@@ -174,7 +174,7 @@ def _facts(version: Version | None, outputs: Mapping[str, StageOutput]) -> list[
         "model_digest",
         "licence",
     )
-    return [Fact(name.replace("_", " "), version.evidence.get(name, "")) for name in shown]
+    return [Fact(name.replace("_", " "), version.tags.get(name, "")) for name in shown]
 
 
 def _checks(folder: Path) -> list[Check]:

@@ -1,4 +1,4 @@
-"""A user's manifest with pictures of the drawn world: real files, and answers that the tiny model can find."""
+"""A user's manifest with pictures of the drawn world: real files, and answers the tiny model can find."""
 
 import json
 from pathlib import Path

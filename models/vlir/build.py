@@ -22,9 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from models.child import run_stage
 from models.config import Look, VLIRConfig
-from models.records import SCHEMA_VERSION
+from models.records import SCHEMA_VERSION, write_rows
 from models.run_config import VLIRRun
 from models.rundir import Result, RunDir, write_atomically
 from models.vlir.builder import Builder, Progress
@@ -38,6 +40,7 @@ from models.vlir.statistics_files import STATISTICS, write_statistics
 from models.vlir.teachers import teacher_name
 
 _ROWS_BETWEEN_REPORTS = 5000
+_HELD_OUT_SCHEMA = pa.schema([("image_sha256", pa.string()), ("origin", pa.string())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,9 @@ def _open_origin(request: VLIRRun, look: Look, out: Path, progress: Progress) ->
     max_bytes = request.vlir.max_picture_bytes
     opened = [(config, open_source(config, max_picture_bytes=max_bytes)) for config in request.vlir.sources]
     held_out = HeldOut.read(request.vlir.held_out)
-    held_out.write(out / HELD_OUT)
+    pictures = sorted(held_out.pictures())
+    rows = [dict[str, object](image_sha256=digest, origin=where) for digest, where in pictures]
+    write_rows(out / HELD_OUT, _HELD_OUT_SCHEMA, rows)
     total = sum(source.num_rows() for _, source in opened)
     seen = 0
 

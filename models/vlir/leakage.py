@@ -1,9 +1,8 @@
 """No training question may come from an evaluation set: pictures and questions that are held out.
 
-What counts as a leak is written in docs/sources.md, and at :meth:`HeldOut.find_leak` and
-:meth:`HeldOut.find_picture`. A picture is compared by its file, then by its pixels, then by a small copy; a
-question by its words and options. Only a training picture of a size that is held out, or with a question that
-is, costs more than a digest.
+What counts as a leak is written in docs/sources.md, and at :meth:`HeldOut.find_leak`. A picture is compared
+by its file, then by its pixels, then by a small copy; a question by its words and options. Only a training
+picture of a size that is held out, or with a question that is, costs more than a digest.
 """
 
 import hashlib
@@ -27,7 +26,7 @@ from models.benchmarks.published import (
 )
 from models.benchmarks.sets import BenchmarkQuestion, LocalFiles, find_set, read_questions, split_names
 from models.errors import RecordError
-from models.pictures import PictureFault, read_picture
+from models.pictures import PictureFault, ReadPicture, read_picture
 from models.vlir.sources.base import Sample
 
 # A short question is asked of many pictures, and a yes, a no or a digit is answered by chance.
@@ -127,32 +126,39 @@ class HeldOut:
         """How many pictures are held out."""
         return len(self._files)
 
-    def find_leak(self, sample: Sample) -> str | None:
-        """What an evaluation set shares with a sample's file and words, as a sentence; None when nothing.
+    def pictures(self) -> Iterator[tuple[str, str]]:
+        """sha256 of the file of every picture, and where it is from."""
+        return ((digest.hex(), where) for digest, where in self._files.items())
 
-        A leak is the same file of a picture. And it is the same question with the same options and a gold
-        answer in common, if the benchmark asks it of one picture only, and it has at least ``MIN_WORDS``
-        words with its options (``MIN_WORDS_WITH_COMMON_ANSWER`` where that answer is yes, no or up to two
-        letters).
+    def find_leak(self, sample: Sample, pictures: Sequence[ReadPicture] = ()) -> str | None:
+        """What an evaluation set shares with a sample, in words; None when it shares nothing.
+
+        A leak is the same file of a picture, and the same pixels, also when they were compressed again,
+        whatever is asked. The same question with the same options is a leak about a picture that looks alike
+        at any size; and about any picture when the answer is the same, the benchmark asks it of one picture
+        only, and it has at least ``MIN_WORDS`` words with its options (``MIN_WORDS_WITH_COMMON_ANSWER`` where
+        the answer is yes, no or up to two letters).
+
+        ``pictures`` are the sample's, decoded; without them only files and words are compared.
         """
-        where = self._files.get(_digest(sample.image_bytes))
-        if where:
-            return f"{where}: the same picture (file)"
+        for data in dict.fromkeys((sample.image_bytes, *(picture.original for picture in pictures))):
+            where = self._files.get(_digest(data))
+            if where:
+                return f"{where}: the same picture (file)"
         words = _words(sample.question or sample.text, sample.text, sample.answers)
-        for asked in self._asked_in_these_words(words):
+        keys = ((benchmark, words.key) for benchmark in self._benchmarks)
+        asked_so = [self._asked[key] for key in keys if key in self._asked]
+        for picture in pictures:
+            found = self._shared_picture(picture.image, asked_so)
+            if found:
+                return found
+        for asked in asked_so:
             if len(asked.pictures) <= 1 and words.is_distinctive(asked.words.golds):
                 return f"{asked.where}: the same question and answer"
         return None
 
-    def find_picture(self, image: Image.Image, sample: Sample) -> str | None:
-        """What an evaluation set shares with one decoded, upright picture of a sample.
-
-        A leak is a picture with the same pixels, also when it was compressed again, whatever is asked. And it
-        is a picture that looks alike at any size, if the same question with the same options is asked of it.
-        """
+    def _shared_picture(self, image: Image.Image, asked_so: Sequence[_Asked]) -> str | None:
         candidates = self._by_size.get(image.size, ())
-        words = _words(sample.question or sample.text, sample.text, sample.answers)
-        asked_so = self._asked_in_these_words(words)
         if not candidates and not asked_so:
             return None
         copy = _small_copy(image)
@@ -166,10 +172,6 @@ class HeldOut:
             if self._is_like(copy, image.width / image.height, asked.pictures):
                 return f"{asked.where}: the same question about a picture that looks alike"
         return None
-
-    def _asked_in_these_words(self, words: _Words) -> list[_Asked]:
-        found = (self._asked.get((benchmark, words.key)) for benchmark in self._benchmarks)
-        return [asked for asked in found if asked is not None]
 
     def _is_like(self, copy: NDArray[np.uint8], ratio: float, asked_of: Iterable[tuple[bytes, ...]]) -> bool:
         digests = {digest for each in asked_of for digest in each} & self._shown.keys()

@@ -168,7 +168,7 @@ def load(row: Row, look: Look, config: VLIRConfig, held_out: HeldOut) -> Ready |
         )
     except PictureFault as fault:
         return Fault(sample.row, sample.id, FaultKind(fault.kind), f"{sample.picture}: {fault}")
-    leak = held_out.find_picture(picture.image, sample)
+    leak = held_out.find_leak(sample, [picture])
     if leak:
         raise leak_error([f"{row.source.label} row {sample.row} ({sample.id}): {leak}"])
     question = Question(

@@ -80,7 +80,7 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> HeldOut:
 def leak(held_out: HeldOut, image: bytes, text: str, *answers: str, question: str = "") -> str | None:
     picture = read_picture(image, max_pixels=10**6, max_bytes=10**7)
     sample = Sample(0, "s", text, answers or ("x",), image, "p", question=question)
-    return held_out.find_leak(sample) or held_out.find_picture(picture.image, sample)
+    return held_out.find_leak(sample, [picture])
 
 
 OTHER = encoded(page(7))
@@ -160,6 +160,12 @@ def test_options_count_in_any_order(held_out):
     assert leak(held_out, OTHER, text, "B", question=question) is None
     other = text.replace("bilberry", "grizzly bear")
     assert leak(held_out, OTHER, other, "A", question=question) is None
+
+
+def test_of_several_pictures_each_counts(held_out):
+    sample = Sample(0, "s", "another question", ("x",), OTHER, "p")
+    pictures = [read_picture(data, max_pixels=10**6, max_bytes=10**7) for data in (OTHER, encoded(PAGE))]
+    assert "the same picture (file)" in str(held_out.find_leak(sample, pictures))
 
 
 def test_a_file_is_compared_without_decoding(held_out):
