@@ -1,8 +1,8 @@
 """No training question may come from an evaluation set: pictures and questions that are held out.
 
-What counts as a leak is written in docs/sources.md, and here in :meth:`HeldOut.find_leak`. A picture is
-compared by its file, then by its pixels, then by a small copy; a question by its words and options. Only a
-training picture of a size that is held out, or with a question that is, costs more than a digest.
+What counts as a leak is written in docs/sources.md, and at :meth:`HeldOut.find_leak`. A picture is compared
+by its file, then by its pixels, then by a small copy; a question by its words and options. Only a training
+picture of a size that is held out, or with a question that is, costs more than a digest.
 """
 
 import hashlib
@@ -133,10 +133,11 @@ class HeldOut:
     def find_leak(self, sample: Sample, pictures: Sequence[ReadPicture] = ()) -> str | None:
         """What an evaluation set shares with a sample, in words; None when it shares nothing.
 
-        A leak is: the same file of a picture; the same pixels, also when they were compressed again; the same
-        question and options about a picture that looks alike at any size; the same question and options with
-        the same answer, if the benchmark asks it of one picture only, and it has at least ``MIN_WORDS`` words
-        with its options (``MIN_WORDS_WITH_COMMON_ANSWER`` where the answer is yes, no or up to two letters).
+        A leak is the same file of a picture, and the same pixels, also when they were compressed again,
+        whatever is asked. The same question with the same options is a leak about a picture that looks alike
+        at any size; and about any picture when the answer is the same, the benchmark asks it of one picture
+        only, and it has at least ``MIN_WORDS`` words with its options (``MIN_WORDS_WITH_COMMON_ANSWER`` where
+        the answer is yes, no or up to two letters).
 
         ``pictures`` are the sample's, decoded; without them only files and words are compared.
         """
@@ -144,38 +145,35 @@ class HeldOut:
             where = self._files.get(_digest(data))
             if where:
                 return f"{where}: the same picture (file)"
+        words = _words(sample.question or sample.text, sample.text, sample.answers)
+        keys = ((benchmark, words.key) for benchmark in self._benchmarks)
+        asked_so = [self._asked[key] for key in keys if key in self._asked]
         for picture in pictures:
-            found = self._same_picture(picture.image)
+            found = self._shared_picture(picture.image, asked_so)
             if found:
                 return found
-        return self._same_question(sample, pictures)
+        for asked in asked_so:
+            if len(asked.pictures) <= 1 and words.is_distinctive(asked.words.golds):
+                return f"{asked.where}: the same question and answer"
+        return None
 
-    def _same_picture(self, image: Image.Image) -> str | None:
+    def _shared_picture(self, image: Image.Image, asked_so: Sequence[_Asked]) -> str | None:
         candidates = self._by_size.get(image.size, ())
-        if not candidates:
+        if not candidates and not asked_so:
             return None
-        pixels, copy = _digest(image.tobytes()), _small_copy(image)
+        copy = _small_copy(image)
+        pixels = _digest(image.tobytes()) if candidates else b""
         for shown in candidates:
             if shown.pixels == pixels:
                 return f"{shown.where}: the same picture (pixels)"
             if _difference(shown.copy, copy).max() <= _MOST_OF_SAME:
                 return f"{shown.where}: the same picture (compressed again)"
-        return None
-
-    def _same_question(self, sample: Sample, pictures: Sequence[ReadPicture]) -> str | None:
-        words = _words(sample.question or sample.text, sample.text, sample.answers)
-        for benchmark in self._benchmarks:
-            asked = self._asked.get((benchmark, words.key))
-            if asked is None:
-                continue
-            if any(self._is_like(picture.image, asked.pictures) for picture in pictures):
+        for asked in asked_so:
+            if self._is_like(copy, image.width / image.height, asked.pictures):
                 return f"{asked.where}: the same question about a picture that looks alike"
-            if len(asked.pictures) <= 1 and words.is_distinctive(asked.words.golds):
-                return f"{asked.where}: the same question and answer"
         return None
 
-    def _is_like(self, image: Image.Image, asked_of: Iterable[tuple[bytes, ...]]) -> bool:
-        copy, ratio = _small_copy(image), image.width / image.height
+    def _is_like(self, copy: NDArray[np.uint8], ratio: float, asked_of: Iterable[tuple[bytes, ...]]) -> bool:
         digests = {digest for each in asked_of for digest in each} & self._shown.keys()
         for shown in (self._shown[digest] for digest in digests):
             difference = _difference(shown.copy, copy)

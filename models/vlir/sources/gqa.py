@@ -168,10 +168,16 @@ def object_ids(annotations: Any) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def read_scene_graphs(data: Path) -> AnnotationIndex:
-    """The boxes of all objects in a file of scene graphs, or in the training file of a folder."""
+def find_scene_graphs(data: Path) -> Path:
+    """A file of scene graphs, or the training file of a folder. Raises RecordError for another split's."""
     path = data / "train_sceneGraphs.json" if data.is_dir() else data
     check_training_file(path, "GQA")
+    return path
+
+
+def read_scene_graphs(data: Path) -> AnnotationIndex:
+    """The boxes of all objects in a file of scene graphs, or in the training file of a folder."""
+    path = find_scene_graphs(data)
     try:
         with path.open("rb") as file:
             return AnnotationIndex(_objects(file, path))

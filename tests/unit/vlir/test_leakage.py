@@ -168,7 +168,7 @@ def test_of_several_pictures_each_counts(held_out):
     assert "the same picture (file)" in str(held_out.find_leak(sample, pictures))
 
 
-def test_without_decoded_pictures_files_and_words_are_compared(held_out):
+def test_a_file_is_compared_without_decoding(held_out):
     sample = Sample(0, "s", "another question", ("x",), encoded(PAGE), "p")
     assert "the same picture (file)" in str(held_out.find_leak(sample))
 
