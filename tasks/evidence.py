@@ -6,10 +6,10 @@ from pathlib import Path
 from models.config import Preset
 from tasks.artifacts import ArtifactRef
 from tasks.caching import ROOT, code_version
-from tasks.data import read_verdict
 from tasks.evaluation import FINAL, read_results
 from tasks.launch import source_revision
 from tasks.stage import StageOutput, read_store
+from tasks.verdicts import read_verdict
 
 _CODE = ("models.vlir.build", "models.sft.train", "models.rgrpo.train", "models.evaluation.run")
 
@@ -25,7 +25,8 @@ def evidence_of(
     """Evidence by name, as text; the promotion gate demands the required part of it."""
     store = read_store()
     data = outputs["build_vlir"].artifacts["data"]
-    validation = read_verdict(store.fetch(outputs["validate"].artifacts["verdict"]))
+    judged = outputs["validate"].artifacts["verdict"]
+    validation = read_verdict(store.fetch(judged))
     kept = outputs["evaluate"].artifacts["evaluation"]
     return {
         "preset_name": preset.name,
@@ -37,6 +38,8 @@ def evidence_of(
         "data_digest": data.sha256,
         "validation_passed": "true" if validation.passed else "",
         "validation": validation.summary(),
+        "validation_uri": judged.uri,
+        "validation_digest": judged.sha256,
         "model_digest": model.sha256,
         "evaluation_uri": kept.uri,
         "evaluation_digest": kept.sha256,
