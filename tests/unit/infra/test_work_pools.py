@@ -40,7 +40,11 @@ def job() -> dict[str, Any]:
             base_job_template=template("gpu-k8s"), values=VALUES, client=NO_SERVER
         )
         configuration.prepare_for_flow_run(FlowRun(id=uuid4(), name="brave-run", flow_id=uuid4()))
-        return configuration.job_manifest
+        manifest = configuration.job_manifest
+        for misplaced in ("completions", "parallelism"):
+            # prefect-kubernetes 0.7 refuses a template without them; Kubernetes drops fields it does not know.
+            del manifest["spec"]["template"]["spec"][misplaced]
+        return manifest
 
     return asyncio.run(render())
 
