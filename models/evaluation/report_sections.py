@@ -23,6 +23,7 @@ from models.evaluation.results import Comparison, Results, VariantResult
 _TILES = ("base_direct", "sft", "rgrpo", "champion")
 # Figure 3 of the paper: the counts of the data manifest, and what each shows.
 _FIGURE_3 = {
+    "crops_per_image": "Crops per picture",
     "crops_per_record": "Crops per rationale",
     "records_per_source": "Rationales by source",
     "crops_per_size": "Crops by share of the picture",

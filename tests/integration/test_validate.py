@@ -19,7 +19,8 @@ from models.records import RECORD_SCHEMA, SCHEMA_VERSION, read_questions, sha256
 from models.run_config import ValidationRun
 from models.rundir import RunDir
 from models.vlir.build import build_vlir
-from models.vlir.validate import ValidationVerdict, validate_vlir
+from models.vlir.validate import validate_vlir
+from models.vlir.verdict import ValidationVerdict
 
 pytestmark = pytest.mark.integration
 
@@ -150,7 +151,7 @@ def test_a_sound_set_passes_quickly(built):
         (_damage_picture, "image_is_intact"),
         (_truncate_picture, "image_is_intact"),
         (_other_split, "split_is_train"),
-        (_empty_question, "question_is_not_empty"),
+        (_empty_question, "question_length"),
         (_other_view, "seen_size_follows_look"),
         (_keep_rejected, "was_accepted"),
     ],
@@ -194,7 +195,7 @@ def test_too_few_records_and_too_little_acceptance_fail_with_what_was_observed(b
 def test_an_empty_set_fails(plant):
     folder, _ = plant(lambda rows: rows.clear())
     verdict = validate_vlir(folder, CONFIG)
-    assert [failure.name for failure in verdict.failures] == ["num_records"]
+    assert [failure.name for failure in verdict.failures] == ["records_per_source", "num_records"]
 
 
 def test_wrong_columns_stop_before_the_rows(built, tmp_path):
@@ -229,9 +230,12 @@ def test_the_child_process_leaves_a_verdict_and_a_result(built, tmp_path):
     result = run.result()
     # A verdict of "no" is a result; what follows from it is for the caller to decide.
     assert result.status == "done"
-    verdict = ValidationVerdict.from_json((run.path / result.artifacts["verdict"]).read_text())
+    folder = run.path / result.artifacts["verdict"]
+    verdict = ValidationVerdict.from_json((folder / "verdict.json").read_text())
     assert [failure.name for failure in verdict.failures] == ["num_records"]
-    assert next(run.metrics())["validate/passed"] == 0
+    *progress, last = run.metrics()
+    assert progress[-1]["progress/done"] == progress[-1]["progress/total"] == verdict.num_records
+    assert last["validate/passed"] == 0
 
 
 def test_the_child_process_reports_a_set_that_was_never_finished(tmp_path):
