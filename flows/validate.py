@@ -3,18 +3,20 @@
 from prefect import flow
 
 from flows.build_vlir import build_vlir
+from flows.parameters import Data, Overrides, Parent, PresetName
 from models.presets import load_preset
 from tasks.data import validate_data
+from tasks.deployed import hand_over
 from tasks.stage import StageOutput, perform
 from tasks.verdicts import previous_verdict
 
 
 @flow(name="validate")
 async def validate(
-    preset: str = "tiny",
-    overrides: list[str] | None = None,
-    data: StageOutput | None = None,
-    parent: str = "",
+    preset: PresetName = "tiny",
+    overrides: Overrides = None,
+    data: Data = None,
+    parent: Parent = "",
 ) -> StageOutput:
     """Judge the data, building it first when none is given. Raises GateError when the gate says no.
 
@@ -31,4 +33,4 @@ async def validate(
         config=run.validation,
         previous=previous_verdict(run, data_ref),
     )
-    return output
+    return await hand_over(output)

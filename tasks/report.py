@@ -11,7 +11,7 @@ from models.config import Preset
 from models.evaluation import table
 from models.evaluation.report import write_report
 from models.evaluation.report_inputs import Fact, Figure, Promotion, ReportInputs, StageTime
-from models.vlir.build import MANIFEST, QUESTIONS
+from models.vlir.layout import MANIFEST, QUESTIONS
 from tasks import tracking
 from tasks.analysis import ANALYSIS, TABLE
 from tasks.artifacts import ArtifactRef
@@ -174,7 +174,7 @@ def _facts(version: Version | None, outputs: Mapping[str, StageOutput]) -> list[
         "model_digest",
         "licence",
     )
-    return [Fact(name.replace("_", " "), version.evidence.get(name, "")) for name in shown]
+    return [Fact(name.replace("_", " "), version.tags.get(name, "")) for name in shown]
 
 
 def _data(train: Mapping[str, Any]) -> list[Fact]:

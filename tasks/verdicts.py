@@ -49,10 +49,10 @@ def previous_verdict(preset: Preset, data: ArtifactRef) -> ArtifactRef | None:
     if bounds.max_size_drift == bounds.max_source_drift == 1 or not has_registry(Settings.read()):
         return None
     champion = find_version(CHAMPION)
-    if champion is None or champion.evidence.get("preset_name") != preset.name:
+    if champion is None or champion.tags.get("preset_name") != preset.name:
         return None
-    uri, digest = (champion.evidence.get(f"validation_{name}", "") for name in ("uri", "digest"))
-    if not uri or champion.evidence.get("data_digest") == data.sha256:
+    uri, digest = (champion.tags.get(f"validation_{name}", "") for name in ("uri", "digest"))
+    if not uri or champion.tags.get("data_digest") == data.sha256:
         return None
     return ArtifactRef(uri=uri, sha256=digest, kind="verdict")
 

@@ -32,12 +32,10 @@ from models.protocol import (
 )
 from models.records import sha256
 from models.region import Box, Size, View, find_fault
-from models.vlir.build import MANIFEST, QUESTIONS, RECORDS
+from models.vlir.layout import HELD_OUT, MANIFEST, QUESTIONS, RECORDS
 from models.vlir.measured import Measured
 from models.vlir.texts import foreign_language, script_share
 
-# Pictures of evaluation sets that a build was told to keep out: columns image_sha256 and origin.
-HELD_OUT = "held_out.parquet"
 HELD_OUT_SPLITS = ("validation", "test")
 # Rows that are in memory together with their pictures.
 _BATCH = 64

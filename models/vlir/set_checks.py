@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from models.errors import RecordError
 from models.records import RECORD_SCHEMA, SCHEMA_VERSION
-from models.vlir.build import QUESTIONS, VALIDATION
 from models.vlir.checks import HELD_OUT_SPLITS, record_files
+from models.vlir.layout import QUESTIONS, VALIDATION
 from models.vlir.measured import Measured
 
 _MISSING = "missing"

@@ -24,8 +24,8 @@ from models.errors import ConfigError, VLMR3Error
 from models.records import sha256
 from models.run_config import ValidationRun
 from models.rundir import Result, RunDir, write_atomically
-from models.vlir.build import MANIFEST
 from models.vlir.checks import Rules, check_records, read_manifest, record_files
+from models.vlir.layout import MANIFEST
 from models.vlir.measured import Measured
 from models.vlir.set_checks import (
     DRIFTS,

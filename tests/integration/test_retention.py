@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
-from models.presets import load_preset
-from models.promotion import REQUIRED_EVIDENCE
+from models.evidence import DataEvidence, Kept
 from tasks.artifacts import ArtifactRef, local_path, open_store
 from tasks.retention import outdated
 from tasks.settings import Settings, prepare
+from tests.evidence_examples import make_evidence
 from tests.s3_proxy import Proxy
 from tests.s3_server import BUCKET, S3Server
 
@@ -37,8 +37,12 @@ def test_old_artifacts_of_this_machine_go_and_registered_ones_stay(
 
     settings = prepare(work_dir)
     kept, data, old, young = (publish(settings, tmp_path, name) for name in ("kept", "data", "old", "young"))
-    preset = load_preset("tiny").model_dump_json()
-    evidence = {**dict.fromkeys(REQUIRED_EVIDENCE, "known"), "data_uri": data.uri, "preset": preset}
+    evidence = make_evidence(
+        model=Kept(uri=kept.uri, sha256=kept.sha256),
+        data=DataEvidence(
+            artifact=Kept(uri=data.uri, sha256=data.sha256), num_records=1, licences=("drawn here",)
+        ),
+    )
     asyncio.run(register.fn(kept, evidence))
     month_ago = time.time() - 31 * 24 * 3600
     for ref in (kept, data, old):
