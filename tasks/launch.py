@@ -107,6 +107,19 @@ def start(
     )
 
 
+def detach(command: Sequence[str], *, log: Path, folder: Path) -> None:
+    """Start a command that outlives this process, in a session of its own, in a folder."""
+    with log.open("ab") as output:
+        subprocess.Popen(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            start_new_session=True,
+        )
+
+
 def become(command: Sequence[str]) -> NoReturn:
     """Replace this process by a command."""
     os.execvp(command[0], list(command))
