@@ -65,7 +65,7 @@ bench: env  ## measure speed (tests/benchmarks/), one JSON file each into .vlm-r
 docs: env  ## the reference of every module from its docstrings, in docs/api/
 	$(BIN)/python -m pdoc -d google -o docs/api models tasks flows
 
-COMPILE := $(UV) pip compile -q pyproject.toml --extra dev --no-emit-find-links --python-version 3.11 \
+COMPILE := $(UV) pip compile -q pyproject.toml --extra dev --extra services --extra kubernetes --no-emit-find-links --python-version 3.11 \
 	--python-platform x86_64-manylinux_2_28
 
 lock: | $(UV)  ## resolve both lock files again (set UPGRADE=1 to move to newer versions)

@@ -5,10 +5,11 @@ import asyncio
 from prefect import flow
 
 from flows.build_vlir import build_vlir
+from flows.parameters import Overrides, Parent, PresetName
 from flows.training import train_models
 from flows.validate import validate
 from models.presets import load_preset
-from models.vlir.build import QUESTIONS
+from models.vlir.layout import QUESTIONS
 from tasks.analysis import run_analysis
 from tasks.analysis_request import Analysis, analysis_of
 from tasks.settings import Settings
@@ -19,13 +20,13 @@ from tasks.training import base_model
 @flow(name="analyse")
 async def analyse(
     name: Analysis,
-    preset: str = "tiny",
-    overrides: list[str] | None = None,
+    preset: PresetName = "tiny",
+    overrides: Overrides = None,
     models: dict[str, str] | None = None,
     benchmarks: list[tuple[str, str]] | None = None,
     allow_partial: bool = False,
     num_questions: int = 0,
-    parent: str = "",
+    parent: Parent = "",
 ) -> StageOutput:
     """Make one analysis; artifact ``analysis``.
 

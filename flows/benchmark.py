@@ -5,6 +5,7 @@ from pathlib import Path
 
 from prefect import flow
 
+from flows.parameters import Overrides, Parent, PresetName
 from models.baselines import get_baseline
 from models.config import Style
 from models.presets import load_preset
@@ -19,8 +20,8 @@ from tasks.stage import StageOutput, perform
 async def benchmark(
     name: str,
     data: str,
-    preset: str = "tiny",
-    overrides: list[str] | None = None,
+    preset: PresetName = "tiny",
+    overrides: Overrides = None,
     split: str = "",
     style: Style = "look-again",
     variant: str = "full",
@@ -31,7 +32,7 @@ async def benchmark(
     lock: str = "",
     title: str = "",
     against: str = "",
-    parent: str = "",
+    parent: Parent = "",
 ) -> StageOutput:
     """Ask and score every row of a set; artifact ``benchmark``.
 

@@ -2,29 +2,21 @@
 
 from prefect import flow
 
-from models.config import QuestionMix
+from flows.parameters import Overrides, Parent, PresetName
 from models.presets import load_preset
-from tasks.data import VLIRRun, build_data
+from tasks.data import build_data
+from tasks.deployed import hand_over
+from tasks.settings import Settings
 from tasks.stage import StageOutput, perform
+from tasks.vlir_inputs import build_request
 
 
 @flow(name="build-vlir")
 async def build_vlir(
-    preset: str = "tiny", overrides: list[str] | None = None, parent: str = ""
+    preset: PresetName = "tiny", overrides: Overrides = None, parent: Parent = ""
 ) -> StageOutput:
     """Build the data of a preset; artifact ``data``. ``parent`` is the tracked run to nest under."""
     run = load_preset(preset, overrides or ())
-    config = VLIRRun(
-        vlir=run.vlir,
-        look=run.look,
-        seed=run.seed,
-        # Only what shapes the data: another learning rate must not draw other questions.
-        rgrpo_questions=QuestionMix(
-            num_questions=run.rgrpo.num_steps * run.rgrpo.questions_per_step, kinds=run.rgrpo.kinds
-        ),
-        evaluation_questions=QuestionMix(
-            num_questions=run.evaluation.num_questions, kinds=run.evaluation.kinds
-        ),
-    )
-    output: StageOutput = await perform(build_data, label="build_vlir", parent=parent, config=config)
-    return output
+    request = build_request(run, Settings.read())
+    output: StageOutput = await perform(build_data, label="build_vlir", parent=parent, request=request)
+    return await hand_over(output)

@@ -78,6 +78,8 @@ LIMITS = {
     "max-shutdown-seconds": "time for what is in flight when the server is asked to end",
     "num-decoders": "threads that decode images",
 }
+# The commands that may be about one's own data.
+OWN_DATA = ("run", "build-vlir", "validate", "sft", "rgrpo")
 # Options that mean something only beside --benchmark.
 _BENCHMARK_OPTIONS = (
     *("data", "split", "style", "variant", "baseline", "model", "endpoint", "served_model", "allow_partial"),
@@ -153,6 +155,8 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--refresh", action="store_true", help="make everything again, whatever the cache holds"
         )
+        if name in OWN_DATA:
+            _add_own_data(command)
         if name == "evaluate":
             _add_benchmark(command)
             command.set_defaults(preset="")  # a known model brings its own
@@ -203,6 +207,35 @@ def _add_common(command: argparse.ArgumentParser) -> None:
         help="change one value of the preset; may be repeated",
     )
     _add_place(command)
+
+
+def _add_own_data(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group(
+        "your own data",
+        "instead of the preset's vlir.sources; the key of an endpoint: VLM_R3_API_KEY, of a judge: "
+        "VLM_R3_JUDGE_API_KEY",
+    )
+    group.add_argument(
+        "--manifest", default="", metavar="FILE", help="JSONL or Parquet: image, question, answer, maybe box"
+    )
+    group.add_argument(
+        "--teacher", default="", metavar="URL", help=f"writes the rationales: an endpoint's URL, or {_MODELS}"
+    )
+    group.add_argument(
+        "--teacher-model",
+        default="",
+        metavar="NAME",
+        help="the teacher's name there (its only one)",
+    )
+    group.add_argument(
+        "--judge", default="", metavar="URL", help="judges crops and reasoning, or none (the teacher's URL)"
+    )
+    group.add_argument(
+        "--judge-model", default="", metavar="NAME", help="the judge's name at its endpoint (its only one)"
+    )
+    group.add_argument(
+        "--connections", type=int, default=64, metavar="N", help="requests in flight together (64)"
+    )
 
 
 def _add_registry(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flows.console import Start, conduct
+from flows.data_options import check_data, data_overrides
 from flows.registry_commands import refusal
 from models.errors import GateError
 from models.presets import DEFAULT_PRESET, load_preset
@@ -27,14 +28,16 @@ def run_flow(options: argparse.Namespace) -> int:
     """Run a stage with what it needs, or the whole pipeline, on this machine."""
     started = time.monotonic()
     name = options.preset or DEFAULT_PRESET
-    preset = load_preset(name, options.overrides)
+    overrides = data_overrides(options, name, options.overrides)
+    preset = load_preset(name, overrides)
     check_preset(preset)
     settings = prepare(options.work_dir, refresh=options.refresh)
+    check_data(preset, settings)
     check_tracker(settings)
     inputs = {"version": options.version} if options.command == "promote" else {}
 
     def load() -> Start:
-        return partial(_flow(options.command), name, options.overrides, **inputs)
+        return partial(_flow(options.command), name, overrides, **inputs)
 
     outcome = conduct(settings, _stages(options.command), load)
     if options.command == "run":

@@ -5,10 +5,12 @@ from pathlib import Path
 from prefect import flow
 
 from flows.build_vlir import build_vlir
+from flows.parameters import Data, Models, Overrides, Parent, PresetName
 from flows.training import train_models
 from flows.validate import validate
 from models.presets import load_preset
 from tasks.artifacts import reference
+from tasks.deployed import hand_over
 from tasks.evaluation import evaluate_models, with_champion
 from tasks.report import report
 from tasks.stage import StageOutput, perform
@@ -18,11 +20,11 @@ from tasks.versions import CHAMPION, find_version
 
 @flow(name="evaluate")
 async def evaluate(
-    preset: str = "tiny",
-    overrides: list[str] | None = None,
-    data: StageOutput | None = None,
-    models: dict[str, StageOutput] | None = None,
-    parent: str = "",
+    preset: PresetName = "tiny",
+    overrides: Overrides = None,
+    data: Data = None,
+    models: Models = None,
+    parent: Parent = "",
 ) -> StageOutput:
     """Measure the models, training them first when none are given; artifact ``evaluation``.
 
@@ -56,8 +58,8 @@ async def evaluate(
         with_ablations=run.controls,
     )
     if models is not None or "validate" not in outputs:
-        return output
+        return await hand_over(output)
     outputs |= {"build_vlir": data, **trained, "evaluate": output}
     page = await perform(report, label="report", parent=parent, preset=run, outputs=outputs)
     kept = reference(Path(page).parent, kind="report")
-    return output.model_copy(update={"artifacts": {**output.artifacts, "report": kept}})
+    return await hand_over(output.model_copy(update={"artifacts": {**output.artifacts, "report": kept}}))

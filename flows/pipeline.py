@@ -5,11 +5,13 @@ from pydantic import BaseModel, ConfigDict
 
 from flows.build_vlir import build_vlir
 from flows.evaluate import evaluate
+from flows.parameters import Overrides, PresetName, Stages
 from flows.promote import promote
 from flows.training import train_models
 from flows.validate import validate
 from models.evaluation.report_inputs import StageTime
 from models.presets import load_preset
+from tasks.deployed import stage_at
 from tasks.evidence import evidence_of
 from tasks.preflight import preflight
 from tasks.registry import Verdict, register
@@ -32,15 +34,20 @@ class Outcome(BaseModel):
 
 
 @flow(name="pipeline")
-async def pipeline(preset: str = "tiny", overrides: list[str] | None = None) -> Outcome:
-    """Run a preset to the end. Raises GateError when the data may not be trained on."""
+async def pipeline(preset: PresetName = "tiny", overrides: Overrides = None, stages: Stages = "") -> Outcome:
+    """Run a preset to the end. Raises GateError when the data may not be trained on.
+
+    With ``stages`` every stage is a run of its deployment of that name, on that deployment's work pool.
+    """
     run = load_preset(preset, overrides or ())
     ready = preflight(run, Settings.read())
     with pipeline_run(run) as parent:
-        data = await build_vlir(preset, overrides, parent=parent)
-        checked = await validate(preset, overrides, data=data, parent=parent)
-        models = await train_models(preset, overrides, data, parent)
-        measured = await evaluate(preset, overrides, data=data, models=models, parent=parent)
+        data = await stage_at(stages, build_vlir)(preset, overrides, parent=parent)
+        checked = await stage_at(stages, validate)(preset, overrides, data=data, parent=parent)
+        models = await train_models(preset, overrides, data, parent, stages=stages)
+        measured = await stage_at(stages, evaluate)(
+            preset, overrides, data=data, models=models, parent=parent
+        )
         outputs = {"build_vlir": data, "validate": checked, **models, "evaluate": measured}
         model = models["rgrpo"].artifacts["model"]
         evidence = evidence_of(
@@ -52,7 +59,7 @@ async def pipeline(preset: str = "tiny", overrides: list[str] | None = None) -> 
             parent=parent,
         )
         version = await perform(register, label="register", parent=parent, model=model, evidence=evidence)
-        verdict = await promote(preset, overrides, version=version.number, parent=parent)
+        verdict = await stage_at(stages, promote)(preset, overrides, version=version.number, parent=parent)
         page = await perform(
             report,
             label="report",

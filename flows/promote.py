@@ -1,19 +1,27 @@
 """Stage promote: the challenger becomes champion, or the gate says why not."""
 
+from typing import Annotated
+
 from prefect import flow
 
+from flows.parameters import Overrides, Parent, PresetName, hint
 from models.presets import load_preset
+from tasks.deployed import hand_over
 from tasks.registry import Verdict, promote_version, version_named
 from tasks.stage import perform
 from tasks.versions import CHALLENGER
 
+VersionName = Annotated[
+    str, hint("A version of the registered model vlm-r3, by number or alias.", examples=["challenger", "3"])
+]
+
 
 @flow(name="promote")
 async def promote(
-    preset: str = "tiny",
-    overrides: list[str] | None = None,
-    version: str = CHALLENGER,
-    parent: str = "",
+    preset: PresetName = "tiny",
+    overrides: Overrides = None,
+    version: VersionName = CHALLENGER,
+    parent: Parent = "",
 ) -> Verdict:
     """Judge a registered version, named by number or alias, by the preset's policy."""
     run = load_preset(preset, overrides or ())
@@ -24,4 +32,4 @@ async def promote(
         version=version_named(version),
         config=run.promotion,
     )
-    return verdict
+    return await hand_over(verdict)

@@ -3,22 +3,23 @@
 from prefect import flow
 
 from flows.build_vlir import build_vlir
+from flows.parameters import Data, Label, Model, Overrides, Parent, PresetName
 from flows.sft import sft
 from flows.validate import validate
 from models.presets import load_preset
-from tasks.artifacts import ArtifactRef
+from tasks.deployed import hand_over
 from tasks.stage import StageOutput, perform
 from tasks.training import train_rgrpo
 
 
 @flow(name="rgrpo")
 async def rgrpo(
-    preset: str = "tiny",
-    overrides: list[str] | None = None,
-    data: StageOutput | None = None,
-    model: ArtifactRef | None = None,
-    label: str = "rgrpo",
-    parent: str = "",
+    preset: PresetName = "tiny",
+    overrides: Overrides = None,
+    data: Data = None,
+    model: Model = None,
+    label: Label = "rgrpo",
+    parent: Parent = "",
 ) -> StageOutput:
     """Improve a model; artifact ``model``. It starts from ``model``, by default what the stage sft made."""
     run = load_preset(preset, overrides or ())
@@ -39,4 +40,4 @@ async def rgrpo(
         freeze_vision=run.model.freeze_vision,
         seed=run.seed,
     )
-    return output
+    return await hand_over(output)

@@ -1,24 +1,31 @@
 """Stage sft: supervised fine-tuning on the rationales (paper 3.2, A.2)."""
 
+from typing import Annotated
+
 from prefect import flow
 
 from flows.build_vlir import build_vlir
+from flows.parameters import Data, Label, Model, Overrides, Parent, PresetName, hint
 from flows.validate import validate
 from models.presets import load_preset
-from tasks.artifacts import ArtifactRef
+from tasks.deployed import hand_over
 from tasks.stage import StageOutput, perform
 from tasks.training import base_model, train_sft
+
+MaxSeconds = Annotated[
+    float, hint("Train this many seconds instead of the preset's epochs; 0 for the epochs.", minimum=0)
+]
 
 
 @flow(name="sft")
 async def sft(
-    preset: str = "tiny",
-    overrides: list[str] | None = None,
-    data: StageOutput | None = None,
-    model: ArtifactRef | None = None,
-    max_seconds: float = 0.0,
-    label: str = "sft",
-    parent: str = "",
+    preset: PresetName = "tiny",
+    overrides: Overrides = None,
+    data: Data = None,
+    model: Model = None,
+    max_seconds: MaxSeconds = 0.0,
+    label: Label = "sft",
+    parent: Parent = "",
 ) -> StageOutput:
     """Train on validated data; artifact ``model``.
 
@@ -40,4 +47,4 @@ async def sft(
         freeze_vision=run.model.freeze_vision,
         seed=run.seed,
     )
-    return output
+    return await hand_over(output)

@@ -55,6 +55,10 @@ class LaunchError(VLMR3Error):
     """A child process failed, was cancelled, or left no valid ``result.json``."""
 
 
+class ChildLostError(LaunchError):
+    """A child process ended without a word in ``result.json``: killed, out of memory, or a bug of ours."""
+
+
 class ArtifactError(VLMR3Error):
     """An artifact is missing or its digest differs from its manifest."""
 

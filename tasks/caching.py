@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from prefect.cache_policies import CacheKeyFnPolicy
+from prefect.client.schemas.objects import State
 from prefect.context import TaskRunContext
 from pydantic import BaseModel
 
+from models.errors import ChildLostError, ObjectChangedError, StoreError, TrackingError
 from tasks.artifacts import ArtifactRef
+from tasks.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
+# Seconds before a lost stage is tried again, and before it is tried for the last time.
+_RETRY_DELAYS = [10.0, 60.0]
 # Parameters that say where something is recorded or shown, not what is made.
 NOT_INPUTS = frozenset({"label", "parent"})
 
@@ -34,7 +39,25 @@ def cached(stage: str, *modules: str) -> dict[str, Any]:
         "cache_policy": CacheKeyFnPolicy(cache_key_fn=key),
         "persist_result": True,
         "result_serializer": "json",
+        "retries": Settings.read().retries,
+        "retry_delay_seconds": _RETRY_DELAYS,
+        "retry_condition_fn": _is_worth_a_retry,
     }
+
+
+def may_pass(error: object) -> bool:
+    """Whether the same work may succeed when it is tried again, without anybody changing anything.
+
+    A stage writes only under its digest and goes on from its last checkpoint, so trying again is safe. A lost
+    child, a store and a tracker may come back; a refused preset, data or model will be refused again.
+    """
+    return isinstance(error, ChildLostError | StoreError | TrackingError) and not isinstance(
+        error, ObjectChangedError
+    )
+
+
+def _is_worth_a_retry(task: Any, run: Any, state: State[Any]) -> bool:
+    return may_pass(state.data)
 
 
 def cache_key(stage: str, modules: tuple[str, ...], parameters: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from models.errors import LaunchError
+from models.errors import ChildLostError, LaunchError
 from models.rundir import Result, RunDir
 from tasks.settings import MEMORY_PER_CHILD_GIB, Settings, child_environment
 
@@ -214,7 +214,7 @@ def _parsed(lines: Sequence[str]) -> Iterator[Mapping[str, Any]]:
 
 def _checked_result(run: RunDir, code: int, log: Path) -> Result:
     if not (run.path / "result.json").is_file():
-        raise LaunchError(
+        raise ChildLostError(
             f"{run.path.name}: the child process ended with exit code {code} and left no result.json, so the "
             f"run failed. The end of its log ({log}):\n{end_of(log)}"
         )

@@ -16,6 +16,7 @@ WORK_DIR = "VLM_R3_WORK_DIR"
 ARTIFACTS = "VLM_R3_ARTIFACTS"
 BENCHMARKS = "VLM_R3_BENCHMARKS"
 MAX_CHILDREN = "VLM_R3_MAX_CHILDREN"
+RETRIES = "VLM_R3_RETRIES"
 SERVE_API_KEY = "VLM_R3_SERVE_API_KEY"
 REFRESH = "PREFECT_TASKS_REFRESH_CACHE"
 
@@ -28,6 +29,8 @@ MEMORY_PER_CHILD_GIB = 3.0
 class Settings:
     """The places of a run. ``max_children`` 0 means: decide from cores and free memory.
 
+    ``retries`` is how often a stage that was lost is tried again (:func:`tasks.caching.may_pass`).
+
     ``refresh`` makes every stage again, whatever the cache holds. ``benchmarks`` is the folder, or the prefix
     in S3, that holds one folder per benchmark; empty when none is set.
     """
@@ -39,6 +42,7 @@ class Settings:
     max_children: int
     refresh: bool
     benchmarks: str = ""
+    retries: int = 0
 
     @classmethod
     def read(cls) -> "Settings":
@@ -49,7 +53,8 @@ class Settings:
             artifacts=os.environ.get(ARTIFACTS) or (work_dir / "artifacts").as_uri(),
             tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{work_dir / 'mlflow.db'}",
             prefect_api_url=os.environ.get("PREFECT_API_URL", ""),
-            max_children=_count(MAX_CHILDREN),
+            max_children=_count(MAX_CHILDREN, "decides by cores and memory"),
+            retries=_count(RETRIES, "never tries again"),
             benchmarks=os.environ.get(BENCHMARKS, ""),
             refresh=os.environ.get(REFRESH, "").lower() in ("1", "true"),
         )
@@ -194,8 +199,8 @@ def _defaults(settings: Settings) -> dict[str, str]:
     }
 
 
-def _count(name: str) -> int:
+def _count(name: str, zero: str) -> int:
     text = os.environ.get(name) or "0"
     if not text.isdigit():
-        raise ConfigError(f"{name} is {text!r}. It must be a whole number; 0 decides by cores and memory.")
+        raise ConfigError(f"{name} is {text!r}. It must be a whole number; 0 {zero}.")
     return int(text)

@@ -8,7 +8,7 @@ from models.config import EngineConfig, Look, ModelConfig, RGRPOConfig, SFTConfi
 from models.errors import TrainingError
 from models.run_config import RGRPORun, SFTRun
 from models.rundir import RunDir
-from models.vlir.build import QUESTIONS, RECORDS, VALIDATION
+from models.vlir.layout import QUESTIONS, RECORDS, VALIDATION
 from tasks.artifacts import ArtifactRef, reference
 from tasks.caching import cached
 from tasks.stage import StageOutput, read_store, stage_run

@@ -18,6 +18,7 @@ from models.records import Verdict, VLIRRecord
 from models.region import Box, Size, View, find_fault
 from models.trajectory import Trajectory
 from models.vlir.judges import Judge, Judgement, coherence_prompt, judge, semantic_unit_prompt
+from models.vlir.prompts import box_came_back
 
 
 class Reason(StrEnum):
@@ -35,18 +36,24 @@ class Reason(StrEnum):
     NO_ANSWER = "no_answer"
     MALFORMED = "malformed"
     WRONG_ANSWER = "wrong_answer"
+    BOX_MODIFIED = "box_modified"
     NO_SEMANTIC_UNIT = "no_semantic_unit"
     UNCLEAR_SEMANTIC_UNIT = "unclear_semantic_unit"
     INCOHERENT = "incoherent"
     UNCLEAR_COHERENCE = "unclear_coherence"
 
 
+# Tries that failed for our reasons say nothing about the question: they are made again.
+OUR_FAILURES = frozenset({Reason.ENGINE_FAILURE})
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One try: the record it would become, and how it went."""
+    """One try: the record it would become, how it went, and the box commands that the prompt dictated."""
 
     record: VLIRRecord
     trajectory: Trajectory
+    operations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +68,27 @@ class Judges:
 class Screening:
     """Candidates after all filters, as records in the order given; an accepted one has no ``reason``.
 
-    ``judge_counts`` counts verdicts by ``<filter>/<asked, no, unclear, retried>``.
+    ``judge_counts`` counts each one's verdicts by ``<filter>/<asked, no, unclear, retried>``.
     """
 
     records: tuple[VLIRRecord, ...]
-    judge_counts: Counter[str]
+    judge_counts: tuple[Counter[str], ...]
 
 
 def screen(candidates: Sequence[Candidate], *, look: Look, judges: Judges) -> Screening:
     """All filters over some candidates, the cheap ones first. Raises ScoringError when a judge fails."""
     records = [_apply_rules(candidate, look) for candidate in candidates]
-    counts: Counter[str] = Counter()
+    counts: tuple[Counter[str], ...] = tuple(Counter() for _ in candidates)
     alive = [index for index, record in enumerate(records) if not record.reason]
-    verdicts = _judge_crops([candidates[index] for index in alive], judges.semantic_unit, counts)
+    verdicts = _judge_crops(
+        [candidates[index] for index in alive], judges.semantic_unit, [counts[index] for index in alive]
+    )
     for index, found in zip(alive, verdicts, strict=True):
         records[index] = _judged(records[index], found, Reason.NO_SEMANTIC_UNIT, Reason.UNCLEAR_SEMANTIC_UNIT)
     alive = [index for index in alive if not records[index].reason]
-    coherences = _judge_reasoning([records[index] for index in alive], judges.coherence, counts)
+    coherences = _judge_reasoning(
+        [records[index] for index in alive], judges.coherence, [counts[index] for index in alive]
+    )
     for index, verdict in zip(alive, coherences, strict=True):
         records[index] = _judged(records[index], (verdict,), Reason.INCOHERENT, Reason.UNCLEAR_COHERENCE)
     return Screening(tuple(records), counts)
@@ -100,6 +111,9 @@ def find_broken_rule(candidate: Candidate, look: Look) -> tuple[Reason, str] | N
     fault = _find_box_fault(record, look)
     if fault is not None:
         return fault
+    difference = box_came_back(record.text, candidate.operations) if candidate.operations else ""
+    if difference:
+        return Reason.BOX_MODIFIED, difference
     if not answers.matches(record.final_answer, record.question.answers):
         return Reason.WRONG_ANSWER, f"{record.final_answer!r} is not one of {list(record.question.answers)}"
     return None
@@ -131,31 +145,31 @@ def _apply_rules(candidate: Candidate, look: Look) -> VLIRRecord:
 
 
 def _judge_crops(
-    candidates: Sequence[Candidate], unit_judge: Judge, counts: Counter[str]
+    candidates: Sequence[Candidate], unit_judge: Judge, counts: Sequence[Counter[str]]
 ) -> list[tuple[Verdict, ...]]:
     """The verdicts on every candidate's crops, all asked together."""
     crops = [crop for candidate in candidates for crop in candidate.trajectory.crops]
     judgements = iter(judge(unit_judge, [semantic_unit_prompt(crop.picture) for crop in crops]))
     verdicts = []
-    for candidate in candidates:
+    for candidate, count in zip(candidates, counts, strict=True):
         found = []
         for crop in candidate.trajectory.crops:
             judgement = next(judgements)
             evidence = f"{unit_judge.name} on {_corners(crop.box)}: {judgement.reply!r}"
-            found.append(_verdict("semantic_unit", judgement, evidence, counts))
+            found.append(_verdict("semantic_unit", judgement, evidence, count))
         verdicts.append(tuple(found))
     return verdicts
 
 
 def _judge_reasoning(
-    records: Sequence[VLIRRecord], coherence_judge: Judge, counts: Counter[str]
+    records: Sequence[VLIRRecord], coherence_judge: Judge, counts: Sequence[Counter[str]]
 ) -> list[Verdict]:
     prompts = [
         coherence_prompt(record.question.text, record.question.answers[0], record.text) for record in records
     ]
     return [
-        _verdict("coherence", judgement, f"{coherence_judge.name}: {judgement.reply!r}", counts)
-        for judgement in judge(coherence_judge, prompts)
+        _verdict("coherence", judgement, f"{coherence_judge.name}: {judgement.reply!r}", count)
+        for judgement, count in zip(judge(coherence_judge, prompts), counts, strict=True)
     ]
 
 

@@ -1,5 +1,6 @@
 """Each filter's accept and reject cases."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -134,12 +135,14 @@ def test_two_verdicts_of_yes_accept(sound, look):
     assert [verdict.name for verdict in record.verdicts] == ["rules", "semantic_unit", "coherence"]
     assert judges.semantic_unit.prompts[0].pictures == (sound.trajectory.crops[0].picture,)
     assert record.text in judges.coherence.prompts[0].text
-    assert dict(screening.judge_counts) == {
-        "semantic_unit/asked": 1,
-        "semantic_unit/retried": 0,
-        "coherence/asked": 1,
-        "coherence/retried": 0,
-    }
+    assert [dict(counts) for counts in screening.judge_counts] == [
+        {
+            "semantic_unit/asked": 1,
+            "semantic_unit/retried": 0,
+            "coherence/asked": 1,
+            "coherence/retried": 0,
+        }
+    ]
 
 
 @pytest.mark.parametrize(
@@ -163,8 +166,8 @@ def test_any_other_verdict_rejects_and_is_kept_as_evidence(sound, look, unit, co
 
 def test_unclear_verdicts_are_counted_and_retried(sound, look):
     screening, judges = _screen([sound], look, unit="dunno")
-    assert screening.judge_counts["semantic_unit/unclear"] == 1
-    assert screening.judge_counts["semantic_unit/retried"] == 1
+    assert sum(screening.judge_counts, Counter())["semantic_unit/unclear"] == 1
+    assert sum(screening.judge_counts, Counter())["semantic_unit/retried"] == 1
     assert len(judges.semantic_unit.prompts) == 2
 
 
