@@ -1,4 +1,4 @@
-"""A real MLflow server that is away: at the start nothing begins, in mid-run nothing stops and nothing is lost."""
+"""A real MLflow server that is away: at the start nothing begins, in mid-run nothing stops or is lost."""
 
 import socket
 import time
