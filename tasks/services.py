@@ -28,7 +28,7 @@ class PrefectServer:
     """A server that is starting; :meth:`wait` returns once it answers."""
 
     def __init__(self, settings: Settings) -> None:
-        port = _free_port()
+        port = free_port()
         self.api_url = f"http://127.0.0.1:{port}/api"
         self._log = settings.work_dir / "prefect" / "server.log"
         self._log.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,8 @@ def _server_command(port: int) -> list[str]:
     return [sys.executable, "-m", "uvicorn", *app, *place, "--log-level", "error", "--lifespan", "on"]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -17,6 +17,7 @@ ARTIFACTS = "VLM_R3_ARTIFACTS"
 BENCHMARKS = "VLM_R3_BENCHMARKS"
 MAX_CHILDREN = "VLM_R3_MAX_CHILDREN"
 RETRIES = "VLM_R3_RETRIES"
+NODES = "VLM_R3_NODES"
 SERVE_API_KEY = "VLM_R3_SERVE_API_KEY"
 REFRESH = "PREFECT_TASKS_REFRESH_CACHE"
 
@@ -29,7 +30,8 @@ MEMORY_PER_CHILD_GIB = 3.0
 class Settings:
     """The places of a run. ``max_children`` 0 means: decide from cores and free memory.
 
-    ``retries`` is how often a stage that was lost is tried again (:func:`tasks.caching.may_pass`).
+    ``retries`` is how often a stage that was lost is tried again (:func:`tasks.caching.may_pass`). ``nodes``,
+    ``node_index`` and ``job`` say which part of a job in a cluster this is (:mod:`tasks.nodes`).
 
     ``refresh`` makes every stage again, whatever the cache holds. ``benchmarks`` is the folder, or the prefix
     in S3, that holds one folder per benchmark; empty when none is set.
@@ -43,6 +45,9 @@ class Settings:
     refresh: bool
     benchmarks: str = ""
     retries: int = 0
+    nodes: str = ""
+    node_index: int = 0
+    job: str = ""
 
     @classmethod
     def read(cls) -> "Settings":
@@ -55,6 +60,9 @@ class Settings:
             prefect_api_url=os.environ.get("PREFECT_API_URL", ""),
             max_children=_count(MAX_CHILDREN, "decides by cores and memory"),
             retries=_count(RETRIES, "never tries again"),
+            nodes=os.environ.get(NODES, ""),
+            node_index=_count("JOB_COMPLETION_INDEX", "is the first node"),
+            job=os.environ.get("VLM_R3_JOB", ""),
             benchmarks=os.environ.get(BENCHMARKS, ""),
             refresh=os.environ.get(REFRESH, "").lower() in ("1", "true"),
         )
