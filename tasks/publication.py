@@ -41,7 +41,5 @@ def _address(settings: Settings, page: Path, run_id: str) -> str:
     """Where a person opens the page: in the tracker's pages when it has a server, else from disk."""
     if not settings.tracking_uri.startswith(("http://", "https://")):
         return page.as_uri()
-    experiment = tracking.experiment_id(settings)
-    return (
-        f"{settings.tracking_uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}/artifacts/{page.name}"
-    )
+    server, experiment = tracking.place(settings).rstrip("/"), tracking.experiment_id(settings)
+    return f"{server}/#/experiments/{experiment}/runs/{run_id}/artifacts/{page.name}"
