@@ -235,6 +235,9 @@ def _add_own_data(command: argparse.ArgumentParser) -> None:
         "--manifest", default="", metavar="FILE", help="JSONL or Parquet: image, question, answer, maybe box"
     )
     group.add_argument(
+        "--licence", default="", metavar="TEXT", help="of the data; no version is promoted without one"
+    )
+    group.add_argument(
         "--teacher", default="", metavar="URL", help=f"writes the rationales: an endpoint's URL, or {_MODELS}"
     )
     group.add_argument(
