@@ -29,6 +29,8 @@ MODULES = {
     "prune": ("store_commands", "prune"),
     "rollback": ("registry_commands", "rollback"),
     "history": ("registry_commands", "history"),
+    "services": ("services_command", "services"),
+    "deploy": ("deploy_command", "deploy"),
     "doctor": ("commands", "doctor"),
     "completion": ("cli", "print_completion"),
 }
@@ -47,6 +49,7 @@ examples:
   vlm-r3 serve models:/vlm-r3@champion                the same over HTTP, for OpenAI's clients
   vlm-r3 evaluate --benchmark mme --data FOLDER --endpoint http://host:8000/v1
   vlm-r3 table                                        measured beside published
+  vlm-r3 services up                                  a team server: PostgreSQL, S3, Prefect, MLflow
   vlm-r3 COMMAND --help                               every option of a command
 
 exit codes:
@@ -187,6 +190,19 @@ def parser() -> argparse.ArgumentParser:
     _add_common(serve)
     _add_serving(serve)
     _add_table(commands.add_parser("table", help="print the measured benchmarks beside the published ones"))
+    services = commands.add_parser("services", help="a team server without containers: start it, end it")
+    services.add_argument(
+        "action", choices=("up", "down", "status", "env"), help="env prints new passwords for containers"
+    )
+    _add_place(services)
+    deploy = commands.add_parser("deploy", help="work pools, deployments and automations on a Prefect server")
+    deploy.add_argument(
+        "--gpu-pool", choices=("gpu", "gpu-k8s"), help="deploy the large presets too, on this pool (not)"
+    )
+    deploy.add_argument(
+        "--home", type=Path, metavar="DIR", help="where the project lies on the workers (as here)"
+    )
+    _add_place(deploy)
     doctor = commands.add_parser("doctor", help="say what this machine has, and what to do where it lacks")
     doctor.add_argument("--endpoint", default="", metavar="URL", help="also ask this chat endpoint")
     _add_place(doctor)

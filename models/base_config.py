@@ -186,15 +186,25 @@ class JudgeConfig(Config):
         return self
 
 
+# Endings of files that hold pickled Python objects: loading one may run anything.
+PICKLED = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
+
+
 def resolve_model_path(path: str) -> Path:
     """The folder that a ``model_path`` means; ``embedded`` is the tiny base model of this repository.
 
-    Raises ConfigError when it is not a model folder in Hugging Face layout.
+    Raises ConfigError when it is not a model folder in Hugging Face layout, or holds pickled weights.
     """
     folder = EMBEDDED_MODEL if path == "embedded" else Path(path)
     if not (folder / "config.json").is_file():
         raise ConfigError(
             f"Model path {path!r}: {folder} holds no config.json. Give a folder in Hugging Face layout, "
             "or 'embedded'."
+        )
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
+    if pickled:
+        raise ConfigError(
+            f"Model path {path!r}: {', '.join(pickled[:5])} could run code when loaded. Only safetensors are "
+            "read: convert the weights, and remove what is pickled."
         )
     return folder

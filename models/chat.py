@@ -14,11 +14,12 @@ import json
 import logging
 import random
 import threading
-from collections.abc import Mapping
-from concurrent.futures import CancelledError, Future
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -38,6 +39,7 @@ _MAX_BACKOFF_SECONDS = 30.0
 # An endpoint that wants to be left alone for longer is a failure: a run must not stand still unnoticed.
 _MAX_RETRY_AFTER_SECONDS = 600.0
 _MAX_QUOTED = 300
+_MAX_AT_ONCE = 2**20  # bytes
 
 
 class ContextFull(EngineError):
@@ -68,6 +70,22 @@ class _Passing:
     retry_after_seconds: float = 0.0
 
 
+@dataclass(eq=False, slots=True)
+class Call:
+    """A request on its way. ``on_done`` gets it back once it has ended, in the thread of its client."""
+
+    body: bytes
+    on_done: "Callable[[Call], None]"
+    task: "asyncio.Task[Reply] | None" = None
+
+    def result(self) -> Reply:
+        """The reply to a request that has ended. Raises ContextFull or EngineError when there is none."""
+        assert self.task is not None, "it has ended"
+        if self.task.cancelled():
+            raise EngineError("The request was cancelled, or its client closed.")
+        return self.task.result()
+
+
 class ChatClient:
     """A chat endpoint, used by many threads at once."""
 
@@ -92,6 +110,9 @@ class ChatClient:
         self._places = asyncio.Semaphore(max_connections)
         self._gate = threading.Lock()
         self._is_closed = False
+        # What crosses between threads goes in batches: waking the other one costs as much as a request.
+        self._departing: deque[Call] = deque()
+        self._landed: list[Call] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="chat-client", daemon=True)
         self._thread.start()
@@ -107,20 +128,30 @@ class ChatClient:
 
         Raises ContextFull when the request is too long, EngineError when there is no reply after all tries.
         """
-        try:
-            return self.start(json.dumps(body).encode()).result()
-        except CancelledError as error:
-            raise EngineError(f"The client of {self._endpoint} was closed before a reply came.") from error
+        done = threading.Event()
+        call = self.start(json.dumps(body).encode(), lambda _: done.set())
+        done.wait()
+        return call.result()
 
-    def start(self, body: bytes) -> Future[Reply]:
-        """Send a chat completion, as JSON; the future gets what :meth:`complete` returns or raises.
+    def start(self, body: bytes, on_done: Callable[[Call], None]) -> Call:
+        """Send a chat completion, as JSON, and return at once.
 
-        Cancelling it ends the request. Closing the client cancels it.
+        Raises EngineError when the client is closed.
         """
+        call = Call(body, on_done)
         with self._gate:
             if self._is_closed:
                 raise EngineError(f"The client of {self._endpoint} is closed.")
-            return asyncio.run_coroutine_threadsafe(self._complete(body), self._loop)
+            self._departing.append(call)
+            if len(self._departing) == 1:
+                self._loop.call_soon_threadsafe(self._take_off)
+        return call
+
+    def cancel(self, call: Call) -> None:
+        """End a request, if it is still on its way."""
+        with self._gate:
+            if not self._is_closed:
+                self._loop.call_soon_threadsafe(_cancel, call)
 
     def close(self) -> None:
         """Stop trying again, drop what is in flight and close the connections."""
@@ -153,7 +184,27 @@ class ChatClient:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        self._deliver()
         await self._session.close()
+
+    def _take_off(self) -> None:
+        """Begin every request that waits; runs in the loop."""
+        while self._departing:
+            call = self._departing.popleft()
+            call.task = self._loop.create_task(self._complete(call.body))
+            call.task.add_done_callback(partial(self._land, call))
+
+    def _land(self, call: Call, _: "asyncio.Task[Reply]") -> None:
+        """Note a request that has ended; runs in the loop."""
+        if not self._landed:
+            self._loop.call_soon(self._deliver)
+        self._landed.append(call)
+
+    def _deliver(self) -> None:
+        """Hand over what has ended; runs in the loop."""
+        landed, self._landed = self._landed, []
+        for call in landed:
+            call.on_done(call)
 
     async def _complete(self, body: bytes) -> Reply:
         async with self._places:
@@ -188,10 +239,10 @@ class ChatClient:
         import aiohttp
 
         try:
-            # As a file: aiohttp sends that in pieces, and a large picture does not hold up the others.
-            posting = self._session.post(self._url, data=io.BytesIO(body), allow_redirects=False)
-            async with posting as response:
-                data = await response.read()
+            # aiohttp sends a file in pieces, so that large pictures do not hold up the others.
+            data = body if len(body) < _MAX_AT_ONCE else io.BytesIO(body)
+            async with self._session.post(self._url, data=data, allow_redirects=False) as response:
+                received = await response.read()
         except TimeoutError:
             return _Passing("timeout", f"ReadTimeout: no reply within {self._timeout_seconds:g} s")
         except aiohttp.ClientConnectionError as error:
@@ -199,12 +250,12 @@ class ChatClient:
         except aiohttp.ClientError as error:
             return _Passing("connection", f"{type(error).__name__}: {error}")
         if response.ok:
-            return self._parsed(data)
-        problem = f"status {response.status}: {self._quoted(data)}"
+            return self._parsed(received)
+        problem = f"status {response.status}: {self._quoted(received)}"
         if response.status in _CAUSES or response.status >= 500:
             cause = _CAUSES.get(response.status, "server")
             return _Passing(cause, problem, _retry_after_seconds(response.headers.get("Retry-After", "")))
-        raise (ContextFull if _is_too_long(data) else EngineError)(
+        raise (ContextFull if _is_too_long(received) else EngineError)(
             f"{self._endpoint} refused the request, {problem}"
         )
 
@@ -239,6 +290,11 @@ class ChatClient:
         if self._api_key:
             text = text.replace(self._api_key, "***")
         return text[:_MAX_QUOTED]
+
+
+def _cancel(call: Call) -> None:
+    if call.task is not None:
+        call.task.cancel()
 
 
 def _proxy_of(endpoint: str) -> str | None:

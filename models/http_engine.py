@@ -17,18 +17,17 @@ import base64
 import json
 import re
 from collections.abc import Sequence
-from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
-from models.chat import ChatClient, ContextFull, Reply
+from models import png
+from models.chat import Call, ChatClient, ContextFull, Reply
 from models.config import EngineConfig
 from models.errors import EngineError
 from models.protocol import ANSWER_STOP, BOX_STOP, box_request
-from models.records import png_bytes
 from models.region import Picture
 from models.trajectory import CropSpan, Finish, GenerationRequest, Piece, SampledSpan, Span
 from models.usage import Usage
@@ -39,14 +38,6 @@ _WAIT_SECONDS = 0.05
 _PNG = b"\x89PNG"
 # Stands for a picture while a body is written; nobody can guess it and put it into a question.
 _PICTURE_MARK = uuid4().hex
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Flight:
-    """A request on its way."""
-
-    request: GenerationRequest
-    reply: Future[Reply]
 
 
 class HTTPEngine:
@@ -62,10 +53,18 @@ class HTTPEngine:
             backoff_seconds=config.backoff_seconds,
             max_connections=config.max_num_seqs,
         )
-        self._running: dict[str, _Flight] = {}
-        self._landed: SimpleQueue[_Flight] = SimpleQueue()
+        self._running: dict[str, Call] = {}
+        self._requests: dict[Call, GenerationRequest] = {}
+        self._landed: SimpleQueue[Call] = SimpleQueue()
         # Every turn sends the earlier pictures again; each is encoded once, and forgotten with the picture.
         self._encoded: WeakKeyDictionary[Picture, bytes] = WeakKeyDictionary()
+
+    @property
+    def max_in_flight(self) -> int:
+        """How many requests are worth having in flight: a few more than connections, so that the next one is
+        ready as soon as one gets free.
+        """
+        return self._config.max_num_seqs * 5 // 4
 
     @property
     def usage(self) -> Usage:
@@ -77,51 +76,50 @@ class HTTPEngine:
         if request.request_id in self._running:
             raise EngineError(f"Request {request.request_id!r} is already in flight.")
         sent = replace(request, stops=()) if self._cuts_replies else request
-        flight = _Flight(request, self._client.start(self._body(sent)))
-        self._running[request.request_id] = flight
-        flight.reply.add_done_callback(lambda _: self._landed.put(flight))
+        call = self._client.start(self._body(sent), self._landed.put)
+        self._running[request.request_id] = call
+        self._requests[call] = request
 
     def step(self) -> list[Piece]:
         """What has come back; waits a moment when nothing has."""
         if not self._running:
             return []
-        flights = []
+        calls = []
         try:
-            flights.append(self._landed.get(timeout=_WAIT_SECONDS))
+            calls.append(self._landed.get(timeout=_WAIT_SECONDS))
             while True:
-                flights.append(self._landed.get_nowait())
+                calls.append(self._landed.get_nowait())
         except Empty:
             pass
-        # An aborted request lands, too, perhaps after another one of the same id took off.
-        return [
-            self._piece(self._running.pop(flight.request.request_id))
-            for flight in flights
-            if self._running.get(flight.request.request_id) is flight
-        ]
+        # An aborted request lands, too.
+        return [self._piece(call) for call in calls if call in self._requests]
 
     def abort(self, request_id: str) -> None:
         """Forget a request in flight: its reply is dropped when it comes. Unknown ids are ignored."""
-        flight = self._running.pop(request_id, None)
-        if flight is not None:
-            flight.reply.cancel()
+        call = self._running.pop(request_id, None)
+        if call is not None:
+            del self._requests[call]
+            self._client.cancel(call)
 
     def close(self) -> None:
         """Stop retrying, drop what is in flight and close the connections."""
         self._running.clear()
+        self._requests.clear()
         self._client.close()
 
     @property
     def _cuts_replies(self) -> bool:
         return "stop" in self._config.omit
 
-    def _piece(self, flight: _Flight) -> Piece:
-        request = flight.request
+    def _piece(self, call: Call) -> Piece:
+        request = self._requests.pop(call)
+        del self._running[request.request_id]
         try:
-            reply = flight.reply.result()
+            reply = call.result()
         except ContextFull:
             return Piece(request.request_id, SampledSpan(""), "context")
-        except (EngineError, CancelledError) as error:
-            return Piece(request.request_id, SampledSpan(""), "error", str(error) or "the engine was closed")
+        except EngineError as error:
+            return Piece(request.request_id, SampledSpan(""), "error", str(error))
         if self._cuts_replies:
             return _cut(_piece(replace(request, stops=()), reply), request.stops)
         return _piece(request, reply)
@@ -223,7 +221,7 @@ def _image_part(picture: Picture) -> dict[str, Any]:
 
 def data_uri(picture: Picture) -> bytes:
     """A picture as a data URI: its own file where it has one, else PNG."""
-    data = picture.file or png_bytes(picture.image)
+    data = picture.file or png.encode(picture.image)
     kind = b"png" if data.startswith(_PNG) else b"jpeg"
     return b"data:image/%b;base64,%b" % (kind, base64.b64encode(data))
 

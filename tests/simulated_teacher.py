@@ -60,14 +60,23 @@ class Teacher:
         self._latency_seconds = latency_seconds
         self._faults = faults
         self._counts: Counter[str] = Counter()
+        self._num_open = self._most_open = 0
         self._looks, self._answers = _completion(LOOKS, "}"), _completion(ANSWERS, "</answer>")
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """One request. The body is searched and not parsed: what this process computes, the client lacks."""
         if scope["method"] == "GET":
-            await _reply(send, 200, json.dumps(self._counts).encode())
+            counts = {**self._counts, "most at once": self._most_open}
+            await _reply(send, 200, json.dumps(counts).encode())
             return
-        body = await _body(receive)
+        self._num_open += 1
+        self._most_open = max(self._most_open, self._num_open)
+        try:
+            await self._teach(await _body(receive), send)
+        finally:
+            self._num_open -= 1
+
+    async def _teach(self, body: bytes, send: Any) -> None:
         fault = self._faults[self._counts.total() % len(self._faults)]
         self._counts[fault] += 1
         await asyncio.sleep(HANG_SECONDS if fault == "hang" else self._latency_seconds)
@@ -80,7 +89,7 @@ class Teacher:
         elif fault in JUNK:
             await _reply(send, 200, JUNK[fault])
         else:
-            await _reply(send, 200, self._answers if b'"role": "assistant"' in body else self._looks)
+            await _reply(send, 200, self._answers if b'"assistant"' in body else self._looks)
 
 
 async def _body(receive: Any) -> bytes:
@@ -106,7 +115,7 @@ class Simulated:
     process: psutil.Process
 
     def counts(self) -> dict[str, int]:
-        """How many requests met which entry of the faults."""
+        """How many requests met which entry of the faults, and the most that were there at once."""
         return httpx.get(self.url.removesuffix("/v1") + "/counts").json()
 
     def cpu_seconds(self) -> float:

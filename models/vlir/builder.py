@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from models.errors import EngineError
 from models.rollout import derive_seed
 from models.run_config import VLIRRun
 from models.tiny.world import Scene, WorldQuestion
-from models.vlir.entries import Ready, Shard, digest_of, shards_of
+from models.vlir.entries import FaultyRow, Ready, Shard, digest_of, shards_of
 from models.vlir.filters import OUR_FAILURES, Judges
 from models.vlir.generate import Task, Teacher, Tried, generate
 from models.vlir.judge_endpoints import open_judge
@@ -87,7 +87,9 @@ class Builder:
             for each in tried:
                 self._note(each)
         self._failures.check()
-        self._write_faults()
+        for split in FOLDERS.keys() - {shard.split for shard in self._shards}:
+            # Readers want at least one file, if only to see that it is empty.
+            self._keep(split, self._folder.finish(self._folder.open(Shard(split, 0, ()))))
 
     def close(self) -> None:
         """Close the teacher."""
@@ -107,6 +109,15 @@ class Builder:
         path = self._out / name
         rows = {"num_rows": pq.read_metadata(path).num_rows} if path.suffix == ".parquet" else {}
         self.files[name] = {**rows, "sha256": digest_of_file(path)}
+
+    def write_faults(self, more: Iterable[FaultyRow]) -> None:
+        """Write the rows that could not be used: those of the shards, then ``more``."""
+        shards = sorted(self._shards, key=lambda shard: shard.name)
+        found = chain.from_iterable(self._folder.faults_of(shard) for shard in shards)
+        with (self._out / FAULTS).open("w", encoding="utf-8", errors="backslashreplace") as file:
+            for fault in chain(found, more):
+                file.write(json.dumps(asdict(fault), ensure_ascii=False) + "\n")
+        self.register(FAULTS)
 
     def _tasks(self) -> Iterator[Task | None]:
         """Questions to ask; None while as many shards are open as memory is meant for."""
@@ -164,16 +175,6 @@ class Builder:
     def _keep(self, split: str, done: DoneShard) -> None:
         self.counts[split].add(done.counts)
         self.files |= done.files
-
-    def _write_faults(self) -> None:
-        lines = (
-            json.dumps(fault, ensure_ascii=False) + "\n"
-            for shard in sorted(self._shards, key=lambda shard: shard.name)
-            for fault in self._folder.faults_of(shard)
-        )
-        with (self._out / FAULTS).open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(lines)
-        self.register(FAULTS)
 
     def _scenes(self) -> dict[str, tuple[Scene, WorldQuestion]]:
         return self._origin.scenes if isinstance(self._origin, DrawnWorld) else {}
