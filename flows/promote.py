@@ -8,6 +8,7 @@ from flows.parameters import Overrides, Parent, PresetName, hint
 from models.errors import ConfigError
 from models.presets import load_preset
 from tasks.deployed import hand_over
+from tasks.events import tell_refusal
 from tasks.registry import Verdict, promote_version
 from tasks.stage import perform
 from tasks.versions import CHALLENGER, find_version
@@ -34,4 +35,6 @@ async def promote(
     verdict: Verdict = await perform(
         promote_version, label="promote", parent=parent, version=found, config=run.promotion
     )
+    if not verdict.is_champion:
+        tell_refusal("promote", "\n".join(verdict.reasons))
     return await hand_over(verdict)

@@ -7,6 +7,7 @@ from flows.parameters import Data, Overrides, Parent, PresetName
 from models.presets import load_preset
 from tasks.data import validate_data
 from tasks.deployed import hand_over
+from tasks.events import gate
 from tasks.stage import StageOutput, perform
 
 
@@ -20,7 +21,12 @@ async def validate(
     """Judge the data, building it first when none is given. Raises GateError when the gate says no."""
     run = load_preset(preset, overrides or ())
     built = data or await build_vlir(preset, overrides, parent=parent)
-    output: StageOutput = await perform(
-        validate_data, label="validate", parent=parent, data=built.artifacts["data"], config=run.validation
-    )
+    with gate("validate"):
+        output: StageOutput = await perform(
+            validate_data,
+            label="validate",
+            parent=parent,
+            data=built.artifacts["data"],
+            config=run.validation,
+        )
     return await hand_over(output)
