@@ -202,6 +202,9 @@ def parser() -> argparse.ArgumentParser:
     deploy.add_argument(
         "--home", type=Path, metavar="DIR", help="where the project lies on the workers (as here)"
     )
+    deploy.add_argument(
+        "--notify", default="", metavar="TYPE/NAME", help="a saved block of Prefect that takes messages"
+    )
     _add_place(deploy)
     doctor = commands.add_parser("doctor", help="say what this machine has, and what to do where it lacks")
     doctor.add_argument("--endpoint", default="", metavar="URL", help="also ask this chat endpoint")
