@@ -166,26 +166,7 @@ def parser() -> argparse.ArgumentParser:
         if name == "promote":
             command.add_argument("--version", default="challenger", help="number or alias (challenger)")
     _add_analyse(commands.add_parser("analyse", help="make Table 2, Figure 4 or Figure 5 of the paper"))
-    ask = commands.add_parser("ask", help="ask a model one question about a picture")
-    _add_common(ask)
-    ask.add_argument("image", type=Path)
-    ask.add_argument("question")
-    ask.add_argument("--model", default="", help=f"{_MODELS} (the champion, if there is one)")
-    ask.add_argument(
-        "--picture", type=Path, metavar="FILE", help="where to draw what it looked at (./NAME-looked.png)"
-    )
-    ask.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    fetch = commands.add_parser("fetch", help="bring a registered model or any artifact into a folder")
-    fetch.add_argument("artifact", help="models:/vlm-r3@ALIAS, models:/vlm-r3/NUMBER, s3://..., file://...")
-    fetch.add_argument("folder", type=Path, metavar="DIR", help="a folder that is new or empty")
-    _add_place(fetch)
-    _add_registry(commands)
-    prune = commands.add_parser("prune", help="list old artifacts that no registered version names")
-    prune.add_argument(
-        "--older-than", type=int, default=30, metavar="DAYS", help="what is younger stays (30)"
-    )
-    prune.add_argument("--delete", action="store_true", help="remove them, too")
-    _add_place(prune)
+    _add_using(commands)
     serve = commands.add_parser("serve", help="answer questions over HTTP, as OpenAI's interface does")
     _add_common(serve)
     _add_serving(serve)
@@ -213,6 +194,29 @@ def parser() -> argparse.ArgumentParser:
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     completion.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
     return made
+
+
+def _add_using(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    ask = commands.add_parser("ask", help="ask a model one question about a picture")
+    _add_common(ask)
+    ask.add_argument("image", type=Path)
+    ask.add_argument("question")
+    ask.add_argument("--model", default="", help=f"{_MODELS} (the champion, if there is one)")
+    ask.add_argument(
+        "--picture", type=Path, metavar="FILE", help="where to draw what it looked at (./NAME-looked.png)"
+    )
+    ask.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    fetch = commands.add_parser("fetch", help="bring a registered model or any artifact into a folder")
+    fetch.add_argument("artifact", help="models:/vlm-r3@ALIAS, models:/vlm-r3/NUMBER, s3://..., file://...")
+    fetch.add_argument("folder", type=Path, metavar="DIR", help="a folder that is new or empty")
+    _add_place(fetch)
+    _add_registry(commands)
+    prune = commands.add_parser("prune", help="list old artifacts that no registered version names")
+    prune.add_argument(
+        "--older-than", type=int, default=30, metavar="DAYS", help="what is younger stays (30)"
+    )
+    prune.add_argument("--delete", action="store_true", help="remove them, too")
+    _add_place(prune)
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
