@@ -202,6 +202,9 @@ def parser() -> argparse.ArgumentParser:
     deploy.add_argument(
         "--home", type=Path, metavar="DIR", help="where the project lies on the workers (as here)"
     )
+    deploy.add_argument(
+        "--notify", default="", metavar="TYPE/NAME", help="a saved block of Prefect that takes messages"
+    )
     _add_place(deploy)
     doctor = commands.add_parser("doctor", help="say what this machine has, and what to do where it lacks")
     doctor.add_argument("--endpoint", default="", metavar="URL", help="also ask this chat endpoint")
@@ -233,6 +236,9 @@ def _add_own_data(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--manifest", default="", metavar="FILE", help="JSONL or Parquet: image, question, answer, maybe box"
+    )
+    group.add_argument(
+        "--licence", default="", metavar="TEXT", help="of the data; no version is promoted without one"
     )
     group.add_argument(
         "--teacher", default="", metavar="URL", help=f"writes the rationales: an endpoint's URL, or {_MODELS}"
