@@ -68,9 +68,11 @@ docs: env  ## the reference of every module from its docstrings, in docs/api/
 COMPILE := $(UV) pip compile -q pyproject.toml --extra dev --extra services --extra kubernetes --no-emit-find-links --python-version 3.11 \
 	--python-platform x86_64-manylinux_2_28
 
-lock: | $(UV)  ## resolve both lock files again (set UPGRADE=1 to move to newer versions)
+lock: | $(UV)  ## resolve the lock files again (set UPGRADE=1 to move to newer versions)
 	$(COMPILE) $(if $(UPGRADE),--upgrade) --extra cpu $(TORCH) -o requirements/cpu.lock
 	$(COMPILE) $(if $(UPGRADE),--upgrade) --extra gpu -o requirements/gpu.lock
+	$(UV) pip compile -q requirements/services.in -c requirements/gpu.lock --generate-hashes --no-emit-find-links \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_28 -o requirements/services.lock
 
 clean:  ## remove the environment, caches and the work directory of runs
 	rm -rf $(VENV) .vlm-r3 .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

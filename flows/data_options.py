@@ -28,7 +28,8 @@ def data_overrides(options: argparse.Namespace, preset: str, overrides: Sequence
     _check(options)
     chosen: dict[str, Any] = {}
     if options.manifest:
-        chosen["sources"] = [{"kind": "manifest", "data": _place(options.manifest)}]
+        source = {"kind": "manifest", "data": _place(options.manifest), "licence": options.licence}
+        chosen["sources"] = [source]
     if options.teacher:
         # The engine's settings are the preset's, whatever else is overridden.
         engine = load_preset(preset, [each for each in overrides if each.startswith("engine.")]).engine
@@ -60,6 +61,8 @@ def _check(options: argparse.Namespace) -> None:
             f"--teacher {options.teacher} is no endpoint, so somebody else must judge its rationales: add "
             "--judge URL, or --judge none to filter by rules alone."
         )
+    if options.licence and not options.manifest:
+        raise ConfigError(f"--licence {options.licence!r} is a note about a manifest: give --manifest, too.")
     for name, owner in (("teacher_model", "teacher"), ("judge_model", "judge")):
         if getattr(options, name) and not _is_url(getattr(options, owner)):
             flag = "--" + name.replace("_", "-")

@@ -32,7 +32,9 @@ def cached(stage: str, *modules: str) -> dict[str, Any]:
     """Options of a Prefect task whose result is kept and found again; ``modules`` do its work."""
 
     def key(context: TaskRunContext, parameters: dict[str, Any]) -> str:
-        return cache_key(stage, modules, parameters)
+        # What is found again lies in this store: one cache may serve several work directories.
+        store = hashlib.sha256(Settings.read().artifacts.encode()).hexdigest()
+        return f"{cache_key(stage, modules, parameters)}-{store[:8]}"
 
     return {
         "name": stage,

@@ -10,11 +10,11 @@ from models.errors import GateError
 from models.run_config import ValidationRun, VLIRRun
 from models.rundir import write_atomically
 from models.vlir.statistics_files import NAME, STATISTICS
-from models.vlir.verdict import VERDICT, ValidationVerdict
 from tasks.artifacts import ArtifactRef
 from tasks.caching import cached
 from tasks.shown import show_markdown
 from tasks.stage import StageOutput, StageRun, stage_run
+from tasks.verdicts import read_verdict, show_verdict, statistics_path
 
 _BUILD = "models.vlir.build"
 _VALIDATE = "models.vlir.validate"
@@ -37,24 +37,33 @@ async def build_data(request: VLIRRun, label: str = "build_vlir", parent: str = 
 
 @task(**cached("validate", _VALIDATE))
 async def validate_data(
-    data: ArtifactRef, config: ValidationConfig, label: str = "validate", parent: str = ""
+    data: ArtifactRef,
+    config: ValidationConfig,
+    previous: ArtifactRef | None = None,
+    label: str = "validate",
+    parent: str = "",
 ) -> StageOutput:
-    """The verdict on the data; artifact ``verdict``. Raises GateError when it says no."""
+    """The verdict on the data; artifact ``verdict``, and ``data_docs`` where they are wanted.
+
+    ``previous`` is the verdict on the previous version. Raises GateError when the verdict says no.
+    """
     async with stage_run("validate", label=label, parent=parent, params=config.model_dump()) as stage:
-        request = ValidationRun(records_path=str(stage.store.fetch(data)), validation=config)
-        run, result = await stage.child(_VALIDATE, request, inputs=(data,))
-        write_atomically(run.path / _VALIDATED, json.dumps({"data": data.sha256}))
-        verdict = stage.publish(run, [result.artifacts["verdict"], _VALIDATED], kind="verdict")
-        output = stage.output(run, result, {"verdict": verdict})
-        found = read_verdict(stage.store.fetch(verdict))
+        request = ValidationRun(
+            records_path=str(stage.store.fetch(data)),
+            validation=config,
+            previous_path=str(statistics_path(previous, stage.settings)) if previous else "",
+        )
+        inputs = [data] if previous is None else [data, previous]
+        run, result = await stage.child(_VALIDATE, request, inputs=inputs)
+        folder = run.path / result.artifacts["verdict"]
+        write_atomically(folder / _VALIDATED, json.dumps({"data": data.sha256}))
+        kept = {name: stage.publish(run, [path], kind=name) for name, path in result.artifacts.items()}
+        output = stage.output(run, result, kept)
+        found = read_verdict(folder)
+        await show_verdict(run.path / "report.html", folder, found, stage.tracked)
         if not found.passed:
             raise GateError(f"The data set may not be trained on. {found.summary()}")
         return output
-
-
-def read_verdict(folder: Path) -> ValidationVerdict:
-    """The verdict in an artifact of kind ``verdict``."""
-    return ValidationVerdict.from_json((folder / VERDICT).read_text())
 
 
 def read_validated_data(folder: Path) -> str:

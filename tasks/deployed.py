@@ -54,8 +54,9 @@ async def hand_over(output: OutputT) -> OutputT:
     """Leave a stage's output where :func:`stage_at` finds it, in the run of a deployment; gives it back."""
     context = FlowRunContext.get()
     if context and context.flow_run and context.flow_run.deployment_id:
-        kept = Artifact(type="json", key=_KEY, data=output.model_dump_json(), description="What the run made")
-        # The overload for tasks and flows is not seen by mypy.
+        kept = Artifact(
+            type="json", key=_KEY, data=output.model_dump(mode="json"), description="What the run made"
+        )
         await cast("Coroutine[Any, Any, Any]", kept.acreate())
     return output
 
@@ -100,7 +101,7 @@ async def _output(run: FlowRun, name: str) -> str:
         )
     if not found:
         raise LaunchError(f"The run {run.name!r} of {name} ended well and left no {_KEY}. Is its code older?")
-    return str(found[0].data)
+    return str(found[0].data)  # JSON, as every artifact of this kind
 
 
 def _cancel(run_id: UUID) -> None:

@@ -24,11 +24,12 @@ from models.rundir import RunDir
 from models.vlir.layout import QUESTIONS, RECORDS
 from tasks.artifacts import ArtifactRef, store_of
 from tasks.caching import ROOT, code_version
-from tasks.data import read_validated_data, read_verdict
+from tasks.data import read_validated_data
 from tasks.evaluation import CHAMPION, FINAL, UNTRAINED, read_results
 from tasks.launch import source_revision
 from tasks.settings import Settings
 from tasks.stage import StageOutput, read_store
+from tasks.verdicts import read_verdict
 from tasks.versions import Version, number_of_weights
 
 _CODE = ("models.vlir.build", "models.sft.train", "models.rgrpo.train", "models.evaluation.run")

@@ -15,12 +15,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
 from models.errors import ChildLostError, LaunchError
 from models.rundir import Result, RunDir
+from tasks.nodes import Launch, Nodes
 from tasks.settings import MEMORY_PER_CHILD_GIB, Settings, child_environment
 
 GRACE_SECONDS = 20.0  # below Prefect's 30 s, after which it kills the flow's own process
@@ -70,19 +71,21 @@ async def run_child(
     log = run.path / "log.txt"
     (run.path / "result.json").unlink(missing_ok=True)
     environment = child_environment(num_threads=num_threads, bin_folder=BIN)
+    nodes = Nodes.of(Settings.read())
+    ranks = Launch(module, str(run.path), num_ranks, num_threads, began=time.time())
     async with free_cores(num_ranks * (num_threads or num_cores())):
         on_start()
-        with log.open("ab") as output:
-            process = start(_command(module, run, num_ranks), output=output, environment=environment)
-        (run.path / "process.json").write_text(json.dumps({"pid": process.pid, "started": time.time()}))
-        logged, measured = Tail(log), Tail(run.metrics_path)
-        try:
-            while process.poll() is None:
+        with nodes.shared(ranks), log.open("ab") as output:
+            process = start(_command(ranks, nodes), output=output, environment=environment)
+            (run.path / "process.json").write_text(json.dumps({"pid": process.pid, "started": time.time()}))
+            logged, measured = Tail(log), Tail(run.metrics_path)
+            try:
+                while process.poll() is None:
+                    _forward(logged, measured, on_line=on_line, on_metrics=on_metrics)
+                    await asyncio.sleep(_POLL_SECONDS)
+            finally:
+                stop(process)
                 _forward(logged, measured, on_line=on_line, on_metrics=on_metrics)
-                await asyncio.sleep(_POLL_SECONDS)
-        finally:
-            stop(process)
-            _forward(logged, measured, on_line=on_line, on_metrics=on_metrics)
     return _checked_result(run, process.returncode, log)
 
 
@@ -92,6 +95,7 @@ def start(
     output: Any,
     environment: Mapping[str, str],
     grace_seconds: float = GRACE_SECONDS,
+    folder: Path | None = None,
 ) -> Process:
     """Start a command under the supervisor, in a session of its own; its output goes to an open file."""
     return subprocess.Popen(
@@ -100,8 +104,37 @@ def start(
         stdout=output,
         stderr=subprocess.STDOUT,
         env=dict(environment),
+        cwd=folder,
         start_new_session=True,
     )
+
+
+def run(
+    command: Sequence[str], *, log: Path, environment: Mapping[str, str], folder: Path | None = None
+) -> None:
+    """Run a command to its end, its output appended to a log. Raises LaunchError when it fails."""
+    with log.open("ab") as output:
+        code = start(command, output=output, environment=environment, folder=folder).wait()
+    if code:
+        raise LaunchError(f"{command[0]} ended with exit code {code}. The end of {log}:\n{end_of(log)}")
+
+
+def detach(command: Sequence[str], *, log: Path, folder: Path) -> None:
+    """Start a command that outlives this process, in a session of its own, in a folder."""
+    with log.open("ab") as output:
+        subprocess.Popen(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            start_new_session=True,
+        )
+
+
+def become(command: Sequence[str]) -> NoReturn:
+    """Replace this process by a command."""
+    os.execvp(command[0], list(command))
 
 
 def stop(process: Process, *, grace_seconds: float = GRACE_SECONDS) -> None:
@@ -186,11 +219,9 @@ def gpus() -> list[str]:
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]
 
 
-def _command(module: str, run: RunDir, num_ranks: int) -> list[str]:
-    if num_ranks == 1:
-        return [sys.executable, "-m", module, str(run.path)]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
-    return [sys.executable, *launcher, "-m", module, str(run.path)]
+def _command(ranks: Launch, nodes: Nodes) -> list[str]:
+    launcher = nodes.launcher(ranks.num_ranks) if ranks.num_ranks > 1 else []
+    return [sys.executable, *launcher, "-m", ranks.module, ranks.run]
 
 
 def _forward(

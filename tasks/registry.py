@@ -235,6 +235,7 @@ def _tags(model: ArtifactRef, evidence: Evidence, kept: ArtifactRef) -> dict[str
         "data_uri": evidence.data.artifact.uri,
         "data_digest": evidence.data.artifact.sha256,
         "validation_uri": evidence.validation.artifact.uri,
+        "validation_digest": evidence.validation.artifact.sha256,
         "evaluation_uri": evidence.evaluation.artifact.uri,
         "evaluation_digest": evidence.evaluation.artifact.sha256,
         "parent_version": evidence.parent_version or "none",

@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -28,7 +28,7 @@ class PrefectServer:
     """A server that is starting; :meth:`wait` returns once it answers."""
 
     def __init__(self, settings: Settings) -> None:
-        port = _free_port()
+        port = free_port()
         self.api_url = f"http://127.0.0.1:{port}/api"
         self._log = settings.work_dir / "prefect" / "server.log"
         self._log.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,15 @@ def _server_command(port: int) -> list[str]:
     return [sys.executable, "-m", "uvicorn", *app, *place, "--log-level", "error", "--lifespan", "on"]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports of this machine that nobody listens on now."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]

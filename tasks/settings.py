@@ -12,11 +12,15 @@ from pathlib import Path
 
 from models.errors import ConfigError
 
+# Where the project lies: flows, presets, infra/.
+HOME = Path(__file__).resolve().parent.parent
+
 WORK_DIR = "VLM_R3_WORK_DIR"
 ARTIFACTS = "VLM_R3_ARTIFACTS"
 BENCHMARKS = "VLM_R3_BENCHMARKS"
 MAX_CHILDREN = "VLM_R3_MAX_CHILDREN"
 RETRIES = "VLM_R3_RETRIES"
+NODES = "VLM_R3_NODES"
 SERVE_API_KEY = "VLM_R3_SERVE_API_KEY"
 REFRESH = "PREFECT_TASKS_REFRESH_CACHE"
 
@@ -29,7 +33,8 @@ MEMORY_PER_CHILD_GIB = 3.0
 class Settings:
     """The places of a run. ``max_children`` 0 means: decide from cores and free memory.
 
-    ``retries`` is how often a stage that was lost is tried again (:func:`tasks.caching.may_pass`).
+    ``retries`` is how often a stage that was lost is tried again (:func:`tasks.caching.may_pass`). ``nodes``,
+    ``node_index`` and ``job`` say which part of a job in a cluster this is (:mod:`tasks.nodes`).
 
     ``refresh`` makes every stage again, whatever the cache holds. ``benchmarks`` is the folder, or the prefix
     in S3, that holds one folder per benchmark; empty when none is set.
@@ -43,6 +48,9 @@ class Settings:
     refresh: bool
     benchmarks: str = ""
     retries: int = 0
+    nodes: str = ""
+    node_index: int = 0
+    job: str = ""
 
     @classmethod
     def read(cls) -> "Settings":
@@ -55,6 +63,9 @@ class Settings:
             prefect_api_url=os.environ.get("PREFECT_API_URL", ""),
             max_children=_count(MAX_CHILDREN, "decides by cores and memory"),
             retries=_count(RETRIES, "never tries again"),
+            nodes=os.environ.get(NODES, ""),
+            node_index=_count("JOB_COMPLETION_INDEX", "is the first node"),
+            job=os.environ.get("VLM_R3_JOB", ""),
             benchmarks=os.environ.get(BENCHMARKS, ""),
             refresh=os.environ.get(REFRESH, "").lower() in ("1", "true"),
         )
@@ -97,6 +108,11 @@ class Settings:
     def benchmark_lock(self) -> Path:
         """Where the digests of published benchmarks are pinned, unless another file is named."""
         return self.work_dir / "benchmarks.lock.json"
+
+    @property
+    def undelivered(self) -> Path:
+        """What a tracker did not take while it was away."""
+        return self.work_dir / "undelivered"
 
     @property
     def tracking_files(self) -> Path:
@@ -147,6 +163,18 @@ def server_environment(*, num_threads: int, bin_folder: Path) -> dict[str, str]:
     }
 
 
+def service_environment(**values: str) -> dict[str, str]:
+    """The environment of a server of ours: these values, and nothing that is about other servers."""
+    foreign = ("AWS_", "MLFLOW_", "PREFECT_", "VLM_R3_", "PG")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    return {**kept, "PYTHONUNBUFFERED": "1", **values}
+
+
+def is_root() -> bool:
+    """Whether this process may do anything."""
+    return os.geteuid() == 0
+
+
 def compiler_name() -> str:
     """The C++ compiler that DeepSpeed's operator is built with."""
     return os.environ.get("CXX", "g++")
@@ -186,9 +214,9 @@ def _defaults(settings: Settings) -> dict[str, str]:
         "MLFLOW_TRACKING_URI": settings.tracking_uri,
         "MLFLOW_DISABLE_TELEMETRY": "true",
         # A tracker that is away must not hold up a run: what it did not take is sent again later.
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
         "GX_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }

@@ -170,7 +170,7 @@ def explained() -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise TrackingError(f"The model registry cannot be used: {error}") from error
+        raise TrackingError(f"The model registry cannot be used: {tracking.reason(error)}") from error
 
 
 def _named(number: str) -> str:

@@ -96,6 +96,12 @@ LIGHT = (
     "flows.registry_commands",
     "flows.commands",
     "flows.serve_command",
+    "flows.services_command",
+    "flows.deploy_command",
+    "tasks.team_config",
+    "tasks.team_keeper",
+    "tasks.nodes",
+    "tasks.node",
     "flows.store_commands",
 )
 # Who may touch what is outside: one adapter each.

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ class RecordFinding:
     """
 
     id: str
+    has_id: bool
     split: str
     question_characters: int
     rationale_characters: int
@@ -125,15 +126,21 @@ def held_out_pictures(folder: Path) -> dict[str, str]:
 def check_records(folder: Path, rules: Rules, measured: Measured) -> Iterator[list[RecordFinding]]:
     """A finding per stored record, batch by batch; ``measured`` counts the records meanwhile.
 
-    Call only when :func:`models.vlir.set_checks.check_columns` found what it expects. Pictures are decoded in
-    threads: Pillow lets other threads run meanwhile.
+    A record without an id goes by its place. Pictures are decoded in threads, while Pillow lets others run.
+    Call only when :func:`models.vlir.set_checks.check_columns` found what it expects.
     """
     with ThreadPoolExecutor(max_workers=_NUM_THREADS) as pool:
         for path in record_files(folder):
+            number = 0
             for batch in pq.ParquetFile(path).iter_batches(batch_size=_BATCH):
                 rows = batch.to_pylist()
                 measured.add(rows)
-                yield list(pool.map(check_record, rows, repeat(rules)))
+                findings = pool.map(check_record, rows, repeat(rules))
+                yield [
+                    finding if finding.has_id else replace(finding, id=f"{path.name} row {number + place}")
+                    for place, finding in enumerate(findings)
+                ]
+                number += len(rows)
 
 
 def check_record(row: Mapping[str, Any], rules: Rules) -> RecordFinding:
@@ -147,6 +154,7 @@ def check_record(row: Mapping[str, Any], rules: Rules) -> RecordFinding:
     question, rationale = (row["text"] or "").strip(), reasoning_text(text)
     return RecordFinding(
         id=row["id"] or "",
+        has_id=bool(row["id"]),
         split=row["split"] or "",
         question_characters=len(question),
         rationale_characters=len(rationale),

@@ -44,10 +44,15 @@ class EndpointJudge(EngineJudge):
         return self._http.usage
 
 
-def open_judge(config: FilterJudge, which: Which) -> Judge:
-    """The judge of crops or of reasoning. An endpoint's key is ``VLM_R3_JUDGE_API_KEY``."""
+def open_judge(config: FilterJudge, which: Which, *, teacher_endpoint: str = "") -> Judge:
+    """The judge of crops or of reasoning. An endpoint's key is ``VLM_R3_JUDGE_API_KEY``, or the teacher's
+    (``VLM_R3_API_KEY``) where the teacher judges, too.
+    """
     if config.kind == "http":
-        return EndpointJudge(config, api_key=os.environ.get("VLM_R3_JUDGE_API_KEY", ""))
+        key = os.environ.get("VLM_R3_JUDGE_API_KEY", "")
+        if not key and config.endpoint == teacher_endpoint:
+            key = os.environ.get("VLM_R3_API_KEY", "")
+        return EndpointJudge(config, api_key=key)
     if config.kind == "none":
         return Nobody()
     return SemanticUnitJudge() if which == "semantic_unit" else CoherenceJudge()

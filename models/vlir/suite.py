@@ -20,6 +20,7 @@ SUITE_VERSION = "vlir-suite/2"
 Suites = Mapping[str, Mapping[str, "Expectation"]]
 
 _TRUTHS = (
+    "has_id",
     "is_well_formed",
     "steps_take_turns",
     "steps_end_with_a_box",
@@ -108,7 +109,6 @@ def _record_suite(config: ValidationConfig) -> "dict[str, Expectation]":
     return {
         "num_records": gxe.ExpectTableRowCountToBeBetween(min_value=config.min_records),
         "id_is_unique": gxe.ExpectColumnValuesToBeUnique(column="id"),
-        "id_is_not_empty": gxe.ExpectColumnValueLengthsToBeBetween(column="id", min_value=1),
         "question_length": between(
             column="question_characters",
             min_value=config.min_question_characters,

@@ -1,0 +1,3 @@
+-- Beside the database `prefect`, which the container makes itself.
+CREATE DATABASE mlflow;
+CREATE DATABASE mlflow_auth;
