@@ -183,22 +183,10 @@ def parser() -> argparse.ArgumentParser:
     _add_common(serve)
     _add_serving(serve)
     _add_table(commands.add_parser("table", help="print the measured benchmarks beside the published ones"))
-    services = commands.add_parser("services", help="a team server without containers: start it, end it")
-    services.add_argument(
-        "action", choices=("up", "down", "status", "env"), help="env prints new passwords for containers"
+    _add_services(commands.add_parser("services", help="a team server without containers: start it, end it"))
+    _add_deploy(
+        commands.add_parser("deploy", help="work pools, deployments, automations on a Prefect server")
     )
-    _add_place(services)
-    deploy = commands.add_parser("deploy", help="work pools, deployments and automations on a Prefect server")
-    deploy.add_argument(
-        "--gpu-pool", choices=("gpu", "gpu-k8s"), help="deploy the large presets too, on this pool (not)"
-    )
-    deploy.add_argument(
-        "--home", type=Path, metavar="DIR", help="where the project lies on the workers (as here)"
-    )
-    deploy.add_argument(
-        "--notify", default="", metavar="TYPE/NAME", help="a saved block of Prefect that takes messages"
-    )
-    _add_place(deploy)
     doctor = commands.add_parser("doctor", help="say what this machine has, and what to do where it lacks")
     doctor.add_argument("--endpoint", default="", metavar="URL", help="also ask this chat endpoint")
     _add_place(doctor)
@@ -331,6 +319,26 @@ def _add_serving(command: argparse.ArgumentParser) -> None:
     for name, help in LIMITS.items():
         kind = float if "seconds" in name else int
         group.add_argument(f"--{name}", type=kind, metavar="NUMBER", help=help)
+
+
+def _add_services(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "action", choices=("up", "down", "status", "env"), help="env prints new passwords for containers"
+    )
+    _add_place(command)
+
+
+def _add_deploy(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--gpu-pool", choices=("gpu", "gpu-k8s"), help="deploy the large presets too, on this pool (not)"
+    )
+    command.add_argument(
+        "--home", type=Path, metavar="DIR", help="where the project lies on the workers (as here)"
+    )
+    command.add_argument(
+        "--notify", default="", metavar="TYPE/NAME", help="a saved block of Prefect that takes messages"
+    )
+    _add_place(command)
 
 
 def _add_place(command: argparse.ArgumentParser) -> None:
