@@ -70,10 +70,9 @@ class Team:
 
     def start(self, deployment: str, parameters: dict[str, Any]) -> str:
         """Ask for a run of a deployment; its id."""
-        found = self.api("GET", f"/deployments/name/{deployment}")
-        return self.api("POST", f"/deployments/{found['id']}/create_flow_run", {"parameters": parameters})[
-            "id"
-        ]
+        found = self.api("GET", f"/deployments/name/{deployment}")["id"]
+        made = self.api("POST", f"/deployments/{found}/create_flow_run", {"parameters": parameters})
+        return made["id"]
 
     def state(self, run: str) -> str:
         return self.api("GET", f"/flow_runs/{run}")["state_type"]
