@@ -9,7 +9,7 @@ from flows.parameters import Overrides, Parent, PresetName
 from flows.training import train_models
 from flows.validate import validate
 from models.presets import load_preset
-from models.vlir.build import QUESTIONS
+from models.vlir.layout import QUESTIONS
 from tasks.analysis import run_analysis
 from tasks.analysis_request import Analysis, analysis_of
 from tasks.settings import Settings

@@ -3,11 +3,12 @@
 from prefect import flow
 
 from flows.parameters import Overrides, Parent, PresetName
-from models.config import QuestionMix
 from models.presets import load_preset
-from tasks.data import VLIRRun, build_data
+from tasks.data import build_data
 from tasks.deployed import hand_over
+from tasks.settings import Settings
 from tasks.stage import StageOutput, perform
+from tasks.vlir_inputs import build_request
 
 
 @flow(name="build-vlir")
@@ -16,17 +17,6 @@ async def build_vlir(
 ) -> StageOutput:
     """Build the data of a preset; artifact ``data``. ``parent`` is the tracked run to nest under."""
     run = load_preset(preset, overrides or ())
-    config = VLIRRun(
-        vlir=run.vlir,
-        look=run.look,
-        seed=run.seed,
-        # Only what shapes the data: another learning rate must not draw other questions.
-        rgrpo_questions=QuestionMix(
-            num_questions=run.rgrpo.num_steps * run.rgrpo.questions_per_step, kinds=run.rgrpo.kinds
-        ),
-        evaluation_questions=QuestionMix(
-            num_questions=run.evaluation.num_questions, kinds=run.evaluation.kinds
-        ),
-    )
-    output: StageOutput = await perform(build_data, label="build_vlir", parent=parent, config=config)
+    request = build_request(run, Settings.read())
+    output: StageOutput = await perform(build_data, label="build_vlir", parent=parent, request=request)
     return await hand_over(output)

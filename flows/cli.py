@@ -27,6 +27,8 @@ MODULES = {
     "serve": ("serve_command", "serve"),
     "fetch": ("store_commands", "fetch"),
     "prune": ("store_commands", "prune"),
+    "rollback": ("registry_commands", "rollback"),
+    "history": ("registry_commands", "history"),
     "services": ("services_command", "services"),
     "deploy": ("deploy_command", "deploy"),
     "doctor": ("commands", "doctor"),
@@ -79,6 +81,8 @@ LIMITS = {
     "max-shutdown-seconds": "time for what is in flight when the server is asked to end",
     "num-decoders": "threads that decode images",
 }
+# The commands that may be about one's own data.
+OWN_DATA = ("run", "build-vlir", "validate", "sft", "rgrpo")
 # Options that mean something only beside --benchmark.
 _BENCHMARK_OPTIONS = (
     *("data", "split", "style", "variant", "baseline", "model", "endpoint", "served_model", "allow_partial"),
@@ -154,31 +158,15 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--refresh", action="store_true", help="make everything again, whatever the cache holds"
         )
+        if name in OWN_DATA:
+            _add_own_data(command)
         if name == "evaluate":
             _add_benchmark(command)
             command.set_defaults(preset="")  # a known model brings its own
         if name == "promote":
             command.add_argument("--version", default="challenger", help="number or alias (challenger)")
     _add_analyse(commands.add_parser("analyse", help="make Table 2, Figure 4 or Figure 5 of the paper"))
-    ask = commands.add_parser("ask", help="ask a model one question about a picture")
-    _add_common(ask)
-    ask.add_argument("image", type=Path)
-    ask.add_argument("question")
-    ask.add_argument("--model", default="", help=f"{_MODELS} (the champion, if there is one)")
-    ask.add_argument(
-        "--picture", type=Path, metavar="FILE", help="where to draw what it looked at (./NAME-looked.png)"
-    )
-    ask.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    fetch = commands.add_parser("fetch", help="bring a registered model or any artifact into a folder")
-    fetch.add_argument("artifact", help="models:/vlm-r3@ALIAS, models:/vlm-r3/NUMBER, s3://..., file://...")
-    fetch.add_argument("folder", type=Path, metavar="DIR", help="a folder that is new or empty")
-    _add_place(fetch)
-    prune = commands.add_parser("prune", help="list old artifacts that no registered version names")
-    prune.add_argument(
-        "--older-than", type=int, default=30, metavar="DAYS", help="what is younger stays (30)"
-    )
-    prune.add_argument("--delete", action="store_true", help="remove them, too")
-    _add_place(prune)
+    _add_using(commands)
     serve = commands.add_parser("serve", help="answer questions over HTTP, as OpenAI's interface does")
     _add_common(serve)
     _add_serving(serve)
@@ -196,6 +184,29 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def _add_using(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    ask = commands.add_parser("ask", help="ask a model one question about a picture")
+    _add_common(ask)
+    ask.add_argument("image", type=Path)
+    ask.add_argument("question")
+    ask.add_argument("--model", default="", help=f"{_MODELS} (the champion, if there is one)")
+    ask.add_argument(
+        "--picture", type=Path, metavar="FILE", help="where to draw what it looked at (./NAME-looked.png)"
+    )
+    ask.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    fetch = commands.add_parser("fetch", help="bring a registered model or any artifact into a folder")
+    fetch.add_argument("artifact", help="models:/vlm-r3@ALIAS, models:/vlm-r3/NUMBER, s3://..., file://...")
+    fetch.add_argument("folder", type=Path, metavar="DIR", help="a folder that is new or empty")
+    _add_place(fetch)
+    _add_registry(commands)
+    prune = commands.add_parser("prune", help="list old artifacts that no registered version names")
+    prune.add_argument(
+        "--older-than", type=int, default=30, metavar="DAYS", help="what is younger stays (30)"
+    )
+    prune.add_argument("--delete", action="store_true", help="remove them, too")
+    _add_place(prune)
+
+
 def _add_common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--preset", default="tiny", help="name in infra/runs, or a YAML file (tiny)")
     command.add_argument(
@@ -207,6 +218,51 @@ def _add_common(command: argparse.ArgumentParser) -> None:
         help="change one value of the preset; may be repeated",
     )
     _add_place(command)
+
+
+def _add_own_data(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group(
+        "your own data",
+        "instead of the preset's vlir.sources; the key of an endpoint: VLM_R3_API_KEY, of a judge: "
+        "VLM_R3_JUDGE_API_KEY",
+    )
+    group.add_argument(
+        "--manifest", default="", metavar="FILE", help="JSONL or Parquet: image, question, answer, maybe box"
+    )
+    group.add_argument(
+        "--licence", default="", metavar="TEXT", help="of the data; no version is promoted without one"
+    )
+    group.add_argument(
+        "--teacher", default="", metavar="URL", help=f"writes the rationales: an endpoint's URL, or {_MODELS}"
+    )
+    group.add_argument(
+        "--teacher-model",
+        default="",
+        metavar="NAME",
+        help="the teacher's name there (its only one)",
+    )
+    group.add_argument(
+        "--judge", default="", metavar="URL", help="judges crops and reasoning, or none (the teacher's URL)"
+    )
+    group.add_argument(
+        "--judge-model", default="", metavar="NAME", help="the judge's name at its endpoint (its only one)"
+    )
+    group.add_argument(
+        "--connections", type=int, default=64, metavar="N", help="requests in flight together (64)"
+    )
+
+
+def _add_registry(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    rollback = commands.add_parser("rollback", help="make a version champion that was champion before")
+    rollback.add_argument(
+        "--to", default="previous", metavar="VERSION", help="number or alias (previous: the champion before)"
+    )
+    rollback.add_argument("--reason", default="", metavar="TEXT", help="why; kept in the history")
+    _add_place(rollback)
+    history = commands.add_parser("history", help="list who became champion, who did not, and why")
+    history.add_argument("--checks", action="store_true", help="also every rule that was looked at")
+    history.add_argument("--json", action="store_true", help="one JSON object per line")
+    _add_place(history)
 
 
 def _add_benchmark(command: argparse.ArgumentParser) -> None:
@@ -319,26 +375,6 @@ def _add_serving(command: argparse.ArgumentParser) -> None:
     for name, help in LIMITS.items():
         kind = float if "seconds" in name else int
         group.add_argument(f"--{name}", type=kind, metavar="NUMBER", help=help)
-
-
-def _add_services(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "action", choices=("up", "down", "status", "env"), help="env prints new passwords for containers"
-    )
-    _add_place(command)
-
-
-def _add_deploy(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--gpu-pool", choices=("gpu", "gpu-k8s"), help="deploy the large presets too, on this pool (not)"
-    )
-    command.add_argument(
-        "--home", type=Path, metavar="DIR", help="where the project lies on the workers (as here)"
-    )
-    command.add_argument(
-        "--notify", default="", metavar="TYPE/NAME", help="a saved block of Prefect that takes messages"
-    )
-    _add_place(command)
 
 
 def _add_place(command: argparse.ArgumentParser) -> None:

@@ -8,10 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flows.console import Start, conduct
+from flows.data_options import check_data, data_overrides
+from flows.registry_commands import refusal
 from models.errors import GateError
 from models.presets import DEFAULT_PRESET, load_preset
 from tasks import progress
-from tasks.preflight import check_preset
+from tasks.preflight import check_preset, check_tracker
 from tasks.settings import prepare
 
 if TYPE_CHECKING:
@@ -26,13 +28,16 @@ def run_flow(options: argparse.Namespace) -> int:
     """Run a stage with what it needs, or the whole pipeline, on this machine."""
     started = time.monotonic()
     name = options.preset or DEFAULT_PRESET
-    preset = load_preset(name, options.overrides)
+    overrides = data_overrides(options, name, options.overrides)
+    preset = load_preset(name, overrides)
     check_preset(preset)
     settings = prepare(options.work_dir, refresh=options.refresh)
+    check_data(preset, settings)
+    check_tracker(settings)
     inputs = {"version": options.version} if options.command == "promote" else {}
 
     def load() -> Start:
-        return partial(_flow(options.command), name, options.overrides, **inputs)
+        return partial(_flow(options.command), name, overrides, **inputs)
 
     outcome = conduct(settings, _stages(options.command), load)
     if options.command == "run":
@@ -95,14 +100,14 @@ def _close_pipeline(outcome: "Outcome", seconds: float) -> int:
     print(f"registered  vlm-r3 version {verdict.version} ({aliases})")
     print(f"report      {outcome.report}")
     if not verdict.is_champion:
-        raise GateError(_refusal(verdict.version, verdict.reasons))
+        raise GateError(refusal(verdict.version, verdict.reasons))
     return 0
 
 
 def _close_stage(command: str, outcome: Any) -> int:
     if command == "promote":
         if not outcome.is_champion:
-            raise GateError(_refusal(outcome.version, outcome.reasons))
+            raise GateError(refusal(outcome.version, outcome.reasons))
         print(f"vlm-r3 version {outcome.version} is champion. " + " ".join(outcome.reasons))
         return 0
     for name, ref in outcome.artifacts.items():
@@ -110,7 +115,3 @@ def _close_stage(command: str, outcome: Any) -> int:
     for name, value in sorted(outcome.metrics.items()):
         print(f"{name:40} {value:g}")
     return 0
-
-
-def _refusal(version: str, reasons: tuple[str, ...]) -> str:
-    return f"Version {version} was not promoted.\n" + "\n".join(f"  {reason}" for reason in reasons)

@@ -13,9 +13,10 @@ from models.evaluation.report_inputs import StageTime
 from models.presets import load_preset
 from tasks.deployed import stage_at
 from tasks.evidence import evidence_of
-from tasks.preflight import check_preset
+from tasks.preflight import preflight
 from tasks.registry import Verdict, register
 from tasks.report import closing_table, report, stage_times
+from tasks.settings import Settings
 from tasks.stage import perform, pipeline_run
 from tasks.training import base_model
 
@@ -39,7 +40,7 @@ async def pipeline(preset: PresetName = "tiny", overrides: Overrides = None, sta
     With ``stages`` every stage is a run of its deployment of that name, on that deployment's work pool.
     """
     run = load_preset(preset, overrides or ())
-    check_preset(run)
+    ready = preflight(run, Settings.read())
     with pipeline_run(run) as parent:
         data = await stage_at(stages, build_vlir)(preset, overrides, parent=parent)
         checked = await stage_at(stages, validate)(preset, overrides, data=data, parent=parent)
@@ -49,7 +50,14 @@ async def pipeline(preset: PresetName = "tiny", overrides: Overrides = None, sta
         )
         outputs = {"build_vlir": data, "validate": checked, **models, "evaluate": measured}
         model = models["rgrpo"].artifacts["model"]
-        evidence = evidence_of(run, base=base_model(run.model), outputs=outputs, model=model, parent=parent)
+        evidence = evidence_of(
+            run,
+            base=base_model(run.model),
+            outputs=outputs,
+            model=model,
+            preflight=ready,
+            parent=parent,
+        )
         version = await perform(register, label="register", parent=parent, model=model, evidence=evidence)
         verdict = await stage_at(stages, promote)(preset, overrides, version=version.number, parent=parent)
         page = await perform(

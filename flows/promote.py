@@ -5,13 +5,12 @@ from typing import Annotated
 from prefect import flow
 
 from flows.parameters import Overrides, Parent, PresetName, hint
-from models.errors import ConfigError
 from models.presets import load_preset
 from tasks.deployed import hand_over
 from tasks.events import tell_refusal
-from tasks.registry import Verdict, promote_version
+from tasks.registry import Verdict, promote_version, version_named
 from tasks.stage import perform
-from tasks.versions import CHALLENGER, find_version
+from tasks.versions import CHALLENGER
 
 VersionName = Annotated[
     str, hint("A version of the registered model vlm-r3, by number or alias.", examples=["challenger", "3"])
@@ -27,13 +26,12 @@ async def promote(
 ) -> Verdict:
     """Judge a registered version, named by number or alias, by the preset's policy."""
     run = load_preset(preset, overrides or ())
-    found = find_version(version)
-    if found is None:
-        raise ConfigError(
-            f"There is no version {version!r} of the registered model. Run the pipeline first: vlm-r3 run"
-        )
     verdict: Verdict = await perform(
-        promote_version, label="promote", parent=parent, version=found, config=run.promotion
+        promote_version,
+        label="promote",
+        parent=parent,
+        version=version_named(version),
+        config=run.promotion,
     )
     if not verdict.is_champion:
         tell_refusal("promote", "\n".join(verdict.reasons))

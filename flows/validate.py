@@ -9,6 +9,7 @@ from tasks.data import validate_data
 from tasks.deployed import hand_over
 from tasks.events import gate
 from tasks.stage import StageOutput, perform
+from tasks.verdicts import previous_verdict
 
 
 @flow(name="validate")
@@ -18,15 +19,20 @@ async def validate(
     data: Data = None,
     parent: Parent = "",
 ) -> StageOutput:
-    """Judge the data, building it first when none is given. Raises GateError when the gate says no."""
+    """Judge the data, building it first when none is given. Raises GateError when the gate says no.
+
+    It may not drift too far from the data of the champion, when that was made with the same preset.
+    """
     run = load_preset(preset, overrides or ())
     built = data or await build_vlir(preset, overrides, parent=parent)
+    data_ref = built.artifacts["data"]
     with gate("validate"):
         output: StageOutput = await perform(
             validate_data,
             label="validate",
             parent=parent,
-            data=built.artifacts["data"],
+            data=data_ref,
             config=run.validation,
+            previous=previous_verdict(run, data_ref),
         )
     return await hand_over(output)

@@ -16,15 +16,19 @@ Made = TypeVar("Made")
 
 
 def ahead(
-    make: Callable[[Item], Made], items: Iterable[Item], *, num_ahead: int = NUM_AHEAD
+    make: Callable[[Item], Made],
+    items: Iterable[Item],
+    *,
+    num_ahead: int = NUM_AHEAD,
+    num_threads: int = 1,
 ) -> Iterator[tuple[Item, Made]]:
     """Every item with what ``make`` made of it, in order; up to ``num_ahead`` are made before that.
 
-    Items are taken in the caller's thread. ``make`` runs in one other thread, one item after the other; what
-    it raises is raised where its item would have come.
+    Items are taken in the caller's thread. ``make`` runs in other threads, in one of them one item after the
+    other; what it raises is raised where its item would have come.
     """
     waiting: deque[tuple[Item, Future[Made]]] = deque()
-    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ahead")
+    pool = ThreadPoolExecutor(max_workers=num_threads, thread_name_prefix="ahead")
     try:
         for item in items:
             waiting.append((item, pool.submit(make, item)))

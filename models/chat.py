@@ -1,29 +1,89 @@
 """One client for OpenAI-compatible chat endpoints, for the HTTP engine and the judges of benchmarks.
 
-What may pass is tried again with growing waits: 408, 409, 429, 5xx, time-outs, refused connections. What
-still fails is an error, never a reply. The key goes into the request's header and into nothing else: where an
-endpoint repeats it in a message, it is struck out.
+What may pass is tried again with growing waits: 408, 409, 429, 5xx, time-outs, refused and cut connections;
+an endpoint that says when to come back (``Retry-After``) is not asked before. What still fails is an error,
+never a reply, and so is a reply that is no chat completion. The key goes into the request's header and into
+nothing else: where an endpoint repeats it in a message, it is struck out.
+
+All requests of a client run on one event loop in a thread of its own: hundreds may be in flight.
 """
 
+import asyncio
+import io
+import json
 import logging
 import random
 import threading
-from collections.abc import Mapping
-from typing import Any
-
-import httpx
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from models.errors import EngineError
+from models.usage import RetryCause, Usage, UsageMeter
+
+if (
+    TYPE_CHECKING
+):  # aiohttp takes a noticeable part of a second to import: whoever opens a client waits for it
+    import aiohttp
 
 log = logging.getLogger(__name__)
 
-_RETRIED_STATUS = (408, 409, 429)
+_CAUSES: Mapping[int, RetryCause] = {408: "timeout", 409: "server", 429: "rate_limit"}
 _MAX_BACKOFF_SECONDS = 30.0
+# An endpoint that wants to be left alone for longer is a failure: a run must not stand still unnoticed.
+_MAX_RETRY_AFTER_SECONDS = 600.0
 _MAX_QUOTED = 300
+_MAX_AT_ONCE = 2**20  # bytes
 
 
 class ContextFull(EngineError):
     """The endpoint says that the request is longer than its context."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The first choice of a chat completion, and the tokens that the endpoint counted (None: not counted).
+
+    ``stop_reason`` is the stop string that ended the text, at a server that names it (``names_stops``).
+    """
+
+    text: str
+    finish_reason: str | None
+    stop_reason: str | None
+    names_stops: bool
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Passing:
+    """Why a try failed that may succeed later, and how long the endpoint wants to be left alone."""
+
+    cause: RetryCause
+    problem: str
+    retry_after_seconds: float = 0.0
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """A request on its way. ``on_done`` gets it back once it has ended, in the thread of its client."""
+
+    body: bytes
+    on_done: "Callable[[Call], None]"
+    task: "asyncio.Task[Reply] | None" = None
+
+    def result(self) -> Reply:
+        """The reply to a request that has ended. Raises ContextFull or EngineError when there is none."""
+        assert self.task is not None, "it has ended"
+        if self.task.cancelled():
+            raise EngineError("The request was cancelled, or its client closed.")
+        return self.task.result()
 
 
 class ChatClient:
@@ -40,67 +100,232 @@ class ChatClient:
         max_connections: int,
     ) -> None:
         self._endpoint = endpoint
+        self._url = endpoint.rstrip("/") + "/chat/completions"
         self._api_key = api_key
+        self._timeout_seconds = timeout_seconds
         self._max_tries = max_tries
         self._backoff_seconds = backoff_seconds
-        self._client = httpx.Client(
-            base_url=endpoint.rstrip("/") + "/",
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=timeout_seconds,
-            limits=httpx.Limits(max_connections=max_connections),
-        )
-        self._closing = threading.Event()
+        self._meter = UsageMeter()
+        # Requests wait here and not for a connection, so that a time-out measures the endpoint alone.
+        self._places = asyncio.Semaphore(max_connections)
+        self._gate = threading.Lock()
+        self._is_closed = False
+        # What crosses between threads goes in batches: waking the other one costs as much as a request.
+        self._departing: deque[Call] = deque()
+        self._landed: list[Call] = []
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="chat-client", daemon=True)
+        self._thread.start()
+        self._session = asyncio.run_coroutine_threadsafe(self._open(max_connections), self._loop).result()
 
-    def complete(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The endpoint's reply to a chat completion; its first choice is known to have a text.
+    @property
+    def usage(self) -> Usage:
+        """What this client has asked for so far."""
+        return self._meter.total
+
+    def complete(self, body: Mapping[str, Any]) -> Reply:
+        """The endpoint's reply to a chat completion, waited for.
 
         Raises ContextFull when the request is too long, EngineError when there is no reply after all tries.
         """
-        problem = ""
-        for attempt in range(self._max_tries):
-            if attempt and self._closing.wait(_backoff_seconds(self._backoff_seconds, attempt)):
-                break
-            try:
-                response = self._client.post("chat/completions", json=body)
-            except httpx.TransportError as error:
-                problem = f"{type(error).__name__}: {error}"
-                continue
-            if response.is_success:
-                return self._parsed(response)
-            problem = f"status {response.status_code}: {self._quoted(response)}"
-            if response.status_code not in _RETRIED_STATUS and response.status_code < 500:
-                error_type = ContextFull if _is_too_long(response) else EngineError
-                raise error_type(f"{self._endpoint} refused the request, {problem}")
-            log.info("%s, try %d: %s", self._endpoint, attempt + 1, problem)
-        raise EngineError(f"{self._endpoint} gave no reply in {self._max_tries} tries, the last: {problem}")
+        done = threading.Event()
+        call = self.start(json.dumps(body).encode(), lambda _: done.set())
+        done.wait()
+        return call.result()
+
+    def start(self, body: bytes, on_done: Callable[[Call], None]) -> Call:
+        """Send a chat completion, as JSON, and return at once.
+
+        Raises EngineError when the client is closed.
+        """
+        call = Call(body, on_done)
+        with self._gate:
+            if self._is_closed:
+                raise EngineError(f"The client of {self._endpoint} is closed.")
+            self._departing.append(call)
+            if len(self._departing) == 1:
+                self._loop.call_soon_threadsafe(self._take_off)
+        return call
+
+    def cancel(self, call: Call) -> None:
+        """End a request, if it is still on its way."""
+        with self._gate:
+            if not self._is_closed:
+                self._loop.call_soon_threadsafe(_cancel, call)
 
     def close(self) -> None:
-        """Stop trying again and close the connections."""
-        self._closing.set()
-        self._client.close()
+        """Stop trying again, drop what is in flight and close the connections."""
+        with self._gate:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
-    def _parsed(self, response: httpx.Response) -> Mapping[str, Any]:
-        """The reply as JSON. Raises EngineError when it is not a chat completion with text."""
-        try:
-            reply = response.json()
-            content = reply["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError) as error:
-            raise EngineError(
-                f"The reply is no chat completion ({type(error).__name__}): {self._quoted(response)!r}"
-            ) from error
-        if not isinstance(content, str):
-            raise EngineError(f"The reply has no text: {self._quoted(response)!r}")
+    async def _open(self, max_connections: int) -> "aiohttp.ClientSession":
+        import aiohttp
+
+        headers = {"Content-Type": "application/json"}
+        if self._api_key:
+            headers["Authorization"] = f"Bearer {self._api_key}"
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=max_connections),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=headers,
+            # Looked up once; aiohttp itself would do so for every request, in another thread.
+            proxy=_proxy_of(self._endpoint),
+            timeout=aiohttp.ClientTimeout(total=self._timeout_seconds),
+        )
+
+    async def _shut(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        self._deliver()
+        await self._session.close()
+
+    def _take_off(self) -> None:
+        """Begin every request that waits; runs in the loop."""
+        while self._departing:
+            call = self._departing.popleft()
+            call.task = self._loop.create_task(self._complete(call.body))
+            call.task.add_done_callback(partial(self._land, call))
+
+    def _land(self, call: Call, _: "asyncio.Task[Reply]") -> None:
+        """Note a request that has ended; runs in the loop."""
+        if not self._landed:
+            self._loop.call_soon(self._deliver)
+        self._landed.append(call)
+
+    def _deliver(self) -> None:
+        """Hand over what has ended; runs in the loop."""
+        landed, self._landed = self._landed, []
+        for call in landed:
+            call.on_done(call)
+
+    async def _complete(self, body: bytes) -> Reply:
+        async with self._places:
+            try:
+                reply = await self._persist(body)
+            except EngineError:
+                self._meter.count_failure()
+                raise
+        self._meter.count_reply(
+            prompt_tokens=reply.prompt_tokens or 0, completion_tokens=reply.completion_tokens or 0
+        )
         return reply
 
-    def _quoted(self, response: httpx.Response) -> str:
-        text = response.text
+    async def _persist(self, body: bytes) -> Reply:
+        """Try until there is a reply, a refusal, or no try left."""
+        attempt = 0
+        while True:
+            attempt += 1
+            outcome = await self._try(body)
+            if isinstance(outcome, Reply):
+                return outcome
+            log.info("%s, try %d: %s", self._endpoint, attempt, outcome.problem)
+            if attempt == self._max_tries or outcome.retry_after_seconds > _MAX_RETRY_AFTER_SECONDS:
+                raise EngineError(
+                    f"{self._endpoint} gave no reply in {attempt} tries, the last: {outcome.problem}"
+                )
+            self._meter.count_retry(outcome.cause)
+            wait_seconds = _backoff_seconds(self._backoff_seconds, attempt)
+            await asyncio.sleep(max(wait_seconds, outcome.retry_after_seconds))
+
+    async def _try(self, body: bytes) -> Reply | _Passing:
+        import aiohttp
+
+        try:
+            # aiohttp sends a file in pieces, so that large pictures do not hold up the others.
+            data = body if len(body) < _MAX_AT_ONCE else io.BytesIO(body)
+            async with self._session.post(self._url, data=data, allow_redirects=False) as response:
+                received = await response.read()
+        except TimeoutError:
+            return _Passing("timeout", f"ReadTimeout: no reply within {self._timeout_seconds:g} s")
+        except aiohttp.ClientConnectionError as error:
+            return _Passing("connection", f"ConnectError: {error}")
+        except aiohttp.ClientError as error:
+            return _Passing("connection", f"{type(error).__name__}: {error}")
+        if response.ok:
+            return self._parsed(received)
+        problem = f"status {response.status}: {self._quoted(received)}"
+        if response.status in _CAUSES or response.status >= 500:
+            cause = _CAUSES.get(response.status, "server")
+            return _Passing(cause, problem, _retry_after_seconds(response.headers.get("Retry-After", "")))
+        raise (ContextFull if _is_too_long(received) else EngineError)(
+            f"{self._endpoint} refused the request, {problem}"
+        )
+
+    def _parsed(self, data: bytes) -> Reply:
+        """The reply in a chat completion. Raises EngineError for what is none, or has no text."""
+        try:
+            body = json.loads(data)
+            choice = body["choices"][0]
+            text = choice["message"]["content"]
+            finish_reason, stop_reason = choice.get("finish_reason"), choice.get("stop_reason")
+            if isinstance(text, str):
+                text.encode()  # half a surrogate pair is no text
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise EngineError(
+                f"The reply is no chat completion ({type(error).__name__}): {self._quoted(data)!r}"
+            ) from error
+        completion_tokens = _count(body, "completion_tokens")
+        # A model may end its turn at once; then it sampled a token, which an endpoint counts.
+        if not isinstance(text, str) or not (text or completion_tokens):
+            raise EngineError(f"The reply has no text: {self._quoted(data)!r}")
+        return Reply(
+            text=text,
+            finish_reason=finish_reason,
+            stop_reason=stop_reason if isinstance(stop_reason, str) else None,
+            names_stops="stop_reason" in choice,
+            prompt_tokens=_count(body, "prompt_tokens"),
+            completion_tokens=completion_tokens,
+        )
+
+    def _quoted(self, data: bytes) -> str:
+        text = data.decode("utf-8", "replace")
         if self._api_key:
             text = text.replace(self._api_key, "***")
         return text[:_MAX_QUOTED]
 
 
-def _is_too_long(response: httpx.Response) -> bool:
-    return "context length" in response.text or "context_length" in response.text
+def _cancel(call: Call) -> None:
+    if call.task is not None:
+        call.task.cancel()
+
+
+def _proxy_of(endpoint: str) -> str | None:
+    """The proxy that the environment names for an endpoint."""
+    parts = urlsplit(endpoint)
+    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
+
+
+def _count(body: Mapping[str, Any], name: str) -> int | None:
+    """A number of tokens; None where the endpoint gives none."""
+    usage = body.get("usage")
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _is_too_long(data: bytes) -> bool:
+    return b"context length" in data or b"context_length" in data
+
+
+def _retry_after_seconds(header: str) -> float:
+    """How long to wait by a Retry-After header: a number of seconds, or a date; 0 for anything else."""
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        moment = parsedate_to_datetime(header)
+    except ValueError:
+        return 0.0
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
 
 
 def _backoff_seconds(first: float, attempt: int) -> float:

@@ -210,7 +210,13 @@ class PromotionConfig(Config):
     min_gain: float = Field(
         0.0, description="Lower end of the paired-bootstrap 95 % interval must exceed this."
     )
+    max_kind_loss: float = Field(
+        0.05, ge=0, le=1, description="Most that any kind of question may lose in accuracy."
+    )
     max_protocol_error_rate: float = Field(0.2, ge=0, le=1)
+    max_seconds_per_question: float = Field(
+        60.0, gt=0, description="Longest mean time of an answer in the evaluation, queue included."
+    )
 
 
 class ReportConfig(Config):

@@ -102,8 +102,8 @@ class Encoder:
     def load(cls, model_path: Path) -> "Encoder":
         """The encoder of a model folder in Hugging Face layout; nothing is downloaded."""
         return cls(
-            AutoProcessor.from_pretrained(model_path, local_files_only=True),
-            AutoConfig.from_pretrained(model_path, local_files_only=True),
+            AutoProcessor.from_pretrained(model_path, local_files_only=True, trust_remote_code=False),
+            AutoConfig.from_pretrained(model_path, local_files_only=True, trust_remote_code=False),
         )
 
     def collapse(self, prompt: Prompt, spans: Sequence[Span]) -> Collapsed:

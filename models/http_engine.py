@@ -8,29 +8,36 @@ Two ways to go on after a crop, because the interface has no word for a picture 
   log-probs are not ours to train on.
 * ``user_turn`` (any endpoint): the reply is closed, the crop comes as a user message, and a new reply begins.
 
-Requests run on threads through :class:`models.chat.ChatClient`, which tries again what may pass; what still
-fails is a piece with ``finish="error"``, never an answer.
+Requests run on the event loop of :class:`models.chat.ChatClient`, which tries again what may pass; what still
+fails is a piece with ``finish="error"``, never an answer. A picture that the model sees as it is in its file
+is sent as that file, any other one as PNG.
 """
 
 import base64
+import json
 import re
-from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from queue import Empty, SimpleQueue
 from typing import Any
+from uuid import uuid4
+from weakref import WeakKeyDictionary
 
-from models.chat import ChatClient, ContextFull
+from models import png
+from models.chat import Call, ChatClient, ContextFull, Reply
 from models.config import EngineConfig
 from models.errors import EngineError
 from models.protocol import ANSWER_STOP, BOX_STOP, box_request
-from models.records import png_bytes
 from models.region import Picture
 from models.trajectory import CropSpan, Finish, GenerationRequest, Piece, SampledSpan, Span
+from models.usage import Usage
 
 CROP_TEXT = "The region you asked for. Go on."
 CONTINUE_TEXT = "Go on."
-_POLL_SECONDS = 0.05
+_WAIT_SECONDS = 0.05
+_PNG = b"\x89PNG"
+# Stands for a picture while a body is written; nobody can guess it and put it into a question.
+_PICTURE_MARK = uuid4().hex
 
 
 class HTTPEngine:
@@ -46,47 +53,101 @@ class HTTPEngine:
             backoff_seconds=config.backoff_seconds,
             max_connections=config.max_num_seqs,
         )
-        self._pool = ThreadPoolExecutor(max_workers=config.max_num_seqs, thread_name_prefix="http-engine")
-        self._running: dict[str, Future[Piece]] = {}
+        self._running: dict[str, Call] = {}
+        self._requests: dict[Call, GenerationRequest] = {}
+        self._landed: SimpleQueue[Call] = SimpleQueue()
+        # Every turn sends the earlier pictures again; each is encoded once, and forgotten with the picture.
+        self._encoded: WeakKeyDictionary[Picture, bytes] = WeakKeyDictionary()
+
+    @property
+    def max_in_flight(self) -> int:
+        """How many requests are worth having in flight: a few more than connections, so that the next one is
+        ready as soon as one gets free.
+        """
+        return self._config.max_num_seqs * 5 // 4
+
+    @property
+    def usage(self) -> Usage:
+        """What the endpoint was asked for so far."""
+        return self._client.usage
 
     def submit(self, request: GenerationRequest) -> None:
         """Send a request; its id must not be in flight."""
         if request.request_id in self._running:
             raise EngineError(f"Request {request.request_id!r} is already in flight.")
-        self._running[request.request_id] = self._pool.submit(self._generate, request)
+        sent = replace(request, stops=()) if self._cuts_replies else request
+        call = self._client.start(self._body(sent), self._landed.put)
+        self._running[request.request_id] = call
+        self._requests[call] = request
 
     def step(self) -> list[Piece]:
         """What has come back; waits a moment when nothing has."""
-        wait(self._running.values(), timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-        done = [request_id for request_id, future in self._running.items() if future.done()]
-        return [self._running.pop(request_id).result() for request_id in done]
+        if not self._running:
+            return []
+        calls = []
+        try:
+            calls.append(self._landed.get(timeout=_WAIT_SECONDS))
+            while True:
+                calls.append(self._landed.get_nowait())
+        except Empty:
+            pass
+        # An aborted request lands, too.
+        return [self._piece(call) for call in calls if call in self._requests]
 
     def abort(self, request_id: str) -> None:
         """Forget a request in flight: its reply is dropped when it comes. Unknown ids are ignored."""
-        future = self._running.pop(request_id, None)
-        if future is not None:
-            future.cancel()
+        call = self._running.pop(request_id, None)
+        if call is not None:
+            del self._requests[call]
+            self._client.cancel(call)
 
     def close(self) -> None:
         """Stop retrying, drop what is in flight and close the connections."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
         self._running.clear()
+        self._requests.clear()
         self._client.close()
 
-    def _generate(self, request: GenerationRequest) -> Piece:
-        cuts_replies = "stop" in self._config.omit
-        sent = replace(request, stops=()) if cuts_replies else request
+    @property
+    def _cuts_replies(self) -> bool:
+        return "stop" in self._config.omit
+
+    def _piece(self, call: Call) -> Piece:
+        request = self._requests.pop(call)
+        del self._running[request.request_id]
         try:
-            piece = _piece(sent, self._client.complete(chat_body(sent, self._config)))
+            reply = call.result()
         except ContextFull:
             return Piece(request.request_id, SampledSpan(""), "context")
         except EngineError as error:
             return Piece(request.request_id, SampledSpan(""), "error", str(error))
-        return _cut(piece, request.stops) if cuts_replies else piece
+        if self._cuts_replies:
+            return _cut(_piece(replace(request, stops=()), reply), request.stops)
+        return _piece(request, reply)
+
+    def _body(self, request: GenerationRequest) -> bytes:
+        """The body of a chat completion as JSON, pictures as data URIs that are made once each."""
+        pictures: list[Picture] = []
+
+        def mark(picture: Picture) -> str:
+            pictures.append(picture)
+            return _PICTURE_MARK
+
+        text = json.dumps(chat_body(request, self._config), default=mark).encode()
+        first, *rest = text.split(_PICTURE_MARK.encode())
+        parts = [first]
+        for picture, following in zip(pictures, rest, strict=True):
+            parts += (self._data_uri(picture), following)
+        return b"".join(parts)
+
+    def _data_uri(self, picture: Picture) -> bytes:
+        uri = self._encoded.get(picture)
+        if uri is None:
+            uri = self._encoded[picture] = data_uri(picture)
+        return uri
 
 
 def chat_body(request: GenerationRequest, config: EngineConfig) -> dict[str, Any]:
-    """The JSON body of a chat completion for one turn."""
+    """The body of a chat completion for one turn; where JSON has the URL of a picture, the picture itself."""
     messages = _question_messages(request)
     body: dict[str, Any] = {
         "model": config.served_model,
@@ -155,23 +216,24 @@ def _text_part(text: str) -> dict[str, Any]:
 
 
 def _image_part(picture: Picture) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": _data_uri(picture)}}
+    return {"type": "image_url", "image_url": {"url": picture}}
 
 
-@lru_cache(maxsize=4096)
-def _data_uri(picture: Picture) -> str:
-    return "data:image/png;base64," + base64.b64encode(png_bytes(picture.image)).decode()
+def data_uri(picture: Picture) -> bytes:
+    """A picture as a data URI: its own file where it has one, else PNG."""
+    data = picture.file or png.encode(picture.image)
+    kind = b"png" if data.startswith(_PNG) else b"jpeg"
+    return b"data:image/%b;base64,%b" % (kind, base64.b64encode(data))
 
 
-def _piece(request: GenerationRequest, reply: Mapping[str, Any]) -> Piece:
-    choice = reply["choices"][0]
-    text, stop = _with_stop(choice, request.stops)
-    num_tokens = (reply.get("usage") or {}).get("completion_tokens")
+def _piece(request: GenerationRequest, reply: Reply) -> Piece:
+    text, stop = _with_stop(reply, request.stops)
+    num_tokens = reply.completion_tokens
     span = SampledSpan(text, reported_tokens=num_tokens)
     finish: Finish = "stop" if stop else "end"
-    if choice.get("finish_reason") == "length":
+    if reply.finish_reason == "length":
         finish = "context" if num_tokens is not None and num_tokens < request.max_new_tokens else "length"
-    return Piece(request.request_id, span, finish)
+    return Piece(request.request_id, span, finish, context_tokens=reply.prompt_tokens or 0)
 
 
 def _cut(piece: Piece, stops: Sequence[str]) -> Piece:
@@ -187,18 +249,17 @@ def _cut(piece: Piece, stops: Sequence[str]) -> Piece:
     return piece
 
 
-def _with_stop(choice: Mapping[str, Any], stops: Sequence[str]) -> tuple[str, str | None]:
+def _with_stop(reply: Reply, stops: Sequence[str]) -> tuple[str, str | None]:
     """The reply's text with the stop string that ended it, and that string; None when none did.
 
     vLLM keeps the string and names it. An endpoint that follows OpenAI does neither: the string is then the
     one that closes what the text left open, a box or an answer.
     """
-    text = choice["message"]["content"]
-    if choice.get("finish_reason") != "stop":
+    text = reply.text
+    if reply.finish_reason != "stop":
         return text, None
-    named = choice.get("stop_reason")
-    if "stop_reason" in choice or text.endswith(tuple(stops)):
-        stop = named if isinstance(named, str) else next((s for s in stops if text.endswith(s)), None)
+    if reply.names_stops or text.endswith(tuple(stops)):
+        stop = reply.stop_reason or next((s for s in stops if text.endswith(s)), None)
         return (text if stop is None or text.endswith(stop) else text + stop), stop
     if ANSWER_STOP in stops and text.count("<answer>") > text.count(ANSWER_STOP):
         return text + ANSWER_STOP, ANSWER_STOP

@@ -1,7 +1,6 @@
 """Ask a model about a picture and get what a program needs: answer, rationale, boxes, confidence."""
 
 import binascii
-import io
 import math
 from base64 import b64decode
 from bisect import bisect_left, bisect_right
@@ -9,15 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
 from models.errors import RecordError
+from models.pictures import PictureFault, read_picture
 from models.protocol import ANSWER_STOP, extract_answer
 from models.records import Question
 from models.region import PixelBudget, Size, View
 from models.trajectory import SampledSpan, Trajectory
 
 _ANSWER_START = "<answer>"
+# A person's own picture: bounds only against what would fill the memory.
+_MAX_PIXELS = 150_000_000
+_MAX_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +100,13 @@ def picture_question(image: bytes | str, text: str, *, id: str = "question") -> 
     Raises RecordError for what cannot be read as a picture.
     """
     try:
-        with Image.open(io.BytesIO(_picture_bytes(image))) as opened:
-            return Question.of_image(opened, text, id=id)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        picture = read_picture(_picture_bytes(image), max_pixels=_MAX_PIXELS, max_bytes=_MAX_BYTES)
+    except (OSError, ValueError, PictureFault) as error:
         shown = f"{len(image)} bytes" if isinstance(image, bytes) else repr(image[:60])
         raise RecordError(
             f"{shown} cannot be read as a picture: {error}. Give encoded bytes, a path or a data URI."
         ) from error
+    return Question.of_image(picture.image, text, id=id)
 
 
 def _picture_bytes(image: bytes | str) -> bytes:

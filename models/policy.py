@@ -214,7 +214,12 @@ def load_policy(model_path: Path, *, dtype: Precision = "float32", freeze_vision
     """The policy of a model folder in Hugging Face layout, on the CPU, in training mode."""
     encoder = Encoder.load(model_path)
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        model_path, dtype=DTYPES[dtype], attn_implementation="sdpa", local_files_only=True
+        model_path,
+        dtype=DTYPES[dtype],
+        attn_implementation="sdpa",
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
     )
     return Policy(model, encoder, freeze_vision=freeze_vision).train()
 

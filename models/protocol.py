@@ -34,6 +34,8 @@ _FORMAT = re.compile(r"\s*<think>(?P<think>.*)</think>\s*<answer>(?P<answer>.*)<
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _BOX_JSON = re.compile(r"\{[^{}]*\"bbox_2d\"[^{}]*\}")
+# As broken as box_request still takes for a crop command.
+_BOX_LITERAL = re.compile(r"\{[^{}]*bbox_2d[^{}]*\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,11 @@ def box_request(text: str) -> BoxRequest | BadJSON | None:
         return BadJSON(literal)
     x1, y1, x2, y2 = map(float, numbers)
     return BoxRequest(Box(x1, y1, x2, y2, space="seen"), image)
+
+
+def box_literals(text: str) -> list[str]:
+    """Every crop command in a text just as it is written, broken ones included."""
+    return _BOX_LITERAL.findall(text)
 
 
 def _opening_brace(text: str, end: int) -> int | None:

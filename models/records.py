@@ -1,7 +1,7 @@
 """Questions and visuo-lingual interleaved rationales (VLIR, paper 3.1), and their Parquet files.
 
-Pictures are stored as bytes beside their sha256, in the struct that Hugging Face ``datasets`` reads as an
-Image feature. Every file carries its schema version; a reader refuses a version it does not know.
+Pictures are stored as bytes beside their sha256; Hugging Face ``datasets`` reads them as an Image feature
+(:mod:`models.features`). Every file carries its schema version; a reader refuses a version it does not know.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
 from models.errors import RecordError
+from models.features import IMAGE, file_extension, with_features
 from models.region import Box, Space
 
 SCHEMA_VERSION = "vlir/1"
@@ -26,7 +27,7 @@ _QUESTION_FIELDS: list[tuple[str, pa.DataType]] = [
     ("source", pa.string()),
     ("split", pa.string()),
     ("kind", pa.string()),
-    ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+    ("image", IMAGE),
     ("image_sha256", pa.string()),
     ("width", pa.int32()),
     ("height", pa.int32()),
@@ -35,19 +36,21 @@ _QUESTION_FIELDS: list[tuple[str, pa.DataType]] = [
     ("gold_boxes", pa.list_(_BOX)),
     ("licence", pa.string()),
 ]
-QUESTION_SCHEMA = pa.schema(_QUESTION_FIELDS)
-RECORD_SCHEMA = pa.schema(
-    [
-        *_QUESTION_FIELDS,
-        ("steps", pa.list_(pa.struct([("text", pa.string()), ("box", _BOX)]))),
-        ("final_answer", pa.string()),
-        ("seen_width", pa.int32()),
-        ("seen_height", pa.int32()),
-        ("teacher", pa.string()),
-        ("prompt_id", pa.string()),
-        ("verdicts", pa.string()),
-        ("reason", pa.string()),
-    ]
+QUESTION_SCHEMA = with_features(pa.schema(_QUESTION_FIELDS))
+RECORD_SCHEMA = with_features(
+    pa.schema(
+        [
+            *_QUESTION_FIELDS,
+            ("steps", pa.list_(pa.struct([("text", pa.string()), ("box", _BOX)]))),
+            ("final_answer", pa.string()),
+            ("seen_width", pa.int32()),
+            ("seen_height", pa.int32()),
+            ("teacher", pa.string()),
+            ("prompt_id", pa.string()),
+            ("verdicts", pa.string()),
+            ("reason", pa.string()),
+        ]
+    )
 )
 
 
@@ -171,6 +174,16 @@ def read_questions(path: Path) -> list[Question]:
     return [_question(row) for row in read_rows(path, QUESTION_SCHEMA)]
 
 
+def count_questions(path: Path) -> int:
+    """How many questions a Parquet file holds."""
+    return int(pq.read_metadata(path).num_rows)
+
+
+def count_records(folder: Path) -> int:
+    """How many records the Parquet files of a folder hold."""
+    return sum(int(pq.read_metadata(path).num_rows) for path in folder.glob("*.parquet"))
+
+
 def write_records(path: Path, records: Iterable[VLIRRecord]) -> int:
     """Write rationale records to one Parquet file and return their number."""
     return write_rows(path, RECORD_SCHEMA, (_record_row(record) for record in records))
@@ -182,33 +195,58 @@ def read_records(path: Path) -> list[VLIRRecord]:
 
 
 def write_rows(
-    path: Path,
-    schema: pa.Schema,
-    rows: Iterable[dict[str, object]],
-    *,
-    version: str = SCHEMA_VERSION,
-    batch_size: int = 512,
+    path: Path, schema: pa.Schema, rows: Iterable[dict[str, object]], *, version: str = SCHEMA_VERSION
 ) -> int:
-    """Write rows to one Parquet file that carries ``version``, and return their number.
-
-    Written beside the target and renamed, so that a reader never meets half a file.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    total = 0
-    stamped = schema.with_metadata({"schema_version": version})
-    with pq.ParquetWriter(partial, stamped, compression="zstd") as writer:
-        batch: list[dict[str, object]] = []
+    """Write rows to one Parquet file that carries ``version``, and return their number."""
+    with RowWriter(path, schema, version=version) as writer:
         for row in rows:
-            batch.append(row)
-            total += 1
-            if len(batch) == batch_size:
-                writer.write_table(pa.Table.from_pylist(batch, schema=stamped))
-                batch = []
-        if batch:
-            writer.write_table(pa.Table.from_pylist(batch, schema=stamped))
-    partial.replace(path)
-    return total
+            writer.write(row)
+    return writer.num_rows
+
+
+class RowWriter:
+    """A Parquet file in the making, a row at a time, as a context.
+
+    It is written beside its place and renamed when the block ends well, so that a reader never meets half a
+    file.
+    """
+
+    def __init__(
+        self, path: Path, schema: pa.Schema, *, version: str = SCHEMA_VERSION, batch_size: int = 512
+    ) -> None:
+        self.num_rows = 0
+        self._path, self._batch_size = path, batch_size
+        self._schema = schema.with_metadata({**(schema.metadata or {}), "schema_version": version})
+        self._partial = path.with_name(path.name + ".partial")
+        self._batch: list[dict[str, object]] = []
+
+    def __enter__(self) -> "RowWriter":
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = pq.ParquetWriter(self._partial, self._schema, compression="zstd")
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self._flush()
+        self._file.close()
+        if error is None:
+            self._partial.replace(self._path)
+
+    def write(self, row: dict[str, object]) -> None:
+        """Append a row."""
+        self._batch.append(row)
+        self.num_rows += 1
+        if len(self._batch) == self._batch_size:
+            self._flush()
+
+    def write_question(self, question: Question) -> None:
+        """Append a question's row."""
+        self.write(_question_row(question))
+
+    def _flush(self) -> None:
+        if self._batch:
+            self._file.write_table(pa.Table.from_pylist(self._batch, schema=self._schema))
+            self._batch = []
 
 
 def read_rows(path: Path, schema: pa.Schema, *, version: str = SCHEMA_VERSION) -> Iterator[dict]:
@@ -245,7 +283,10 @@ def _question_row(question: Question) -> dict[str, object]:
         "source": question.source,
         "split": question.split,
         "kind": question.kind,
-        "image": {"bytes": question.image_bytes, "path": f"{question.image_sha256}.png"},
+        "image": {
+            "bytes": question.image_bytes,
+            "path": f"{question.image_sha256}.{file_extension(question.image_bytes)}",
+        },
         "image_sha256": question.image_sha256,
         "width": question.width,
         "height": question.height,
@@ -278,9 +319,9 @@ def _question(row: dict) -> Question:
     )
 
 
-def _record_row(record: VLIRRecord) -> dict[str, object]:
+def rationale_row(record: VLIRRecord) -> dict[str, object]:
+    """What a record adds to its question, as JSON can say it."""
     return {
-        **_question_row(record.question),
         "steps": [
             {"text": step.text, "box": None if step.box is None else list(step.box.corners())}
             for step in record.steps
@@ -295,9 +336,14 @@ def _record_row(record: VLIRRecord) -> dict[str, object]:
     }
 
 
-def _record(row: dict) -> VLIRRecord:
+def _record_row(record: VLIRRecord) -> dict[str, object]:
+    return {**_question_row(record.question), **rationale_row(record)}
+
+
+def with_rationale(question: Question, row: dict) -> VLIRRecord:
+    """The record of a question and what :func:`rationale_row` made of its rationale."""
     return VLIRRecord(
-        question=_question(row),
+        question=question,
         steps=tuple(
             RationaleStep(step["text"], None if step["box"] is None else _box(step["box"], "seen"))
             for step in row["steps"]
@@ -309,6 +355,10 @@ def _record(row: dict) -> VLIRRecord:
         verdicts=tuple(Verdict(**verdict) for verdict in json.loads(row["verdicts"])),
         reason=row["reason"],
     )
+
+
+def _record(row: dict) -> VLIRRecord:
+    return with_rationale(_question(row), row)
 
 
 def _box(corners: Sequence[float], space: Space) -> Box:

@@ -9,12 +9,13 @@ never loses a part of what the box encloses.
 """
 
 import hashlib
+import io
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from models.errors import RegionError
 
@@ -149,19 +150,23 @@ class View:
         return Box(0, 0, size.width, size.height, space)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Picture:
-    """An RGB picture exactly as an engine and the trainer receive it; equality is equality of pixels."""
+    """An RGB picture exactly as an engine and the trainer receive it; equality is equality of pixels.
+
+    ``file`` is a PNG or JPEG file of just these pixels where there was one, else empty.
+    """
 
     image: Image.Image
     digest: str
+    file: bytes = field(default=b"", repr=False)
 
     @classmethod
-    def of(cls, image: Image.Image) -> "Picture":
+    def of(cls, image: Image.Image, *, file: bytes = b"") -> "Picture":
         """Wrap a picture, converted to RGB; the digest covers size and raw pixels."""
         rgb = _rgb(image)
         header = f"{rgb.width}x{rgb.height}:".encode()
-        return cls(image=rgb, digest=hashlib.sha256(header + rgb.tobytes()).hexdigest())
+        return cls(image=rgb, digest=hashlib.sha256(header + rgb.tobytes()).hexdigest(), file=file)
 
     @property
     def size(self) -> Size:
@@ -214,10 +219,15 @@ def zoom_scale(area_ratio: float) -> float:
     return 2.0 - (area_ratio - 0.125) / 0.375
 
 
-def see(image: Image.Image, budget: PixelBudget) -> Picture:
-    """The picture as the model sees it first: smart-resized, RGB."""
-    target = smart_resize(Size(image.width, image.height), budget)
-    return Picture.of(_resized(_rgb(image), target))
+def see(image: Image.Image, budget: PixelBudget, *, file: bytes = b"") -> Picture:
+    """The picture as the model sees it first: smart-resized, RGB.
+
+    ``file`` is what it was decoded from; the result keeps it where it shows the same pixels to any reader.
+    """
+    size = Size(image.width, image.height)
+    target = smart_resize(size, budget)
+    is_same = bool(file) and target == size and _is_plain(file)
+    return Picture.of(_resized(_rgb(image), target), file=file if is_same else b"")
 
 
 def look(image: Image.Image, box: Box, budget: PixelBudget) -> Picture:
@@ -290,6 +300,19 @@ def find_fault(
     if any(box.iou(other) >= repeated_iou for other in earlier):
         return BoxFault.REPEATED_BOX
     return None
+
+
+def _is_plain(file: bytes) -> bool:
+    """True for a PNG or JPEG file that needs no conversion: one RGB picture, upright, opaque, 8 bits."""
+    with Image.open(io.BytesIO(file)) as opened:
+        return (
+            opened.format in ("PNG", "JPEG")
+            and opened.mode == "RGB"
+            and "transparency" not in opened.info
+            and getattr(opened, "n_frames", 1) == 1
+            and "16B" not in str(opened.tile)
+            and opened.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        )
 
 
 def _rgb(image: Image.Image) -> Image.Image:

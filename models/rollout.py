@@ -187,21 +187,31 @@ class Asked:
     @classmethod
     def of(cls, question: Question, look: Look) -> "Asked":
         """Decode and resize. Raises RecordError or RegionError for a picture that cannot be used."""
-        return cls.about(question.id, question.text, [question.image()], look)
+        return cls.about(question.id, question.text, [question.image()], look, files=[question.image_bytes])
 
     @classmethod
     def about(
-        cls, id: str, text: str, images: Sequence[Image.Image], look: Look, *, places: tuple[int, ...] = ()
+        cls,
+        id: str,
+        text: str,
+        images: Sequence[Image.Image],
+        look: Look,
+        *,
+        places: tuple[int, ...] = (),
+        files: Sequence[bytes] = (),
     ) -> "Asked":
         """A question about any number of pictures, also none, which stand at ``places`` in the text.
 
-        With crops, the system prompt of several pictures says how to name one. Raises RegionError for a
-        picture that cannot be used.
+        With crops, the system prompt of several pictures says how to name one. ``files`` are what the
+        pictures were decoded from, if known. Raises RegionError for a picture that cannot be used.
         """
         system = look.system
         if system is not None and look.max_crops and len(images) > 1:
             system += SEVERAL_IMAGES.format(number=len(images))
-        pictures = tuple(see(image, look.budget) for image in images)
+        encoded = files or [b""] * len(images)
+        pictures = tuple(
+            see(image, look.budget, file=file) for image, file in zip(images, encoded, strict=True)
+        )
         views = tuple(View.of(Size(image.width, image.height), look.budget) for image in images)
         return cls(id, tuple(images), views, Prompt(text, pictures, system, places))
 
@@ -240,6 +250,7 @@ class Episode:
         self._turns = 0
         self._sampled = 0
         self._given = 0
+        self._prompted = 0
         self._detail = ""
 
     def request(self) -> GenerationRequest:
@@ -281,6 +292,7 @@ class Episode:
         self._spans.append(piece.span)
         self._turns += 1
         self._given = piece.context_tokens - self._sampled
+        self._prompted += piece.context_tokens
         # An engine that does not count tokens is bounded by characters, which are at least as many.
         num_tokens = piece.span.num_tokens
         self._sampled += len(piece.span.text) if num_tokens is None else num_tokens
@@ -309,6 +321,7 @@ class Episode:
             events=tuple(self._events),
             stop=self.stop,
             detail=self._detail,
+            num_prompt_tokens=self._prompted,
         )
 
     def _answer_command(self) -> None:

@@ -17,12 +17,28 @@ from models.config import (
     EvaluationConfig,
     JudgeConfig,
     Look,
+    QuestionMix,
     ReportConfig,
     RGRPOConfig,
     SFTConfig,
     Style,
     ValidationConfig,
+    VLIRConfig,
 )
+
+
+class VLIRRun(Config):
+    """What the build_vlir child process reads from its run directory: every path in it is local."""
+
+    vlir: VLIRConfig
+    look: Look
+    engine: EngineConfig = Field(description="The teacher's engine, where it is an engine.")
+    seed: int
+    rgrpo_questions: QuestionMix
+    evaluation_questions: QuestionMix
+    sources_digest: str = Field(
+        "", description="Of the files as they were found; another one, another build."
+    )
 
 
 class ValidationRun(Config):
@@ -30,6 +46,9 @@ class ValidationRun(Config):
 
     records_path: str = Field(description="The folder that build_vlir made.")
     validation: ValidationConfig
+    previous_path: str = Field(
+        "", description="statistics.json that validating the previous version left; empty: there is none."
+    )
 
 
 class SFTRun(Config):

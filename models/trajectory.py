@@ -155,7 +155,11 @@ class Reward:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """One finished attempt. ``events`` lists every crop command in order, refused ones included."""
+    """One finished attempt. ``events`` lists every crop command in order, refused ones included.
+
+    ``num_prompt_tokens`` adds up what was before each turn, which is what an endpoint charges for; 0 for an
+    engine that does not count.
+    """
 
     question_id: str
     sample_index: int
@@ -165,6 +169,7 @@ class Trajectory:
     stop: StopReason
     detail: str = ""
     reward: Reward | None = None
+    num_prompt_tokens: int = 0
 
     @property
     def text(self) -> str:

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from models.base_config import Config, EngineConfig
+from models.base_config import Config, Endpoint, EngineConfig
 
 SourceKind = Literal[
     "tiny",
@@ -35,6 +35,9 @@ class SourceConfig(Config):
     scene_graphs: str = Field("", description="GQA: the scene graphs' JSON, for boxes.")
     boxes: str = Field(
         "", description="Visual CoT metadata (JSONL) to join: boxes for this source's questions."
+    )
+    buckets: str = Field(
+        "", description="Local copies of pictures that rows name by s3://, in one folder per bucket."
     )
     name: str = Field("", description="What records call the source; empty: its kind.")
     licence: str = Field("", description="Licence note of every record; empty: the set's own.")
@@ -69,14 +72,19 @@ class TeacherConfig(Config):
     ``models:/vlm-r3@champion``, ``s3://...``) for the in-process engine.
     """
 
-    kind: Literal["drawn-world", "vllm", "http", "vllm-server"] = Field(
+    kind: Literal["drawn-world", "vllm", "http"] = Field(
         "drawn-world",
-        description="The drawn world's own author; the in-process engine; an OpenAI-compatible endpoint; "
-        "vLLM's own server, started for the run.",
+        description="The drawn world's own author; the in-process engine; an OpenAI-compatible endpoint.",
     )
-    model: str = Field("", description="For vllm and vllm-server: a folder, models:/..., or s3://...")
+    model: str = Field("", description="For vllm: embedded, a folder, models:/..., or s3://...")
+    name: str = Field("", description="What records call the model; empty: as it was named.")
     engine: EngineConfig | None = Field(
         None, description="Endpoint, connections, tries, context; none: the preset's engine."
+    )
+    prompts: Literal["auto", "paper", "look-again"] = Field(
+        "auto",
+        description="Appendix B.1's listings, or the question under the student's own system prompt (for a "
+        "model that was trained to look again). auto: look-again for a registered model, else the paper's.",
     )
     temperatures: tuple[float, ...] = Field(
         (1.0,), min_length=1, description="Temperature of each try; the last one holds for all further tries."
@@ -100,8 +108,8 @@ class TeacherConfig(Config):
 
     @model_validator(mode="after")
     def _is_whole(self) -> "TeacherConfig":
-        if self.kind in ("vllm", "vllm-server") and not self.model:
-            raise ValueError(f"teacher kind {self.kind!r} needs model: a folder, models:/... or s3://...")
+        if self.kind == "vllm" and not self.model:
+            raise ValueError("teacher kind 'vllm' needs model: embedded, a folder, models:/... or s3://...")
         if self.kind == "http" and (self.engine is None or self.engine.kind != "http"):
             raise ValueError(
                 "teacher kind 'http' needs engine: {kind: http, endpoint: ..., served_model: ...}"
@@ -119,7 +127,7 @@ class FilterJudge(Config):
     kind: Literal["drawn-world", "http", "none"] = Field(
         "drawn-world", description="Rules that know the drawn world; a model at an endpoint; not judged."
     )
-    endpoint: str = Field("", description="Base URL of a chat endpoint, with its /v1.")
+    endpoint: Endpoint = Field("", description="Base URL of a chat endpoint, with its /v1.")
     served_model: str = Field("", description="Model name at the endpoint.")
     num_connections: int = Field(64, ge=1, description="Requests in flight together.")
     max_reply_tokens: int = Field(
@@ -185,6 +193,13 @@ class VLIRConfig(Config):
         100_000_000, ge=1, description="Most pixels of a source picture; more is never decoded."
     )
     max_picture_bytes: int = Field(50_000_000, ge=1, description="Most bytes of a source picture's file.")
+    max_failed_share: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Share of tries that may fail for our reasons (teacher or judge unreachable); more stops "
+        "the stage, which then goes on where it stopped.",
+    )
     shard_size: int = Field(128, ge=1, description="Questions per shard: the unit of files and of resuming.")
     box_jitter: float = Field(0.1, ge=0, description="Embedded teacher: spread of box corners, in box sides.")
     box_growth: float = Field(
@@ -225,9 +240,54 @@ class VLIRConfig(Config):
 
 
 class ValidationConfig(Config):
-    """Stage validate: the Great Expectations gate before any accelerator."""
+    """Stage validate: the Great Expectations gate before any accelerator. The bounds are our choice."""
 
     min_records: int = Field(100, ge=1, description="Fewest accepted records.")
     min_acceptance: float = Field(
         0.2, ge=0, le=1, description="Smallest share of questions that gave a record."
     )
+    min_records_per_source: int = Field(1, ge=0, description="Fewest accepted records of every source.")
+    min_question_characters: int = Field(1, ge=1, description="Shortest question, without outer blanks.")
+    max_question_characters: int = Field(4000, ge=1, description="Longest question.")
+    min_rationale_characters: int = Field(
+        1, ge=0, description="Shortest reasoning, without tags and crop commands."
+    )
+    max_rationale_characters: int = Field(
+        16000, ge=1, description="Longest reasoning, without tags and crop commands."
+    )
+    scripts: tuple[str, ...] = Field(
+        ("LATIN",), description="Scripts of the letters, as Unicode names them (CYRILLIC, CJK); none: any."
+    )
+    min_script_share: float = Field(
+        0.5, ge=0, le=1, description="Share of a text's letters in these scripts; names and quotes differ."
+    )
+    languages: tuple[str, ...] = Field(
+        ("en",), description="Languages of questions and rationales (ISO 639-1); none: any."
+    )
+    min_language_share: float = Field(
+        1.0, ge=0, le=1, description="Share of records whose texts must be in these scripts and languages."
+    )
+    max_size_drift: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Largest total-variation distance of crop sizes to the previous version.",
+    )
+    max_source_drift: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="The same of records by source; raise it where sources change on purpose.",
+    )
+    data_docs: bool = Field(
+        False, description="Build Great Expectations' pages too; they load their styles from the network."
+    )
+
+    @model_validator(mode="after")
+    def _lengths_are_ordered(self) -> "ValidationConfig":
+        for name in ("question", "rationale"):
+            low = getattr(self, f"min_{name}_characters")
+            high = getattr(self, f"max_{name}_characters")
+            if low > high:
+                raise ValueError(f"min_{name}_characters {low} exceeds max_{name}_characters {high}")
+        return self

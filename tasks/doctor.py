@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from urllib.parse import urlsplit
 
-from models.errors import ConfigError, StoreError
+from models.errors import ConfigError, StoreError, VLMR3Error
 from tasks.endpoint_models import get, models_at, without_password
 from tasks.launch import available_memory_gib, gpus, num_cores
+from tasks.model_source import has_registry
 from tasks.settings import ARTIFACTS, Settings, compiler_name
 from tasks.uris import S3_SCHEME
 
@@ -42,6 +43,7 @@ def examine(settings: Settings, *, endpoint: str = "") -> Iterator[Finding]:
     yield Finding("work directory", str(settings.work_dir))
     yield from _store(settings)
     yield _server("tracker", settings.tracking_uri, "/health", "MLFLOW_TRACKING_URI")
+    yield from _champion(settings)
     if settings.prefect_api_url:
         yield _server("Prefect server", settings.prefect_api_url, "/health", "PREFECT_API_URL")
     else:
@@ -118,6 +120,25 @@ def _server(name: str, uri: str, path: str, variable: str) -> Finding:
         return f"{without_password(uri)} answers"
 
     return _tried(name, f"Start it, or set {variable} to another one.", ask)
+
+
+def _champion(settings: Settings) -> Iterator[Finding]:
+    """Whether MLflow's aliases are those of the history; nothing where there is no registry yet."""
+    if not has_registry(settings):
+        return
+    from tasks.versions import drift_line, read_registry, registry_client
+
+    try:
+        registry = read_registry(registry_client())
+    except VLMR3Error as error:
+        yield Finding("champion", str(error), is_well=False, remedy="Make the tracker and the store answer.")
+        return
+    wrong = [drift_line(alias, *found) for alias, found in registry.drift().items()]
+    number = registry.expected().get("champion", "")
+    remedy = "vlm-r3 history says who became champion; the next promotion or rollback sets aliases right."
+    yield Finding(
+        "champion", "; ".join(wrong) or (f"version {number}" if number else "none yet"), not wrong, remedy
+    )
 
 
 def _endpoint(base: str) -> Finding:

@@ -7,13 +7,15 @@ from pathlib import Path
 from prefect import task
 
 from models.config import EngineConfig, EvaluationConfig, Look
+from models.errors import ConfigError
 from models.evaluation.evaluate import variant_metrics
 from models.evaluation.predictions import read_predictions, rows_table
 from models.evaluation.results import Results
 from models.evaluation.variants import pipeline_comparisons, pipeline_variants
+from models.records import count_questions
 from models.run_config import EvaluationRun, EvaluationVariant
 from models.rundir import write_atomically
-from models.vlir.build import QUESTIONS
+from models.vlir.layout import QUESTIONS
 from tasks import tracking
 from tasks.artifacts import ArtifactRef
 from tasks.caching import cached
@@ -46,11 +48,13 @@ async def evaluate_models(
     """
     async with stage_run("evaluate", label=label, parent=parent, params=config.model_dump()) as stage:
         paths = {name: str(stage.store.fetch(ref)) for name, ref in models.items()}
+        questions = stage.store.fetch(data) / QUESTIONS / "test.parquet"
+        config = fitted(config, count_questions(questions))
         variants = _variants(config, paths, with_ablations=with_ablations)
         request = EvaluationRun(
             variants=variants,
             comparisons=_comparisons(variants),
-            questions_path=str(stage.store.fetch(data) / QUESTIONS / "test.parquet"),
+            questions_path=str(questions),
             look=look,
             engine=engine,
             evaluation=config,
@@ -71,6 +75,20 @@ async def evaluate_models(
         pointer = f"{kept.uri}#{kept.sha256}"
         await show_markdown(f"evaluation {label}", f"{markdown}\nArtifact: `{pointer}`\n", description=label)
         return stage.output(run, result, {"evaluation": kept})
+
+
+def fitted(config: EvaluationConfig, num_questions: int) -> EvaluationConfig:
+    """The configuration for a set that may hold fewer questions than it asks for; every table says how many.
+
+    Raises ConfigError when there is none.
+    """
+    if not num_questions:
+        raise ConfigError(
+            "No held-out question was built: the test split is empty. Give more pictures, raise "
+            "vlir.test_share, or set the split of some rows to test."
+        )
+    names = ("num_questions", "num_sampled_questions", "num_ablation_questions")
+    return config.model_copy(update={name: min(getattr(config, name), num_questions) for name in names})
 
 
 def with_champion(models: Mapping[str, ArtifactRef], champion: ArtifactRef | None) -> dict[str, ArtifactRef]:

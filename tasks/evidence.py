@@ -1,17 +1,50 @@
-"""What a version must carry so that anybody can judge it later: digests, verdicts, numbers, licences."""
+"""Gathers the evidence of a version from what its stages kept, and keeps it in the artifact store."""
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from models.config import Preset
-from tasks.artifacts import ArtifactRef
+import pyarrow.dataset as ds
+
+from models.config import Preset, RGRPOConfig
+from models.errors import ArtifactError
+from models.evaluation.results import Results
+from models.evidence import (
+    Check,
+    DataEvidence,
+    EvaluationEvidence,
+    Evidence,
+    Guards,
+    Kept,
+    Preflight,
+    Spread,
+    ValidationEvidence,
+)
+from models.rundir import RunDir
+from models.vlir.layout import QUESTIONS, RECORDS
+from tasks.artifacts import ArtifactRef, store_of
 from tasks.caching import ROOT, code_version
-from tasks.data import read_verdict
-from tasks.evaluation import FINAL, read_results
+from tasks.data import read_validated_data
+from tasks.evaluation import CHAMPION, FINAL, UNTRAINED, read_results
 from tasks.launch import source_revision
+from tasks.settings import Settings
 from tasks.stage import StageOutput, read_store
+from tasks.verdicts import read_verdict
+from tasks.versions import Version, number_of_weights
 
 _CODE = ("models.vlir.build", "models.sft.train", "models.rgrpo.train", "models.evaluation.run")
+# What of R-GRPO's metrics says whether it went as it should (docs/metrics.md).
+_GUARDED = (
+    "rgrpo/mismatch_kl",
+    "rgrpo/mismatch_max",
+    "rgrpo/unscored_share",
+    "rgrpo/zero_variance_share",
+    "rgrpo/truncated_share",
+    "rgrpo/entropy",
+    "rgrpo/gradient_norm",
+    "rgrpo/crops_per_trajectory",
+    "rgrpo/reward",
+)
 
 
 def evidence_of(
@@ -19,44 +52,143 @@ def evidence_of(
     *,
     base: ArtifactRef,
     model: ArtifactRef,
+    preflight: Preflight,
     outputs: Mapping[str, StageOutput],
     parent: str,
-) -> dict[str, str]:
-    """Evidence by name, as text; the promotion gate demands the required part of it."""
+) -> Evidence:
+    """The evidence of the model that the stages ``outputs`` made, in the tracked run ``parent``."""
     store = read_store()
     data = outputs["build_vlir"].artifacts["data"]
-    validation = read_verdict(store.fetch(outputs["validate"].artifacts["verdict"]))
-    kept = outputs["evaluate"].artifacts["evaluation"]
-    return {
-        "preset_name": preset.name,
-        "preset": preset.model_dump_json(),
-        "code_digest": code_version(*_CODE),
-        "git_commit": source_revision(ROOT),
-        "base_digest": base.sha256,
-        "data_uri": data.uri,
-        "data_digest": data.sha256,
-        "validation_passed": "true" if validation.passed else "",
-        "validation": validation.summary(),
-        "model_digest": model.sha256,
-        "evaluation_uri": kept.uri,
-        "evaluation_digest": kept.sha256,
-        "licence": preset.model.licence,
-        "tracking_run": parent,
-        **_numbers(store.fetch(kept)),
-    }
+    verdict = outputs["validate"].artifacts["verdict"]
+    folder = store.fetch(verdict)
+    validation = read_verdict(folder)
+    evaluation = _evaluation(outputs["evaluate"].artifacts["evaluation"])
+    return Evidence(
+        preset=preset.model_dump(mode="json"),
+        git_commit=source_revision(ROOT),
+        code_digest=code_version(*_CODE),
+        base=_kept(base),
+        base_licence=preset.model.licence,
+        model=_kept(model),
+        data=_data(data, num_records=validation.num_records),
+        validation=ValidationEvidence(
+            artifact=_kept(verdict),
+            data_sha256=read_validated_data(folder),
+            passed=validation.passed,
+            summary=validation.summary(),
+        ),
+        preflight=preflight,
+        guards=guards_of(store.fetch(outputs["rgrpo"].artifacts["record"]), preset.rgrpo),
+        evaluation=evaluation,
+        parent_version=_parent(evaluation),
+        tracking_run=parent,
+    )
 
 
-def _numbers(folder: Path) -> dict[str, str]:
+def publish_evidence(evidence: Evidence) -> ArtifactRef:
+    """Keep evidence in the artifact store."""
+    with tempfile.TemporaryDirectory() as folder:
+        evidence.write(Path(folder))
+        return read_store().publish(Path(folder), stage="register", kind="evidence")
+
+
+def read_evidence(version: Version) -> Evidence:
+    """What a version carries, checked against the digest that was registered.
+
+    Raises ArtifactError when it carries none or what it carried changed, RecordError when it is no evidence
+    that this program knows.
+    """
+    uri, digest = version.tags.get("evidence_uri", ""), version.tags.get("evidence_digest", "")
+    if not uri or not digest:
+        raise ArtifactError(
+            f"Version {version.number} carries no evidence. Register the model by a run: vlm-r3 run"
+        )
+    ref = ArtifactRef(uri=uri, sha256=digest, kind="evidence")
+    return Evidence.read(store_of(uri, Settings.read()).fetch(ref))
+
+
+def guards_of(record: Path, config: RGRPOConfig) -> Guards:
+    """What the guards saw, from the ``metrics.jsonl`` of R-GRPO; of a step its last line, as when resumed."""
+    lines = (line for line in RunDir(record).metrics() if any(name in line for name in _GUARDED))
+    steps = {line["step"]: line for line in lines}
+    values: dict[str, list[float]] = {}
+    for step in sorted(steps):
+        for name in _GUARDED:
+            if name in steps[step]:
+                values.setdefault(name, []).append(float(steps[step][name]))
+    return Guards(
+        num_steps=len(steps),
+        metrics={name: _spread(found) for name, found in values.items()},
+        limits=tuple(_limits(values, config)),
+    )
+
+
+def _limits(values: Mapping[str, list[float]], config: RGRPOConfig) -> Iterator[Check]:
+    """The rules that the training itself obeys by stopping, looked at once more."""
+    for name, limit, what in (
+        (
+            "rgrpo/mismatch_kl",
+            config.max_mismatch_kl,
+            "engine and trainer differ by at most {} nats per token",
+        ),
+        (
+            "rgrpo/unscored_share",
+            config.max_failed_share,
+            "at most a share of {} of a step's rollouts failed",
+        ),
+    ):
+        if name in values:
+            worst = max(values[name])
+            yield Check(name=name, value=f"{worst:.3g}", rule=what.format(limit), passed=worst <= limit)
+
+
+def _spread(values: list[float]) -> Spread:
+    return Spread(
+        first=values[0],
+        last=values[-1],
+        lowest=min(values),
+        highest=max(values),
+        mean=sum(values) / len(values),
+    )
+
+
+def _data(data: ArtifactRef, *, num_records: int) -> DataEvidence:
+    """The data and their licence notes: those of the rationales, and of the questions of R-GRPO."""
+    folder = read_store().fetch(data)
+    found: set[str] = set()
+    for path in (folder / RECORDS, folder / QUESTIONS / "train.parquet"):
+        column = ds.dataset(path, format="parquet").to_table(columns=["licence"])["licence"]
+        found |= set(column.unique().to_pylist())
+    return DataEvidence(artifact=_kept(data), num_records=num_records, licences=tuple(sorted(found)))
+
+
+def _evaluation(kept: ArtifactRef) -> EvaluationEvidence:
     """The final model's accuracy and its gains, each with its 95 % interval."""
-    results, _ = read_results(folder)
+    results, digests = read_results(read_store().fetch(kept))
     row = results.variant(FINAL)
-    accuracy = row.overall.accuracy if row else None
-    gains = {
-        f"gain_over_{found.old}": f"{found.difference.value:+.4f} "
-        f"[{found.difference.low:+.4f}, {found.difference.high:+.4f}]"
-        for found in results.comparisons
-        if found.new == FINAL and not found.kind
-    }
-    if accuracy is None:
-        return gains
-    return {"accuracy": f"{accuracy.value:.4f} [{accuracy.low:.4f}, {accuracy.high:.4f}]", **gains}
+    baseline = CHAMPION if CHAMPION in digests else UNTRAINED
+    return EvaluationEvidence(
+        artifact=_kept(kept),
+        questions_digest=results.questions_digest,
+        model_sha256=digests.get(FINAL, ""),
+        baseline=baseline,
+        baseline_sha256=_digest_of_row(results, digests, baseline),
+        accuracy=row.overall.accuracy if row else None,
+        gains=tuple(found for found in results.comparisons if found.new == FINAL),
+    )
+
+
+def _digest_of_row(results: Results, digests: Mapping[str, str], row: str) -> str:
+    """The digest of the weights of a row, which may share them with a row of another name."""
+    found = results.variant(row)
+    same = {variant.name for variant in results.variants if found and variant.model_path == found.model_path}
+    return next((digest for name, digest in digests.items() if name in same), "")
+
+
+def _parent(evaluation: EvaluationEvidence) -> str:
+    """The number of the champion that was to be beaten, empty when it was the base."""
+    return number_of_weights(evaluation.baseline_sha256) if evaluation.baseline == CHAMPION else ""
+
+
+def _kept(ref: ArtifactRef) -> Kept:
+    return Kept(uri=ref.uri, sha256=ref.sha256)

@@ -14,6 +14,7 @@ from packaging.version import Version
 from PIL import Image
 
 from models.config import Preset
+from models.evidence import Evidence
 from models.records import png_bytes
 from tasks.artifacts import ArtifactRef
 from tasks.model_source import MODEL_NAME
@@ -37,8 +38,11 @@ SIGNATURE = ModelSignature(
 )
 
 
-def log_flavor(client: MlflowClient, weights: ArtifactRef, preset: Preset, *, run_id: str) -> str:
-    """The id of the logged model that loads ``weights`` from the artifact store by itself.
+def log_flavor(
+    client: MlflowClient, weights: ArtifactRef, preset: Preset, evidence: Evidence, *, run_id: str
+) -> str:
+    """The id of the logged model that loads ``weights`` from the artifact store by itself; the evidence is
+    repeated beside it, for people.
 
     It is the one to which an evaluation of these weights has linked its numbers, else a new one of the run.
     """
@@ -66,6 +70,10 @@ def log_flavor(client: MlflowClient, weights: ArtifactRef, preset: Preset, *, ru
             # This project must be installed where the model is loaded, in the version that trained it.
             pip_requirements=[f"{name}=={Version(version(name)).public}" for name in _REQUIREMENTS],
         )
+        # One logged model may have several versions, each with evidence of its own.
+        shown = Path(folder, "model", "evidence", evidence.identity()[:12])
+        shown.mkdir(parents=True)
+        evidence.write(shown)
         client.log_model_artifacts(model_id, f"{folder}/model")
     return model_id
 

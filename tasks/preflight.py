@@ -1,14 +1,51 @@
-"""What can be known to be wrong before anything is started."""
+"""What can be known to be wrong before anything is started, and the report of what was looked at."""
+
+from urllib.parse import urlsplit
 
 from models.config import Preset, resolve_model_path
-from models.errors import ConfigError
+from models.errors import ConfigError, TrackingError
+from models.evidence import Check, Preflight
+from tasks.endpoint_models import get, without_password
+from tasks.settings import Settings
 
 
-def check_preset(preset: Preset) -> None:
-    """Raise ConfigError for a preset that cannot run here, whatever happens later."""
-    resolve_model_path(preset.model.path)
+def preflight(preset: Preset, settings: Settings) -> Preflight:
+    """The report that a version carries; all of its checks are kept.
+
+    Raises ConfigError for a preset that cannot run here, TrackingError when the tracker does not answer.
+    """
+    return Preflight(checks=(*check_preset(preset), check_tracker(settings)))
+
+
+def check_preset(preset: Preset) -> tuple[Check, ...]:
+    """What is kept. Raises ConfigError for a preset that cannot run here, whatever happens later."""
+    folder = resolve_model_path(preset.model.path)
     if preset.engine.kind in ("http", "vllm-server"):
         raise ConfigError(
             f"engine.kind is {preset.engine.kind!r}. Training and evaluation load checkpoints into the "
             "engine, which a server cannot do. Use 'vllm' or 'transformers'."
         )
+    return (
+        _kept("base model", folder.name, "a folder in Hugging Face layout without pickled weights"),
+        _kept("engine", preset.engine.kind, "an engine that takes checkpoints"),
+    )
+
+
+def check_tracker(settings: Settings) -> Check:
+    """Ask the tracker for its health, once. Raises TrackingError when it is a server that does not answer."""
+    name, rule = "tracker", "it answers, so that what is run is recorded"
+    if urlsplit(settings.tracking_uri).scheme not in ("http", "https"):
+        return _kept(name, "a database of this machine", rule)
+    place = without_password(settings.tracking_uri)
+    try:
+        get(settings.tracking_uri.rstrip("/") + "/health")
+    except ConfigError as error:
+        raise TrackingError(
+            f"Nothing was started, because the tracker does not answer: {error} Start it, or set "
+            "MLFLOW_TRACKING_URI to another one."
+        ) from error
+    return _kept(name, place, rule)
+
+
+def _kept(name: str, value: str, rule: str) -> Check:
+    return Check(name=name, value=value, rule=rule, passed=True)

@@ -10,12 +10,11 @@ from prefect import task
 from models.config import Preset
 from models.evaluation import table
 from models.evaluation.report import write_report
-from models.evaluation.report_inputs import Check, Fact, Figure, Promotion, ReportInputs, StageTime
-from models.vlir.build import MANIFEST, QUESTIONS
+from models.evaluation.report_inputs import Fact, Figure, Promotion, ReportInputs, StageTime
+from models.vlir.layout import MANIFEST, QUESTIONS
 from tasks import tracking
 from tasks.analysis import ANALYSIS, TABLE
 from tasks.artifacts import ArtifactRef
-from tasks.data import read_verdict
 from tasks.evaluation import FINAL, read_results
 from tasks.progress import board, duration
 from tasks.publication import publish_page
@@ -23,6 +22,7 @@ from tasks.registry import Verdict
 from tasks.settings import Settings
 from tasks.stage import StageOutput, read_store
 from tasks.training import ROLLOUTS
+from tasks.verdicts import checks_of, read_verdict
 from tasks.versions import Version
 
 HEADLINE = (FINAL, "sft")
@@ -119,7 +119,7 @@ def _shown(outputs: Mapping[str, StageOutput], evaluation: Path) -> dict[str, An
         "predictions": {path.stem: path for path in (evaluation / "predictions").glob("*.parquet")},
         "rollouts": _rollouts(store.fetch(rollouts)) if rollouts else {},
         "rollout_questions_path": data / QUESTIONS / "train.parquet",
-        "validation": _checks(store.fetch(outputs["validate"].artifacts["verdict"])),
+        "validation": checks_of(read_verdict(store.fetch(outputs["validate"].artifacts["verdict"]))),
         "data": _data(manifest["train"]),
         "statistics": manifest["train"]["statistics"],
         "figures": _figures(store.fetch(outputs["rgrpo"].artifacts["model"])),
@@ -174,14 +174,7 @@ def _facts(version: Version | None, outputs: Mapping[str, StageOutput]) -> list[
         "model_digest",
         "licence",
     )
-    return [Fact(name.replace("_", " "), version.evidence.get(name, "")) for name in shown]
-
-
-def _checks(folder: Path) -> list[Check]:
-    return [
-        Check(found.name, found.success, ", ".join([found.detail, *found.example_ids]).strip(", "))
-        for found in read_verdict(folder).expectations
-    ]
+    return [Fact(name.replace("_", " "), version.tags.get(name, "")) for name in shown]
 
 
 def _data(train: Mapping[str, Any]) -> list[Fact]:

@@ -64,7 +64,7 @@ def named_by_versions(settings: Settings) -> frozenset[str]:
     named = [
         address
         for version in all_versions()
-        for address in (version.model.uri, *version.evidence.values())
+        for address in (version.model.uri, *version.tags.values())
         if address.startswith((S3_SCHEME, "file://"))
     ]
     return frozenset(address.partition("#")[0].rstrip("/") for address in named)

@@ -110,6 +110,11 @@ class Settings:
         return self.work_dir / "benchmarks.lock.json"
 
     @property
+    def undelivered(self) -> Path:
+        """What a tracker did not take while it was away."""
+        return self.work_dir / "undelivered"
+
+    @property
     def tracking_files(self) -> Path:
         """Where MLflow keeps files when it has no server."""
         return self.work_dir / "mlflow"
@@ -208,6 +213,10 @@ def _defaults(settings: Settings) -> dict[str, str]:
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "MLFLOW_TRACKING_URI": settings.tracking_uri,
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        # A tracker that is away must not hold up a run: what it did not take is sent again later.
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
         "GX_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }

@@ -4,9 +4,11 @@ A task that does heavy work opens a :class:`StageRun`, has a child do the work, 
 returns a :class:`StageOutput`, the one thing that is cached.
 """
 
+import asyncio
 import hashlib
 import logging
 import shutil
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
 from models.config import Preset
+from models.errors import TrackingError
 from models.rundir import Result, RunDir
 from tasks import tracking
 from tasks.artifacts import ArtifactRef, Store, open_store
@@ -28,6 +31,10 @@ from tasks.settings import Settings
 
 # What is kept of a run directory beside its product: enough to read how it went.
 RECORD_FILES = ("config.json", "metrics.jsonl", "result.json", "log.txt")
+# How long a run waits between stages for a tracker that has gone, and between two looks at it.
+_PATIENCE_SECONDS, _PATIENCE_STEP_SECONDS = 600.0, 10.0
+
+logger = logging.getLogger(__name__)
 
 
 class StageOutput(BaseModel):
@@ -70,6 +77,8 @@ class StageRun:
         """
         run = self.directory(module, config, inputs, named_by=named_by)
         if _is_done(run) and not is_repeated:
+            for line in run.metrics():  # nothing of it has reached this tracked run
+                self.tracked.forward(line)
             return run, run.result()
         log = _logger()
         result = await run_child(
@@ -140,8 +149,24 @@ async def stage_run(
     board().start(label or stage)
     tags = {"stage": stage, **_prefect_tags()}
     title = name or label or stage
+    if parent:
+        await _tracker_back(settings)
     with tracking.tracked_run(settings, title, parent=parent, params=params, tags=tags) as tracked:
         yield StageRun(settings, tracked, stage=stage, label=label or stage)
+
+
+async def _tracker_back(settings: Settings) -> None:
+    """Wait for a tracker that went away between two stages: what ran before is not lost for it."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            tracking.experiment_id(settings)
+            return
+        except TrackingError as error:
+            if time.monotonic() > deadline:
+                raise
+            logger.warning("%s Waiting for it.", error)
+        await asyncio.sleep(_PATIENCE_STEP_SECONDS)
 
 
 async def perform(task: Task[..., Any], *, label: str, parent: str, **inputs: Any) -> Any:

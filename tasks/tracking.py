@@ -2,7 +2,7 @@
 
 ``metrics.jsonl`` is the source; its lines are forwarded while the stage runs, in batches. A tracker that is
 down at the start is an error; one that fails in mid-run is a warning: training goes on, what was not
-delivered is kept and sent later.
+delivered is kept and sent later, if need be by the next run (:mod:`tasks.backlog`).
 """
 
 import json
@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,15 @@ from mlflow.entities.logged_model_status import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from models.endpoints import without_user
 from models.errors import TrackingError
+from tasks import backlog
+from tasks.endpoint_models import without_password
 from tasks.settings import Settings
 
 EXPERIMENT = "vlm-r3"
 FLUSH_SECONDS = 2.0
+_LONGEST_PAUSE_SECONDS = 60.0
 # What the tracker accepts in one call, and the longest parameter value.
 _METRICS_PER_BATCH = 1000
 _PARAMS_PER_BATCH = 100
@@ -69,7 +73,7 @@ def experiment_id(settings: Settings) -> str:
         return str(client(settings).create_experiment(EXPERIMENT, artifact_location=location))
     except _UNAVAILABLE as error:
         raise TrackingError(
-            f"The tracker {settings.tracking_uri!r} cannot be used: {error}. Start it, or set "
+            f"The tracker {place(settings)} cannot be used: {reason(error)}. Start it, or set "
             "MLFLOW_TRACKING_URI to another one."
         ) from error
 
@@ -118,7 +122,7 @@ def logged_model(
         )
         return str(mlflow.finalize_logged_model(made.model_id, LoggedModelStatus.READY).model_id)
     except _UNAVAILABLE as error:
-        raise TrackingError(f"The tracker took no record of the model {name!r}: {error}") from error
+        raise TrackingError(f"The tracker took no record of the model {name!r}: {reason(error)}") from error
 
 
 def find_artifact(settings: Settings, run: str, name: str) -> tuple[str, str] | None:
@@ -140,7 +144,7 @@ def find_artifact(settings: Settings, run: str, name: str) -> tuple[str, str] | 
     except _UNAVAILABLE as error:
         if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
             return None
-        raise TrackingError(f"The tracker {settings.tracking_uri!r} cannot be read: {error}") from error
+        raise TrackingError(f"The tracker {place(settings)} cannot be read: {reason(error)}") from error
     for found in candidates:
         uri, _, digest = found.data.tags.get(tag, "").partition("#")
         if digest:
@@ -164,7 +168,7 @@ def tolerated(what: str) -> Iterator[None]:
     try:
         yield
     except (*_UNAVAILABLE, TrackingError) as error:
-        logger.warning("The tracker did not take %s; the artifact holds it. %s", what, error)
+        logger.warning("The tracker did not take %s; the artifact holds it. %s", what, reason(error))
 
 
 class TrackedRun:
@@ -175,7 +179,9 @@ class TrackedRun:
         self._settings = settings
         self._client = client(settings)
         self._waiting: list[Metric] = []
-        self._sent = time.monotonic()
+        self._tags: dict[str, str] = {}
+        self._next = time.monotonic() + FLUSH_SECONDS
+        self._pause = FLUSH_SECONDS
 
     def forward(self, line: Mapping[str, Any]) -> None:
         """Take one line of ``metrics.jsonl``; it is sent with others every ``FLUSH_SECONDS``."""
@@ -185,14 +191,14 @@ class TrackedRun:
             for name, value in line.items()
             if "/" in name and not name.startswith("progress/")
         ]
-        if time.monotonic() - self._sent >= FLUSH_SECONDS:
+        if time.monotonic() >= self._next:
             self.flush()
 
     def tag(self, tags: Mapping[str, str]) -> None:
-        """Set tags."""
+        """Set tags; what the tracker does not take now is set when the run ends, or later."""
+        self._tags |= tags
         with tolerated(f"tags {', '.join(tags)}"):
-            for name, value in tags.items():
-                self._client.set_tag(self.id, name, value)
+            self._set_tags()
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Keep a small file with the run."""
@@ -228,26 +234,76 @@ class TrackedRun:
                 self._client.log_batch(self.id, metrics=points[start : start + _METRICS_PER_BATCH])
 
     def flush(self) -> bool:
-        """Deliver what waits. False when the tracker did not take it; it stays queued then."""
-        self._sent = time.monotonic()
+        """Deliver what waits. False when the tracker did not take it; it stays queued then.
+
+        A tracker that is away is asked less and less often: each try holds up the run.
+        """
         while self._waiting:
             batch = self._waiting[:_METRICS_PER_BATCH]
             try:
                 self._client.log_batch(self.id, metrics=batch)
             except _UNAVAILABLE as error:
-                logger.warning("The tracker takes no metrics now, %d wait: %s", len(self._waiting), error)
+                waiting = len(self._waiting)
+                logger.warning("The tracker takes no metrics now, %d wait: %s", waiting, reason(error))
+                self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
+                self._next = time.monotonic() + self._pause
                 return False
             self._waiting = self._waiting[_METRICS_PER_BATCH:]
+        self._pause = FLUSH_SECONDS
+        self._next = time.monotonic() + self._pause
         return True
 
     def finish(self, status: str) -> None:
-        """Deliver the rest and close the run as FINISHED, FAILED or KILLED."""
-        if not self.flush():
-            logger.warning("Run %s: %d metrics were not delivered.", self.id, len(self._waiting))
+        """Deliver the rest and close the run as FINISHED, FAILED or KILLED; what is left waits on disk."""
         try:
-            self._client.set_terminated(self.id, status)
+            is_delivered = self.close(status)
         except _UNAVAILABLE as error:
-            logger.warning("Run %s could not be closed in the tracker: %s", self.id, error)
+            logger.warning("Run %s could not be closed in the tracker: %s", self.id, reason(error))
+            is_delivered = False
+        if not is_delivered:
+            path = backlog.keep(self._settings, self._undelivered(status))
+            logger.warning(
+                "Run %s: %d metrics were not delivered. The next run delivers them from %s.",
+                self.id,
+                len(self._waiting),
+                path,
+            )
+
+    def take(self, undelivered: backlog.Undelivered) -> None:
+        """Queue what an earlier process could not deliver of this run."""
+        self._tags |= undelivered.tags
+        self._waiting += [
+            Metric(point.name, point.value, point.when, point.step) for point in undelivered.points
+        ]
+
+    def close(self, status: str) -> bool:
+        """Deliver everything and close the run. False when the tracker did not take all metrics.
+
+        Raises what MLflow raises for tags and status.
+        """
+        if not self.flush():
+            return False
+        self._set_tags()
+        self._client.set_terminated(self.id, status)
+        return True
+
+    def _set_tags(self) -> None:
+        """Set the tags that wait."""
+        for name in list(self._tags):
+            self._client.set_tag(self.id, name, self._tags[name])
+            del self._tags[name]
+
+    def _undelivered(self, status: str) -> backlog.Undelivered:
+        return backlog.Undelivered(
+            tracker=place(self._settings),
+            run_id=self.id,
+            status=status,
+            points=tuple(
+                backlog.Point(name=found.key, value=found.value, when=found.timestamp, step=found.step)
+                for found in self._waiting
+            ),
+            tags=self._tags,
+        )
 
 
 @contextmanager
@@ -264,13 +320,14 @@ def tracked_run(
     The run ends as FINISHED, as FAILED when the block raises, as KILLED when it is cancelled.
     """
     experiment = experiment_id(settings)
+    backlog.deliver(settings, tracker=place(settings), send=partial(_send_late, settings))
     links = {"mlflow.parentRunId": parent} if parent else {}
     mlflow = client(settings)
     try:
         created = mlflow.create_run(experiment, tags={**links, **(tags or {})}, run_name=name)
         _log_params(mlflow, created.info.run_id, flatten(params or {}))
     except _UNAVAILABLE as error:
-        raise TrackingError(f"The tracker {settings.tracking_uri!r} took no new run: {error}") from error
+        raise TrackingError(f"The tracker {place(settings)} took no new run: {reason(error)}") from error
     run = TrackedRun(settings, created.info.run_id)
     status = "KILLED"
     try:
@@ -281,6 +338,27 @@ def tracked_run(
         raise
     finally:
         run.finish(status)
+
+
+def place(settings: Settings) -> str:
+    """The tracker's address for people, without user and password."""
+    return without_password(settings.tracking_uri)
+
+
+def reason(error: Exception) -> str:
+    """What went wrong; MLflow may repeat the tracker's address with its password."""
+    return without_user(str(error))
+
+
+def _send_late(settings: Settings, undelivered: backlog.Undelivered) -> bool:
+    """Deliver what an earlier run could not; the same numbers sent twice count once. False when it fails."""
+    run = TrackedRun(settings, undelivered.run_id)
+    run.take(undelivered)
+    try:
+        return run.close(undelivered.status)
+    except _UNAVAILABLE as error:
+        logger.warning("Run %s still waits: %s", undelivered.run_id, reason(error))
+        return getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST"  # somebody removed the run
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

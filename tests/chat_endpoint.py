@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from models.config import EngineConfig
 
-# (status, body) of one reply; a body that is a dictionary is sent as JSON.
-Reply = tuple[int, dict | str]
+# (status, body) of one reply, perhaps with headers; a body that is a dictionary is sent as JSON.
+Reply = tuple[int, dict | str] | tuple[int, dict | str, dict[str, str]]
 
 
 def completion(text, finish_reason="stop", **choice) -> dict:
@@ -46,11 +46,13 @@ def serving() -> Iterator[FakeEndpoint]:
                 fake.bodies.append(body)
                 fake.headers.append(dict(self.headers) | {"path": self.path})
                 number = len(fake.bodies)
-            status, reply = fake.answer(body, number)
+            status, reply, *more = fake.answer(body, number)
             data = (reply if isinstance(reply, str) else json.dumps(reply)).encode()
             try:
                 self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
+                headers = {"Content-Length": str(len(data))} | (more[0] if more else {})
+                for name, value in headers.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(data)
             except (BrokenPipeError, ConnectionResetError):

@@ -40,12 +40,18 @@ LIGHT = (
     "models.chat",
     "models.endpoints",
     "models.http_engine",
+    "models.usage",
+    "models.png",
+    "models.vlir.prompts",
+    "models.vlir.judge_endpoints",
     "models.corruption",
     "models.rollout",
     "models.packing",
     "models.rundir",
     "models.child",
     "models.promotion",
+    "models.evidence",
+    "models.history",
     "models.tiny.world",
     "models.tiny.phrases",
     "models.tiny.teacher",
@@ -86,6 +92,8 @@ LIGHT = (
     "tasks.services",
     "flows.cli",
     "tasks.retention",
+    "tasks.journal",
+    "flows.registry_commands",
     "flows.commands",
     "flows.serve_command",
     "flows.services_command",
@@ -108,6 +116,8 @@ ENVIRONMENT_USERS = {
     "models/evaluation/ranks.py",
     "models/evaluation/score.py",
     "models/vllm_engine.py",
+    "models/vlir/teachers.py",
+    "models/vlir/judge_endpoints.py",
 }
 
 
@@ -148,6 +158,7 @@ def test_only_its_adapters_know_mlflow(module: str) -> None:
     users = {name for name, tree in trees().items() if module in imported(tree)}
     assert users == {
         "tasks/tracking.py",
+        "tasks/promotions.py",
         "tasks/registry.py",
         "tasks/traces.py",
         "tasks/versions.py",

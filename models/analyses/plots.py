@@ -12,30 +12,13 @@ from models.analyses.figure5 import CHAINS, SEEN, CurvePoint
 from models.analyses.measuring import ALL
 from models.analyses.table2 import LABELS, Row
 from models.config import CorruptionWay
+from models.plot_style import BLUE, GREEN, GREY, ORANGE, STYLE, save
 
-FORMATS = ("svg", "png")
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
 _WAYS: Mapping[CorruptionWay, tuple[str, str, str]] = {
-    "replace": ("replaced boxes", _BLUE, "o"),
-    "perturb": ("perturbed boxes", _ORANGE, "s"),
+    "replace": ("replaced boxes", BLUE, "o"),
+    "perturb": ("perturbed boxes", ORANGE, "s"),
 }
-_CHAINS = dict(zip(CHAINS, (_BLUE, _ORANGE, _GREEN), strict=True))
-_STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e3e3e3",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    # The same data gives the same file: no random ids, no date.
-    "svg.hashsalt": "vlm-r3",
-    "svg.fonttype": "none",
-}
-_DPI = 160
+_CHAINS = dict(zip(CHAINS, (BLUE, ORANGE, GREEN), strict=True))
 
 
 def save_figure4(points: Sequence[Point], folder: Path) -> list[str]:
@@ -43,7 +26,7 @@ def save_figure4(points: Sequence[Point], folder: Path) -> list[str]:
     panels = list(dict.fromkeys((point.set, point.questions) for point in points))
     num_columns = min(3, len(panels))
     num_rows = -(-len(panels) // num_columns)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.4 * num_columns + 0.4, 2.9 * num_rows + 0.4), layout="constrained")
         axes = figure.subplots(num_rows, num_columns, squeeze=False)
         for axis, (name, questions) in zip(axes.flat, panels, strict=False):
@@ -59,12 +42,12 @@ def save_figure4(points: Sequence[Point], folder: Path) -> list[str]:
             axis.set_ylabel("accuracy, %")
         figure.supxlabel("grounding accuracy, % of first crops", fontsize=9)
         axes.flat[0].legend(loc="upper left")
-        return _save(figure, folder, "figure4")
+        return save(figure, folder, "figure4")
 
 
 def save_figure5(points: Sequence[CurvePoint], folder: Path) -> list[str]:
     """Attention on image and crops along the answer: relative position on the left, tokens on the right."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8.6, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         for axis, kind, scale in ((left, "relative", 100.0), (right, "absolute", 1.0)):
@@ -82,14 +65,14 @@ def save_figure5(points: Sequence[CurvePoint], folder: Path) -> list[str]:
         right.set_xlabel("tokens written before")
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
-        return _save(figure, folder, "figure5")
+        return save(figure, folder, "figure5")
 
 
 def save_table2(rows: Sequence[Row], folder: Path) -> list[str]:
     """Accuracy with its interval, a panel per set: the whole set, the full model marked by a line."""
     panels = list(dict.fromkeys(row.set for row in rows))
     variants = [name for name in LABELS if any(row.variant == name for row in rows)]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.2 * len(panels) + 2.8, 0.34 * len(variants) + 1.0), layout="constrained")
         axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         for axis, name in zip(axes, panels, strict=True):
@@ -99,7 +82,7 @@ def save_table2(rows: Sequence[Row], folder: Path) -> list[str]:
             axis.set_xlabel("accuracy, %")
         axes[0].set_yticks(range(len(variants)), [LABELS[variant] for variant in variants])
         axes[0].invert_yaxis()
-        return _save(figure, folder, "table2")
+        return save(figure, folder, "table2")
 
 
 def _draw_points(axis: Any, points: Sequence[Point]) -> None:
@@ -124,7 +107,7 @@ def _draw_points(axis: Any, points: Sequence[Point]) -> None:
         [100 * own.grounding.value],
         [100 * own.accuracy.value],
         "D",
-        color=_GREY,
+        color=GREY,
         ms=5,
         label="the model's own boxes",
         zorder=3,
@@ -150,18 +133,11 @@ def _draw_curve(
 def _draw_intervals(axis: Any, rows: Sequence[Row]) -> None:
     for place, row in enumerate(rows):
         is_full = row.variant == "full"
-        colour = _BLUE if is_full else _GREY
+        colour = BLUE if is_full else GREY
         found = row.accuracy
         axis.plot([100 * found.low, 100 * found.high], [place, place], color=colour, linewidth=2, alpha=0.5)
         axis.plot([100 * found.value], [place], "o", color=colour, ms=6, clip_on=False, zorder=3)
         if is_full:
-            axis.axvline(100 * found.value, color=_BLUE, linewidth=0.8, linestyle=":")
+            axis.axvline(100 * found.value, color=BLUE, linewidth=0.8, linestyle=":")
     axis.set_xlim(0, 100)
     axis.grid(False, axis="y")
-
-
-def _save(figure: Figure, folder: Path, name: str) -> list[str]:
-    names = [f"{name}.{kind}" for kind in FORMATS]
-    figure.savefig(folder / names[0], metadata={"Date": None})
-    figure.savefig(folder / names[1], dpi=_DPI)
-    return names

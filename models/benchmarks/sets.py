@@ -77,7 +77,7 @@ class LocalSet:
 
     def questions(self) -> Iterator[BenchmarkQuestion]:
         """The questions in the order of the files, one batch in memory at a time."""
-        return _questions(self.published, self.split, self.files)
+        return read_questions(self.published, self.split, self.files)
 
     def describe(self) -> dict[str, Any]:
         """What a report says about the set that was measured."""
@@ -99,7 +99,9 @@ def read_set(published: PublishedSet, folder: Path, split: str, *, allow_partial
     """
     names, num_rows = find_set(published, LocalFiles(folder), split, allow_partial=allow_partial)
     files = tuple(folder / name for name in names)
-    return LocalSet(published, split, folder, files, num_rows, _digest(_questions(published, split, files)))
+    return LocalSet(
+        published, split, folder, files, num_rows, _digest(read_questions(published, split, files))
+    )
 
 
 class SetFiles(Protocol):
@@ -144,7 +146,7 @@ def find_set(
         raise RecordError(
             f"{published.name} has no split {split!r}, only {', '.join(published.splits)}. Name one of these."
         )
-    names = _names(place, split)
+    names = split_names(place, split)
     found = sum(_checked_rows(published, place, name) for name in names)
     expected = published.splits[split]
     if found == 0:
@@ -157,8 +159,11 @@ def find_set(
     return names, found
 
 
-def _names(place: SetFiles, split: str) -> tuple[str, ...]:
-    """The files of a split, in name order, from the first place where a clone of the hub has them."""
+def split_names(place: SetFiles, split: str) -> tuple[str, ...]:
+    """The files of a split, in name order, from the first place where a clone of the hub has them.
+
+    Raises RecordError when there is none.
+    """
     configuration, _, name = split.rpartition("/")
     # Last: one folder per configuration that together make the split, as the 30 subjects of MMMU.
     folders = ("", f"{configuration}/", "data/") if configuration else ("", "data/", "*/")
@@ -231,7 +236,8 @@ def type_name(kind: pa.DataType) -> str:
     return {"double": "float64", "float": "float32"}.get(str(kind), str(kind))
 
 
-def _questions(published: PublishedSet, split: str, files: tuple[Path, ...]) -> Iterator[BenchmarkQuestion]:
+def read_questions(published: PublishedSet, split: str, files: Iterable[Path]) -> Iterator[BenchmarkQuestion]:
+    """The questions of files in their order, one batch in memory at a time; nothing is checked."""
     place = 0
     for file in files:
         for batch in _open(file, str(file)).iter_batches(batch_size=_BATCH_SIZE):

@@ -123,10 +123,10 @@ class Judge:
         messages = [_message("user", self.judging.prompt(row, answer))]
         reply = ""
         for _ in range(_NUM_ASKED):
-            choice = client.complete(self._body(messages))["choices"][0]
-            reply = encodable(choice["message"]["content"])
+            completion = client.complete(self._body(messages))
+            reply = completion.text
             # What was cut off may have gone on to say something else.
-            is_whole = choice.get("finish_reason") != "length"
+            is_whole = completion.finish_reason != "length"
             verdict = self.judging.read(row, _without_thoughts(reply)) if is_whole else None
             if verdict is not None:
                 return verdict, reply

@@ -9,7 +9,20 @@ from models.evaluation.report_inputs import Fact, Figure
 from models.evaluation.results import Estimate
 
 # Columns of words; all others hold numbers and are aligned to the right.
-_TEXT = frozenset({"questions", "verdict", "detail", "share", "remark", "metric", "outcome"})
+_TEXT = frozenset(
+    {
+        "questions",
+        "verdict",
+        "detail",
+        "share",
+        "remark",
+        "metric",
+        "outcome",
+        "expected",
+        "observed",
+        "examples",
+    }
+)
 
 
 def table(caption: str, head: Sequence[str], rows: Iterable[tuple[str, ...]]) -> str:

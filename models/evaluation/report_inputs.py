@@ -23,11 +23,19 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One expectation of the validation gate: did it hold, and if not, for how many records and which."""
+    """One expectation of the validation gate: did it hold, and if not, for how many records and which.
+
+    ``bounds`` say what was expected, ``observed`` what the data have.
+    """
 
     name: str
     passed: bool
     detail: str = ""
+    bounds: str = ""
+    observed: str = ""
+    num_unexpected: int = 0
+    examples: tuple[str, ...] = ()
+    skipped: bool = False
 
 
 @dataclass(frozen=True, slots=True)

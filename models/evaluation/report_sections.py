@@ -16,13 +16,14 @@ from models.evaluation.report_html import (
     warning,
 )
 from models.evaluation.report_html import table as html_table
-from models.evaluation.report_inputs import Fact, MetricLine, Panel, Promotion, ReportInputs, StageTime
+from models.evaluation.report_inputs import Check, Fact, MetricLine, Panel, Promotion, ReportInputs, StageTime
 from models.evaluation.results import Comparison, Results, VariantResult
 
 # The rows whose accuracies stand beside the headline.
 _TILES = ("base_direct", "sft", "rgrpo", "champion")
 # Figure 3 of the paper: the counts of the data manifest, and what each shows.
 _FIGURE_3 = {
+    "crops_per_image": "Crops per picture",
     "crops_per_record": "Crops per rationale",
     "records_per_source": "Rationales by source",
     "crops_per_size": "Crops by share of the picture",
@@ -86,22 +87,43 @@ def training(inputs: ReportInputs) -> str:
 
 def data(inputs: ReportInputs) -> str:
     """Statistics of the rationales (Figure 3 of the paper), and the verdict of the validation gate."""
-    num_failed = sum(not check.passed for check in inputs.validation)
+    return facts(inputs.data) + figure_3(inputs.statistics or {}) + validation(inputs.validation)
+
+
+def validation(checks: Sequence[Check]) -> str:
+    """Every expectation of the gate with its bounds and what was found; nothing when there are none."""
+    if not checks:
+        return ""
+    num_failed = sum(not check.passed for check in checks)
+    num_skipped = sum(check.skipped for check in checks)
     verdict = f"{num_failed} failed" if num_failed else "every expectation held"
+    skipped = f", {num_skipped} skipped" if num_skipped else ""
     rows = [
         (
             check.name,
-            cell("held", "text good") if check.passed else cell("failed", "text bad"),
+            cell(check.bounds, "text"),
+            cell(check.observed, "text"),
+            _result_cell(check),
+            cell(str(check.num_unexpected)),
+            cell(", ".join(check.examples), "text"),
             cell(check.detail, "text"),
         )
-        for check in inputs.validation
+        for check in checks
     ]
-    checks = f"Validation of the rationales: {verdict}"
-    return (
-        facts(inputs.data)
-        + _figure_3(inputs)
-        + (html_table(checks, ["expectation", "verdict", "detail"], rows) if rows else "")
+    head = ["expectation", "expected", "observed", "verdict", "unexpected", "examples", "detail"]
+    return html_table(f"Validation of the rationales: {verdict}{skipped}", head, rows)
+
+
+def figure_3(statistics: Mapping[str, Mapping[str, int]]) -> str:
+    """The counts of Figure 3 of the paper as bars; nothing when nothing was counted."""
+    charts = "".join(
+        bar_chart(title, [(_SIZES.get(label, label), value) for label, value in _in_order(statistics[name])])
+        for name, title in _FIGURE_3.items()
+        if statistics.get(name)
     )
+    if not charts:
+        return ""
+    return f'<h3>The rationales, as in Figure 3 of the paper</h3><div class="charts">{charts}</div>'
 
 
 def time(stages: Sequence[StageTime], rgrpo: Sequence[MetricLine], *, price: float) -> str:
@@ -144,16 +166,10 @@ def _promotion(promotion: Promotion) -> str:
     return f'<div class="decision">{title}{bullet_list(promotion.reasons)}</div>'
 
 
-def _figure_3(inputs: ReportInputs) -> str:
-    counts = inputs.statistics or {}
-    charts = "".join(
-        bar_chart(title, [(_SIZES.get(label, label), value) for label, value in _in_order(counts[name])])
-        for name, title in _FIGURE_3.items()
-        if counts.get(name)
-    )
-    if not charts:
-        return ""
-    return f'<h3>The rationales, as in Figure 3 of the paper</h3><div class="charts">{charts}</div>'
+def _result_cell(check: Check) -> str:
+    if check.skipped:
+        return cell("skipped", "text unclear")
+    return cell("held", "text good") if check.passed else cell("failed", "text bad")
 
 
 def _in_order(counts: Mapping[str, int]) -> list[tuple[str, int]]:

@@ -2,20 +2,11 @@
 
 import base64
 import binascii
-import io
-import struct
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from models.pictures import PictureFault, PictureFaultKind, read_picture
 from models.serving.errors import APIError, bad_request
-
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-# What Pillow's readers raise on bytes that are not what they claim to be.
-_UNREADABLE = (
-    *(OSError, ValueError, SyntaxError, TypeError, AttributeError, LookupError, ArithmeticError, EOFError),
-    *(struct.error, AssertionError, NotImplementedError),
-)
 
 
 def is_data_uri(source: str) -> bool:
@@ -46,36 +37,16 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
     Raises APIError: 400 for bytes that are no whole picture, 413 for more pixels than allowed (which are
     never decoded).
     """
-    if not data:
-        raise bad_request("An image has no bytes.", param="messages", code="invalid_image")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > max_pixels:
-            raise too_large(f"An image of {image.width}x{image.height} pixels", f"{max_pixels} pixels")
-        return _rgb(ImageOps.exif_transpose(image))
-    except Image.DecompressionBombError as error:
-        raise too_large("An image of a bomb's size", f"{max_pixels} pixels") from error
-    except _UNREADABLE as error:
+        return read_picture(data, max_pixels=max_pixels, max_bytes=max(1, len(data))).image
+    except PictureFault as fault:
+        if fault.kind == PictureFaultKind.TOO_LARGE:
+            raise APIError(413, f"An image is too large: {fault.detail}.", code="image_too_large") from fault
         raise bad_request(
-            f"An image cannot be read ({type(error).__name__}). Send a whole file of one of these formats: "
-            f"{', '.join(FORMATS)}.",
-            param="messages",
-            code="invalid_image",
-        ) from error
+            f"An image cannot be read: {fault.detail}.", param="messages", code="invalid_image"
+        ) from fault
 
 
 def too_large(what: str, limit: str) -> APIError:
     """A 413."""
     return APIError(413, f"{what} is over this server's limit of {limit}.", code="image_too_large")
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        pixels = np.asarray(image)
-        high = pixels >> 8 if int(pixels.max(initial=0)) > 255 else pixels
-        return Image.fromarray(high.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        layered = image.convert("RGBA")
-        white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layered).convert("RGB")
-    return image.convert("RGB")

@@ -2,8 +2,8 @@
 
 Cheap rules come first: the loop ended well, the format holds, the boxes are sound, the answer is right
 (the paper's rejection sampling). Then two judges: every crop must be a semantic unit (Listing 3), and the
-reasoning must be coherent (Listing 4). An unclear verdict rejects too. Nothing is thrown away: a rejected
-record keeps the reason and the evidence.
+reasoning must be coherent (Listing 4). An unclear verdict rejects too; a judge that failed gives none, and
+the try is made again. Nothing is thrown away: a rejected record keeps the reason and the evidence.
 """
 
 from collections import Counter
@@ -18,6 +18,7 @@ from models.records import Verdict, VLIRRecord
 from models.region import Box, Size, View, find_fault
 from models.trajectory import Trajectory
 from models.vlir.judges import Judge, Judgement, coherence_prompt, judge, semantic_unit_prompt
+from models.vlir.prompts import box_came_back
 
 
 class Reason(StrEnum):
@@ -35,18 +36,25 @@ class Reason(StrEnum):
     NO_ANSWER = "no_answer"
     MALFORMED = "malformed"
     WRONG_ANSWER = "wrong_answer"
+    BOX_MODIFIED = "box_modified"
     NO_SEMANTIC_UNIT = "no_semantic_unit"
     UNCLEAR_SEMANTIC_UNIT = "unclear_semantic_unit"
     INCOHERENT = "incoherent"
     UNCLEAR_COHERENCE = "unclear_coherence"
+    JUDGE_FAILED = "judge_failed"
+
+
+# Tries that failed for our reasons say nothing about the question: they are made again.
+OUR_FAILURES = frozenset({Reason.ENGINE_FAILURE, Reason.JUDGE_FAILED})
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One try: the record it would become, and how it went."""
+    """One try: the record it would become, how it went, and the box commands that the prompt dictated."""
 
     record: VLIRRecord
     trajectory: Trajectory
+    operations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,28 +64,38 @@ class Judges:
     semantic_unit: Judge
     coherence: Judge
 
+    def close(self) -> None:
+        """Close both."""
+        self.semantic_unit.close()
+        self.coherence.close()
+
 
 @dataclass(frozen=True, slots=True)
 class Screening:
     """Candidates after all filters, as records in the order given; an accepted one has no ``reason``.
 
-    ``judge_counts`` counts verdicts by ``<filter>/<asked, no, unclear, retried>``.
+    ``judge_counts`` counts each one's verdicts by ``<filter>/<asked, no, unclear, retried,
+    judge_failed, not_judged>``.
     """
 
     records: tuple[VLIRRecord, ...]
-    judge_counts: Counter[str]
+    judge_counts: tuple[Counter[str], ...]
 
 
 def screen(candidates: Sequence[Candidate], *, look: Look, judges: Judges) -> Screening:
-    """All filters over some candidates, the cheap ones first. Raises ScoringError when a judge fails."""
+    """All filters over some candidates, the cheap ones first. Raises ScoringError when a judge is down."""
     records = [_apply_rules(candidate, look) for candidate in candidates]
-    counts: Counter[str] = Counter()
+    counts: tuple[Counter[str], ...] = tuple(Counter() for _ in candidates)
     alive = [index for index, record in enumerate(records) if not record.reason]
-    verdicts = _judge_crops([candidates[index] for index in alive], judges.semantic_unit, counts)
+    verdicts = _judge_crops(
+        [candidates[index] for index in alive], judges.semantic_unit, [counts[index] for index in alive]
+    )
     for index, found in zip(alive, verdicts, strict=True):
         records[index] = _judged(records[index], found, Reason.NO_SEMANTIC_UNIT, Reason.UNCLEAR_SEMANTIC_UNIT)
     alive = [index for index in alive if not records[index].reason]
-    coherences = _judge_reasoning([records[index] for index in alive], judges.coherence, counts)
+    coherences = _judge_reasoning(
+        [records[index] for index in alive], judges.coherence, [counts[index] for index in alive]
+    )
     for index, verdict in zip(alive, coherences, strict=True):
         records[index] = _judged(records[index], (verdict,), Reason.INCOHERENT, Reason.UNCLEAR_COHERENCE)
     return Screening(tuple(records), counts)
@@ -100,6 +118,9 @@ def find_broken_rule(candidate: Candidate, look: Look) -> tuple[Reason, str] | N
     fault = _find_box_fault(record, look)
     if fault is not None:
         return fault
+    difference = box_came_back(record.text, candidate.operations) if candidate.operations else ""
+    if difference:
+        return Reason.BOX_MODIFIED, difference
     if not answers.matches(record.final_answer, record.question.answers):
         return Reason.WRONG_ANSWER, f"{record.final_answer!r} is not one of {list(record.question.answers)}"
     return None
@@ -131,36 +152,36 @@ def _apply_rules(candidate: Candidate, look: Look) -> VLIRRecord:
 
 
 def _judge_crops(
-    candidates: Sequence[Candidate], unit_judge: Judge, counts: Counter[str]
+    candidates: Sequence[Candidate], unit_judge: Judge, counts: Sequence[Counter[str]]
 ) -> list[tuple[Verdict, ...]]:
     """The verdicts on every candidate's crops, all asked together."""
     crops = [crop for candidate in candidates for crop in candidate.trajectory.crops]
     judgements = iter(judge(unit_judge, [semantic_unit_prompt(crop.picture) for crop in crops]))
     verdicts = []
-    for candidate in candidates:
+    for candidate, count in zip(candidates, counts, strict=True):
         found = []
         for crop in candidate.trajectory.crops:
             judgement = next(judgements)
             evidence = f"{unit_judge.name} on {_corners(crop.box)}: {judgement.reply!r}"
-            found.append(_verdict("semantic_unit", judgement, evidence, counts))
+            found.append(_verdict("semantic_unit", judgement, evidence, count))
         verdicts.append(tuple(found))
     return verdicts
 
 
 def _judge_reasoning(
-    records: Sequence[VLIRRecord], coherence_judge: Judge, counts: Counter[str]
+    records: Sequence[VLIRRecord], coherence_judge: Judge, counts: Sequence[Counter[str]]
 ) -> list[Verdict]:
     prompts = [
         coherence_prompt(record.question.text, record.question.answers[0], record.text) for record in records
     ]
     return [
-        _verdict("coherence", judgement, f"{coherence_judge.name}: {judgement.reply!r}", counts)
-        for judgement in judge(coherence_judge, prompts)
+        _verdict("coherence", judgement, f"{coherence_judge.name}: {judgement.reply!r}", count)
+        for judgement, count in zip(judge(coherence_judge, prompts), counts, strict=True)
     ]
 
 
 def _verdict(name: str, judgement: Judgement, evidence: str, counts: Counter[str]) -> Verdict:
-    counts[f"{name}/asked"] += 1
+    counts[f"{name}/asked"] += judgement.answer != "not_judged"
     counts[f"{name}/retried"] += judgement.num_asked > 1
     if judgement.answer != "yes":
         counts[f"{name}/{judgement.answer}"] += 1
@@ -170,9 +191,10 @@ def _verdict(name: str, judgement: Judgement, evidence: str, counts: Counter[str
 def _judged(
     record: VLIRRecord, verdicts: tuple[Verdict, ...], if_no: Reason, if_unclear: Reason
 ) -> VLIRRecord:
-    """The record with its verdicts, rejected by the first that is not yes."""
-    failed = next((verdict for verdict in verdicts if verdict.verdict != "yes"), None)
-    reason = "" if failed is None else (if_no if failed.verdict == "no" else if_unclear).value
+    """The record with its verdicts, rejected by any that says so: no before unclear before no verdict."""
+    reasons = {"no": if_no, "unclear": if_unclear, "judge_failed": Reason.JUDGE_FAILED}
+    said = {verdict.verdict for verdict in verdicts}
+    reason = next((reason.value for verdict, reason in reasons.items() if verdict in said), "")
     return replace(record, verdicts=record.verdicts + verdicts, reason=reason)
 
 

@@ -225,14 +225,8 @@ def test_the_pipeline_runs_on_deployments_and_its_model_is_fetched_and_asked(
     picture = tmp_path / "picture.png"
     Image.new("RGB", (112, 112), "white").save(picture)
     ask = ("ask", str(picture), "what code is on the red card?", "--model", str(model), "--json")
-    small = (
-        "--preset",
-        "tiny-smoke",
-        "--set",
-        "engine.kind=transformers",
-        "--picture",
-        str(tmp_path / "seen.png"),
-    )
+    small = ("--preset", "tiny-smoke", "--set", "engine.kind=transformers")
+    seen = ("--picture", str(tmp_path / "seen.png"))
     assert json.loads(team.run("flows.cli", *ask, *small, *seen, **elsewhere))["model"] == str(model)
 
 

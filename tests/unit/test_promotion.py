@@ -1,74 +1,182 @@
 """The promotion gate: one verdict per rule, with its reason."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from models.config import PromotionConfig
 from models.errors import ScoringError
 from models.evaluation.results import Results
-from models.promotion import REQUIRED_EVIDENCE, Decision, decide
-from tests.evaluation_examples import make_results, make_scores, make_variant
+from models.evidence import Evidence, Guards, Kept, Preflight
+from models.promotion import Candidate, Decision, decide, decide_return
+from tests.evaluation_examples import make_scores, make_variant
+from tests.evidence_examples import POLICY, make_evidence, make_results
 
-POLICY = PromotionConfig(min_questions=500, min_gain=0.0, max_protocol_error_rate=0.05)
-EVIDENCE = {name: "something" for name in REQUIRED_EVIDENCE}
+KINDS = {"read": 0.1, "add": 0.0, "where": -0.04}
+RULES = (
+    *("evidence", "weights", "data", "evaluation", "validation", "preflight", "guards", "not withdrawn"),
+    *("comparison", "questions", "unscored", "gain", "kinds", "protocol", "latency"),
+)
 
 
-def _decide(
-    results: Results | None = None, *, evidence: dict[str, str] = EVIDENCE, config: PromotionConfig = POLICY
-) -> Decision:
-    return decide(
-        make_results() if results is None else results,
-        challenger="rgrpo",
-        baseline="sft",
+def candidate(**changes: Any) -> Candidate:
+    """A version that is good in every respect."""
+    evidence = make_evidence()
+    found = Candidate(
+        registered_sha256=evidence.model.sha256,
+        stored_sha256=evidence.model.sha256,
         evidence=evidence,
-        config=config,
+        results=make_results(low=0.11, old="champion", kinds=KINDS),
+        rows={"rgrpo": evidence.model.sha256, "champion": "old"},
+        row="rgrpo",
+        baseline="champion",
+        champion="1",
     )
+    return replace(found, **changes)
 
 
-def _with_final(**changes: object) -> Results:
-    results = make_results()
-    final = make_variant("rgrpo", "R-GRPO", 0.742, **changes)
-    return results.model_copy(
-        update={"variants": tuple(final if row.name == "rgrpo" else row for row in results.variants)}
-    )
-
-
-def test_a_better_model_with_its_evidence_is_promoted_for_every_reason():
-    decision = _decide()
-    assert decision.promoted
-    assert len(decision.reasons) == len(decision.checks) == 5
-
-
-@pytest.mark.parametrize("name", REQUIRED_EVIDENCE)
-def test_no_piece_of_evidence_may_be_missing(name):
-    decision = _decide(evidence={**EVIDENCE, name: ""})
+def broken(decision: Decision) -> list[str]:
+    """The rules that are not kept."""
     assert not decision.promoted
-    assert decision.reasons == (f"NO: all evidence is present (found: missing ['{name}'])",)
+    return [check.name for check in decision.checks if not check.passed]
 
 
-def test_a_gain_that_may_be_chance_is_refused():
-    """The low end of the example's interval, 0.11, decides: not the difference, 0.152."""
-    low = make_results().comparison("rgrpo", "sft").difference.low  # type: ignore[union-attr]
-    assert _decide(config=POLICY.model_copy(update={"min_gain": low - 1e-6})).promoted
-    refused = _decide(config=POLICY.model_copy(update={"min_gain": low}))
-    assert not refused.promoted
-    assert "gain over SFT" in refused.reasons[0]
+def with_final(**changes: Any) -> Results:
+    results = make_results(low=0.11, old="champion")
+    final = make_variant("rgrpo", "R-GRPO", 0.742, **changes)
+    return results.model_copy(update={"variants": (final, results.variants[1])})
 
 
-def test_too_few_questions_are_refused():
-    assert not _decide(config=POLICY.model_copy(update={"min_questions": 100_000})).promoted
+def test_a_better_model_with_its_evidence_is_promoted_for_every_reason() -> None:
+    decision = decide(candidate(), POLICY)
+    assert decision.promoted
+    assert tuple(check.name for check in decision.checks) == RULES
+    assert len(decision.reasons) == len(RULES)
 
 
-def test_a_row_that_we_broke_is_no_verdict_on_the_model():
-    assert not _decide(_with_final(unscored=1)).promoted
+def test_without_evidence_nothing_else_is_asked() -> None:
+    decision = decide(candidate(evidence=None, results=None, problem="version 3 carries none"), POLICY)
+    assert broken(decision) == ["evidence"]
+    assert decision.reasons == ("NO: all evidence is present (found: version 3 carries none)",)
 
 
-def test_a_model_that_breaks_the_protocol_is_refused():
-    """1 % of the example's attempts break it."""
-    scores = make_scores(0.742)
-    assert scores.protocol_error_rate == 0.01
-    assert not _decide(config=POLICY.model_copy(update={"max_protocol_error_rate": 0.009})).promoted
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"code_digest": ""}, "code_digest"),
+        ({"base_licence": ""}, "base_licence"),
+        ({"preset": {}}, "preset"),
+        ({"base": Kept(uri="", sha256="")}, "base"),
+    ],
+)
+def test_no_piece_of_evidence_may_be_missing(changes: dict[str, Any], name: str) -> None:
+    decision = decide(candidate(evidence=make_evidence(**changes)), POLICY)
+    assert broken(decision) == ["evidence"]
+    assert f"missing ['{name}']" in decision.reasons[0]
 
 
-def test_a_comparison_that_was_not_measured_is_our_fault():
-    with pytest.raises(ScoringError, match=r"does not compare 'rgrpo' with 'sft'.*base"):
-        _decide(make_results().model_copy(update={"comparisons": ()}))
+def changed(part: str, **fields: Any) -> Evidence:
+    """Evidence with one part changed."""
+    evidence = make_evidence()
+    return evidence.model_copy(update={part: getattr(evidence, part).model_copy(update=fields)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "rules"),
+    [
+        ({"stored_sha256": "other"}, ["weights"]),
+        ({"stored_sha256": ""}, ["weights"]),
+        ({"registered_sha256": "other", "stored_sha256": "other"}, ["weights", "evaluation"]),
+        ({"rows": {"rgrpo": "other", "champion": "old"}}, ["evaluation"]),
+        ({"evidence": changed("validation", data_sha256="other")}, ["data"]),
+        ({"evidence": changed("validation", data_sha256="")}, ["data"]),
+        ({"evidence": changed("evaluation", questions_digest="others")}, ["evaluation"]),
+        ({"evidence": changed("validation", passed=False)}, ["validation"]),
+        ({"evidence": make_evidence(preflight=Preflight(checks=()))}, ["evidence", "preflight"]),
+        (
+            {"evidence": make_evidence(guards=Guards(num_steps=0, metrics={}, limits=()))},
+            ["evidence", "guards"],
+        ),
+        ({"was_withdrawn": True}, ["not withdrawn"]),
+    ],
+)
+def test_digests_must_agree_and_all_must_have_said_yes(changes: dict[str, Any], rules: list[str]) -> None:
+    assert broken(decide(candidate(**changes), POLICY)) == rules
+
+
+def test_a_guard_that_was_broken_names_its_value() -> None:
+    (limit,) = make_evidence().guards.limits
+    worse = limit.model_copy(update={"passed": False, "value": "0.9"})
+    decision = decide(candidate(evidence=changed("guards", limits=(worse,))), POLICY)
+    assert broken(decision) == ["guards"]
+    assert "0.9" in decision.reasons[0]
+
+
+def test_a_comparison_with_an_earlier_champion_is_stale() -> None:
+    decision = decide(candidate(baseline=None, champion="4"), POLICY)
+    assert broken(decision) == ["comparison"]
+    assert "champion is version 4, it was none when this was measured" in decision.reasons[0]
+
+
+def test_a_gain_that_may_be_chance_is_refused() -> None:
+    """The low end of the interval, 0.11, decides: not the difference, 0.16."""
+    assert decide(candidate(), POLICY.model_copy(update={"min_gain": 0.11 - 1e-6})).promoted
+    decision = decide(candidate(), POLICY.model_copy(update={"min_gain": 0.11}))
+    assert broken(decision) == ["gain"]
+    assert "gain over champion" in decision.reasons[0]
+
+
+def test_no_kind_of_question_may_get_worse_than_the_tolerance() -> None:
+    assert decide(candidate(), POLICY.model_copy(update={"max_kind_loss": 0.04})).promoted
+    decision = decide(candidate(), POLICY.model_copy(update={"max_kind_loss": 0.039}))
+    assert broken(decision) == ["kinds"]
+    assert "worst: where -0.040" in decision.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("policy", "rule"),
+    [
+        ({"min_questions": 100_000}, "questions"),
+        ({"max_protocol_error_rate": 0.009}, "protocol"),  # 1 % of the example's attempts break it
+        ({"max_seconds_per_question": 0.01}, "latency"),
+    ],
+)
+def test_limits_are_those_of_the_policy(policy: dict[str, float], rule: str) -> None:
+    assert broken(decide(candidate(), POLICY.model_copy(update=policy))) == [rule]
+
+
+def test_a_row_that_we_broke_is_no_verdict_on_the_model() -> None:
+    assert broken(decide(candidate(results=with_final(unscored=1)), POLICY)) == ["unscored"]
+
+
+def test_the_slowest_answer_that_may_be_is_in_seconds() -> None:
+    slow = make_scores(0.742).model_copy(update={"seconds_per_question": 61.0})
+    assert broken(decide(candidate(results=with_final(overall=slow)), POLICY)) == ["latency"]
+
+
+def test_a_comparison_that_was_not_measured_is_our_fault() -> None:
+    results = make_results(low=0.11, old="champion").model_copy(update={"comparisons": ()})
+    with pytest.raises(ScoringError, match=r"does not compare 'rgrpo' with 'champion'"):
+        decide(candidate(results=results), POLICY)
+
+
+def test_no_setting_opens_the_rules_about_evidence() -> None:
+    """Whatever a preset or an option says, a version without evidence stays what it is."""
+    open_gate = PromotionConfig(
+        min_questions=1,
+        min_gain=-1,
+        max_kind_loss=1,
+        max_protocol_error_rate=1,
+        max_seconds_per_question=1e9,
+    )
+    for changes in ({"evidence": None, "results": None}, {"stored_sha256": ""}, {"baseline": None}):
+        assert not decide(candidate(**changes), open_gate).promoted
+
+
+def test_only_what_was_champion_and_is_whole_can_be_rolled_back_to() -> None:
+    assert decide_return(candidate(baseline=None), was_champion=True).promoted
+    assert broken(decide_return(candidate(), was_champion=False)) == ["was champion"]
+    assert broken(decide_return(candidate(stored_sha256=""), was_champion=True)) == ["weights"]
+    bare = candidate(evidence=None, results=None)
+    assert broken(decide_return(bare, was_champion=True)) == ["evidence"]

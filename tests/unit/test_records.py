@@ -1,14 +1,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from models.errors import RecordError
 from models.records import (
-    QUESTION_SCHEMA,
     SCHEMA_VERSION,
     Question,
     RationaleStep,
@@ -188,8 +186,3 @@ def test_a_photograph_is_turned_upright():
 def test_the_parts_of_a_record():
     assert record().boxes == (BOX,)
     assert record().text == "<think>Look. K7</think><answer>K7</answer>"
-
-
-def test_pictures_are_stored_as_hugging_face_expects():
-    image = QUESTION_SCHEMA.field("image").type
-    assert image == pa.struct([("bytes", pa.binary()), ("path", pa.string())])

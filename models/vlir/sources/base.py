@@ -32,6 +32,9 @@ class Sample:
 
     ``row`` counts the source's rows from 0. ``picture`` names the picture for messages. ``split`` is one that
     the user set (``train``, ``validation``, ``test``), or empty: the picture's digest then decides.
+    ``question`` is the question alone where ``text`` adds context, options or an instruction to it.
+    ``num_dropped_boxes`` counts annotated boxes that enclose nothing of the picture. An empty ``licence`` is
+    the source's.
     """
 
     row: int
@@ -43,6 +46,9 @@ class Sample:
     boxes: tuple[Box, ...] = ()
     split: str = ""
     kind: str = ""
+    question: str = ""
+    num_dropped_boxes: int = 0
+    licence: str = ""
 
 
 @dataclass(frozen=True, slots=True)

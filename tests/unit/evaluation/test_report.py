@@ -262,11 +262,13 @@ def test_the_time_inside_the_steps_is_summed_up_once_per_step(inputs):
 
 def test_figure_3_is_drawn_from_the_statistics_of_the_data(inputs):
     statistics = {
+        "crops_per_image": {"0": 1, "12": 5},
         "crops_per_record": {"0": 1, "10": 2, "2": 3},
         "crops_per_size": {"large": 0, "very_small": 3},
         "records_per_source": {"a": 1, "b": 2},
     }
     labels = [a.get("aria-label") or "" for _, a in Page(render(replace(inputs, statistics=statistics))).tags]
+    assert "Crops per picture. 0: 1; 12: 5" in labels
     assert "Crops per rationale. 0: 1; 2: 3; 10: 2" in labels
     assert "Crops by share of the picture. very small, below 5 %: 3; large, 50 % or more: 0" in labels
     assert "Rationales by source. b: 2; a: 1" in labels

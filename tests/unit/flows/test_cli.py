@@ -42,7 +42,18 @@ def run(*arguments: str, within_seconds: float) -> tuple[str, str]:
 def test_help_is_quick_and_names_every_command() -> None:
     out, _ = run("--help", within_seconds=HELP_SECONDS)
     assert "CODE 0 LOADED []" in out
-    others = ("ask", "serve", "table", "analyse", "fetch", "prune", "doctor", "completion")
+    others = (
+        "ask",
+        "serve",
+        "table",
+        "analyse",
+        "fetch",
+        "prune",
+        "rollback",
+        "history",
+        "doctor",
+        "completion",
+    )
     assert all(f"\n    {name}" in out for name in (*FLOWS, *others))
     assert all(part in out for part in ("examples:", "exit codes:", "environment:", "VLM_R3_API_KEY"))
 

@@ -13,7 +13,7 @@ from models.region import Picture, Size, View
 from models.trajectory import BoxEvent, CropSpan, Prompt, SampledSpan, StopReason, Trajectory
 from models.vlir.drawn import DrawnQuestion, draw_questions
 from models.vlir.filters import Candidate
-from models.vlir.generate import Teacher, to_record
+from models.vlir.generate import to_record
 
 MIX = {"read": 0.5, "add": 0.3, "where": 0.2}
 
@@ -64,8 +64,8 @@ def make_candidate(look: Look) -> Callable[..., Candidate]:
         spans.append(SampledSpan(pieces[-1]))
         prompt = Prompt(question.text, (Picture.of(question.image()),))
         trajectory = Trajectory(question.id, 0, prompt, tuple(spans), tuple(events), stop)
-        teacher = Teacher(engine=None, name="test", prompt_id="test")
-        return Candidate(to_record(question, trajectory, look=look, teacher=teacher), trajectory)
+        record = to_record(question, trajectory, look=look, teacher="test", prompt_id="test")
+        return Candidate(record, trajectory)
 
     return make
 

@@ -12,12 +12,13 @@ import pytest
 from models.config import Look, QuestionMix, VLIRConfig
 from models.presets import load_preset
 from models.records import SCHEMA_VERSION, read_questions, read_records
+from models.run_config import VLIRRun
 from models.trajectory import TurnError
-from models.vlir import build
 from models.vlir.build import VLIRSummary, build_vlir
 
 KINDS = {"read": 0.6, "add": 0.2, "where": 0.2}
 CONFIG = VLIRConfig(num_questions=30, num_validation_questions=10, kinds=KINDS, num_samples=2, junk_rate=0.1)
+ENGINE = load_preset("tiny").engine
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
@@ -29,15 +30,16 @@ def preset_look() -> Look:
 def _build(
     out: Path, look: Look, *, seed: int = 0, config: VLIRConfig = CONFIG, progress=None
 ) -> VLIRSummary:
-    return build_vlir(
-        config,
-        look,
+    request = VLIRRun(
+        vlir=config,
+        look=look,
+        engine=ENGINE,
         seed=seed,
-        out=out,
         rgrpo_questions=QuestionMix(num_questions=12, kinds=KINDS),
         evaluation_questions=QuestionMix(num_questions=8, kinds=KINDS),
-        progress=progress or (lambda done, total: None),
     )
+    work = out.with_name(out.name + ".shards")
+    return build_vlir(request, out=out, work=work, progress=progress or (lambda done, total: None))
 
 
 def _digests(out: Path) -> dict[str, str]:
@@ -62,8 +64,8 @@ def test_two_runs_give_the_same_bytes_and_another_seed_does_not(built, tmp_path,
     differing = {
         name for name, digest in _digests(out).items() if _digests(tmp_path / "other")[name] != digest
     }
-    # The held-out set is the same for every seed.
-    assert set(_digests(out)) - differing == {"questions/test.parquet"}
+    # The held-out set is the same for every seed, and the drawn world has no faulty rows.
+    assert set(_digests(out)) - differing == {"questions/test.parquet", "faults.jsonl"}
 
 
 def test_another_process_with_another_hash_seed_gives_the_same_bytes(tmp_path, preset_look):
@@ -71,13 +73,12 @@ def test_another_process_with_another_hash_seed_gives_the_same_bytes(tmp_path, p
     look = preset_look.model_copy(update={"end_on": frozenset(TurnError)})
     _build(tmp_path / "here", look)
     program = (
-        "import sys; from pathlib import Path; from models.config import *; from models.vlir.build import *\n"
-        "look, config, mixes = sys.argv[2:5]; import json\n"
-        "mixes = [QuestionMix(**mix) for mix in json.loads(mixes)]\n"
-        "build_vlir(VLIRConfig.model_validate_json(config), Look.model_validate_json(look), seed=0,"
-        " out=Path(sys.argv[1]), rgrpo_questions=mixes[0], evaluation_questions=mixes[1])"
+        "import sys; from pathlib import Path; from models.config import *; "
+        "from tests.unit.vlir.test_build import _build\n"
+        "look, config = sys.argv[2:4]\n"
+        "_build(Path(sys.argv[1]), Look.model_validate_json(look), "
+        "config=VLIRConfig.model_validate_json(config))"
     )
-    mixes = [{"num_questions": 12, "kinds": KINDS}, {"num_questions": 8, "kinds": KINDS}]
     subprocess.run(
         [
             sys.executable,
@@ -86,7 +87,6 @@ def test_another_process_with_another_hash_seed_gives_the_same_bytes(tmp_path, p
             str(tmp_path / "there"),
             look.model_dump_json(),
             CONFIG.model_dump_json(),
-            json.dumps(mixes),
         ],
         check=True,
         cwd=REPOSITORY,
@@ -99,10 +99,11 @@ def test_the_folder_holds_what_the_stages_read(built):
     out, summary = built
     records, held_out = read_records(out / "records"), read_records(out / "validation")
     rejected = read_records(out / "rejected")
-    assert len(records) == summary.train.num_records > 10
-    assert len(held_out) == summary.validation.num_records > 0
+    assert len(records) == summary.train.counts.num_records > 10
+    assert len(held_out) == summary.validation.counts.num_records > 0
     assert (
-        len(records) + len(held_out) + len(rejected) == summary.train.num_tries + summary.validation.num_tries
+        len(records) + len(held_out) + len(rejected)
+        == summary.train.counts.num_tries + summary.validation.counts.num_tries
     )
     assert all(record.reason == "" and record.question.split == "train" for record in records)
     assert all(record.question.split == "validation" for record in held_out)
@@ -133,26 +134,29 @@ def test_the_manifest_describes_the_folder(built):
     assert manifest["schema_version"] == SCHEMA_VERSION
     assert manifest["settings"]["vlir"] == CONFIG.model_dump(mode="json")
     assert manifest["source_mix"] == {"tiny-world": 1.0}
-    assert manifest["train"]["acceptance"] == summary.train.num_records / 30
-    assert sum(manifest["train"]["rejected"].values()) == summary.train.num_tries - summary.train.num_records
+    assert manifest["train"]["acceptance"] == summary.train.counts.num_records / 30
+    assert (
+        sum(manifest["train"]["rejected"].values())
+        == summary.train.counts.num_tries - summary.train.counts.num_records
+    )
     assert manifest["train"]["statistics"] == summary.train.statistics.to_dict()
     digests = {name: entry["sha256"] for name, entry in manifest["files"].items()}
     assert digests == {name: digest for name, digest in _digests(out).items() if name != "manifest.json"}
     assert manifest["files"]["questions/test.parquet"]["num_rows"] == 8
 
 
-def test_a_second_build_leaves_no_shard_of_the_first(tmp_path, preset_look, monkeypatch):
-    monkeypatch.setattr(build, "_QUESTIONS_PER_SHARD", 8)
-    _build(tmp_path, preset_look)
-    assert len(list((tmp_path / "records").iterdir())) == 4  # 30 questions in shards of 8
-    _build(tmp_path, preset_look, config=CONFIG.model_copy(update={"num_questions": 6}))
-    assert [path.name for path in (tmp_path / "records").iterdir()] == ["shard-00000.parquet"]
+def test_a_second_build_leaves_no_shard_of_the_first(tmp_path, preset_look):
+    out = tmp_path / "set"
+    _build(out, preset_look, config=CONFIG.model_copy(update={"shard_size": 8}))
+    assert len(list((out / "records").iterdir())) == 4  # 30 questions in shards of 8
+    _build(out, preset_look, config=CONFIG.model_copy(update={"num_questions": 6}))
+    assert [path.name for path in (out / "records").iterdir()] == ["shard-00000.parquet"]
 
 
 def test_progress_counts_every_question_once(tmp_path, preset_look):
     seen: list[tuple[int, int]] = []
-    _build(tmp_path, preset_look, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (60, 60)  # 30 + 10 + 12 + 8
+    _build(tmp_path / "set", preset_look, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (70, 70)  # 30 + 10 asked, 12 + 10 + 8 written
     assert seen == sorted(seen)
 
 

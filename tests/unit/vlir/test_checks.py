@@ -8,7 +8,8 @@ import pytest
 
 from models.errors import RecordError
 from models.records import RECORD_SCHEMA, png_bytes, sha256, write_records
-from models.vlir.checks import check_columns, check_record, read_manifest, record_files
+from models.vlir.checks import Rules, check_record, read_manifest, record_files
+from models.vlir.set_checks import check_columns
 
 BOX = [10.0, 10.0, 20.0, 18.0]
 
@@ -21,10 +22,11 @@ def row(sound_record, tmp_path) -> dict:
     return stored
 
 
-def _findings(row, look, held_out=frozenset()) -> set[str]:
+def _findings(row, look, **rules) -> set[str]:
     """Names of the checks that fail."""
-    finding = asdict(check_record(row, look, set(held_out)))
+    finding = asdict(check_record(row, Rules(look, **rules)))
     failed = {name for name, value in finding.items() if value is False}
+    failed |= {name for name in ("held_out_in", "foreign_text") if finding[name]}
     if finding["num_crops"] != finding["num_boxes_in_text"]:
         failed.add("crops_equal_boxes")
     if finding["num_answers"] != 1:
@@ -52,7 +54,11 @@ def test_a_box_that_differs_from_the_text(row, look):
 
 
 def test_a_box_in_the_text_without_a_crop(row, look):
-    assert _findings(_first_step(row, box=None), look) == {"crops_equal_boxes", "boxes_are_those_in_text"}
+    assert _findings(_first_step(row, box=None), look) == {
+        "crops_equal_boxes",
+        "boxes_are_those_in_text",
+        "steps_take_turns",
+    }
 
 
 def test_a_box_that_does_not_parse(row, look):
@@ -64,6 +70,51 @@ def test_a_box_that_does_not_parse(row, look):
 def test_two_answers(row, look):
     last = {**row["steps"][1], "text": row["steps"][1]["text"] + f"<answer>{row['final_answer']}</answer>"}
     assert _findings({**row, "steps": [row["steps"][0], last]}, look) == {"is_well_formed", "one_answer"}
+
+
+def _with_last(row, text):
+    return {**row, "steps": [row["steps"][0], {**row["steps"][1], "text": text}]}
+
+
+def test_words_after_the_answer(row, look):
+    text = row["steps"][1]["text"] + " I am sure."
+    assert _findings(_with_last(row, text), look) == {"is_well_formed", "ends_with_answer"}
+
+
+def test_a_crop_in_the_last_step(row, look):
+    first, last = row["steps"]
+    only = {"text": first["text"] + last["text"], "box": first["box"]}
+    assert _findings({**row, "steps": [only]}, look) == {"steps_take_turns", "steps_end_with_a_box"}
+
+
+def test_a_look_after_the_thinking(row, look):
+    first, last = row["steps"]
+    early = {**first, "text": first["text"].replace("<think>", "<think>I know.</think>")}
+    late = {**last, "text": last["text"].replace("</think>", "")}
+    assert _findings({**row, "steps": [early, late]}, look) == {"steps_take_turns", "is_well_formed"}
+
+
+def test_words_between_a_command_and_its_crop(row, look):
+    spoken = row["steps"][0]["text"] + " Let me see."
+    assert _findings(_first_step(row, text=spoken), look) == {"steps_end_with_a_box"}
+
+
+def test_a_rationale_in_another_language_or_script(row, look):
+    french = f" Je regarde la carte de plus près et je lis le code {row['final_answer']} dessus."
+    rest = f"</think><answer>{row['final_answer']}</answer>"
+    texts = {"scripts": ("LATIN",), "min_script_share": 0.5, "languages": ("en",)}
+    assert _findings(row, look, **texts) == set()
+    assert _findings(_with_last(row, french + rest), look, **texts) == {"foreign_text"}
+    assert _findings(_with_last(row, french + rest), look, languages=("fr", "en")) == set()
+    asked = {**row, "text": "这张卡片上写的是什么代码"}
+    assert check_record(asked, Rules(look, **texts)).foreign_text == "not LATIN"
+
+
+def test_lengths_are_counted_without_tags_commands_and_outer_blanks(row, look):
+    found = check_record({**row, "text": "  what? "}, Rules(look))
+    assert found.question_characters == len("what?")
+    spoken = f"I look closer at the card.  It says {row['final_answer']}."
+    assert found.rationale_characters == len(spoken)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +146,9 @@ def test_a_missing_picture(row, look):
 
 
 def test_a_picture_that_is_held_out(row, look):
-    assert _findings(row, look, {row["image_sha256"]}) == {"image_is_not_held_out"}
+    held_out = {row["image_sha256"]: "mme"}
+    assert _findings(row, look, held_out=held_out) == {"held_out_in"}
+    assert check_record(row, Rules(look, held_out=held_out)).held_out_in == "mme"
 
 
 def test_boxes_that_refer_to_another_size_than_the_model_sees(row, look):
@@ -109,7 +162,7 @@ def test_a_rejected_row_among_the_accepted(row, look):
 def test_an_empty_row_is_a_finding_and_no_crash(row, look):
     empty = dict.fromkeys(row)
     assert "image_is_intact" in _findings(empty, look)
-    assert check_record(empty, look, set()).id == ""
+    assert check_record(empty, Rules(look)).id == ""
 
 
 def _columns(tmp_path, table: pa.Table) -> dict[str, tuple[str, str]]:

@@ -1,5 +1,6 @@
 """Each filter's accept and reject cases."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -7,7 +8,8 @@ import pytest
 
 from models.region import Box
 from models.trajectory import BoxEvent, Prompt, StopReason, TurnError
-from models.vlir.filters import Judges, Reason, find_broken_rule, screen
+from models.vlir.filters import OUR_FAILURES, Judges, Reason, find_broken_rule, screen
+from models.vlir.judges import Nobody, NoReply
 
 
 class Always:
@@ -134,12 +136,14 @@ def test_two_verdicts_of_yes_accept(sound, look):
     assert [verdict.name for verdict in record.verdicts] == ["rules", "semantic_unit", "coherence"]
     assert judges.semantic_unit.prompts[0].pictures == (sound.trajectory.crops[0].picture,)
     assert record.text in judges.coherence.prompts[0].text
-    assert dict(screening.judge_counts) == {
-        "semantic_unit/asked": 1,
-        "semantic_unit/retried": 0,
-        "coherence/asked": 1,
-        "coherence/retried": 0,
-    }
+    assert [dict(counts) for counts in screening.judge_counts] == [
+        {
+            "semantic_unit/asked": 1,
+            "semantic_unit/retried": 0,
+            "coherence/asked": 1,
+            "coherence/retried": 0,
+        }
+    ]
 
 
 @pytest.mark.parametrize(
@@ -163,8 +167,8 @@ def test_any_other_verdict_rejects_and_is_kept_as_evidence(sound, look, unit, co
 
 def test_unclear_verdicts_are_counted_and_retried(sound, look):
     screening, judges = _screen([sound], look, unit="dunno")
-    assert screening.judge_counts["semantic_unit/unclear"] == 1
-    assert screening.judge_counts["semantic_unit/retried"] == 1
+    assert sum(screening.judge_counts, Counter())["semantic_unit/unclear"] == 1
+    assert sum(screening.judge_counts, Counter())["semantic_unit/retried"] == 1
     assert len(judges.semantic_unit.prompts) == 2
 
 
@@ -204,3 +208,49 @@ def test_one_bad_crop_of_two_rejects(make_candidate, drawn, look):
     assert record.reason == Reason.NO_SEMANTIC_UNIT
     assert [verdict.verdict for verdict in record.verdicts] == ["yes", "yes", "no"]
     assert str([float(corner) for corner in boxes[1]]) in record.verdicts[-1].evidence
+
+
+class Partly(Always):
+    """Replies with what it was given, one after the other."""
+
+    def ask(self, prompts, *, attempt):
+        return list(self.replies)[: len(prompts)]
+
+
+FAILED = NoReply("judge_failed", "timed out")
+
+
+def test_a_judge_that_fails_at_one_request_judges_the_others(sound, look):
+    judges = Judges(Partly(FAILED, "yes"), Always("yes"))
+    screening = screen([sound, sound], look=look, judges=judges)
+    failed, accepted = screening.records
+    assert (failed.reason, accepted.reason) == (Reason.JUDGE_FAILED, "")
+    assert failed.verdicts[-1].verdict == "judge_failed"
+    assert "timed out" in failed.verdicts[-1].evidence
+    assert [counts["semantic_unit/judge_failed"] for counts in screening.judge_counts] == [1, 0]
+    # It is ours, so the try is made again, and nobody was asked about its reasoning meanwhile.
+    assert Reason.JUDGE_FAILED in OUR_FAILURES
+    assert len(judges.coherence.prompts) == 1
+
+
+@pytest.mark.parametrize(
+    ("replies", "reason"),
+    [((FAILED, "no"), Reason.NO_SEMANTIC_UNIT), ((FAILED, "yes"), Reason.JUDGE_FAILED)],
+)
+def test_a_no_about_one_crop_needs_no_verdict_on_the_other(sound, look, replies, reason):
+    two_looks = replace(sound, trajectory=replace(sound.trajectory, spans=sound.trajectory.spans[:2] * 2))
+    screening = screen([two_looks], look=look, judges=Judges(Partly(*replies), Always("yes")))
+    assert screening.records[0].reason == reason
+
+
+def test_what_nobody_judges_is_accepted_and_says_so(sound, look):
+    screening = screen([sound], look=look, judges=Judges(Nobody(), Nobody()))
+    (record,) = screening.records
+    assert record.reason == ""
+    assert [(verdict.name, verdict.verdict) for verdict in record.verdicts] == [
+        ("rules", "yes"),
+        ("semantic_unit", "not_judged"),
+        ("coherence", "not_judged"),
+    ]
+    (counts,) = screening.judge_counts
+    assert (counts["coherence/asked"], counts["coherence/not_judged"]) == (0, 1)

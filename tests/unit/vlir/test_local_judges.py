@@ -1,16 +1,20 @@
 """The judges of the drawn world: clear cases by hand, and how often they err."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
 from models.config import Look, QuestionMix, VLIRConfig
 from models.crops import crop_from_original
 from models.region import Box, Size, View, find_fault, snap_outwards
+from models.rollout import Asked
 from models.tiny import world
 from models.tiny.teacher import EmbeddedTeacher, jittered_box
 from models.vlir.drawn import draw_questions
+from models.vlir.entries import Ready
 from models.vlir.filters import Judges
-from models.vlir.generate import Teacher, generate
+from models.vlir.generate import Task, Teacher, generate
 from models.vlir.judges import coherence_prompt, semantic_unit_prompt
 from models.vlir.local_judges import CoherenceJudge, SemanticUnitJudge, find_incoherence, holds_one_card
 
@@ -195,9 +199,12 @@ def test_coherence_judge_errs_rarely(perfect, look):
     judges = Judges(SemanticUnitJudge(), CoherenceJudge())
 
     def share_incoherent(config: VLIRConfig) -> float:
-        teacher = Teacher(EmbeddedTeacher(config, scenes), "embedded", "question")
-        found = generate(teacher, questions, look=look, judges=judges, num_samples=1, seed=1)
-        return found.judge_counts["coherence/no"] / found.judge_counts["coherence/asked"]
+        teacher = Teacher(EmbeddedTeacher(config, scenes), "embedded", 128)
+        tasks = (Task(Ready(each, Asked.of(each, look), "question"), 0, 1, None) for each in questions)
+        counts: Counter[str] = Counter()
+        for tried in generate(teacher, tasks, look=look, judges=judges, num_samples=1):
+            counts += tried.judge_counts
+        return counts["coherence/no"] / counts["coherence/asked"]
 
     assert share_incoherent(perfect) == 0
     assert share_incoherent(perfect.model_copy(update={"muddled_rate": 1.0})) > 0.9
