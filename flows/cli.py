@@ -171,10 +171,8 @@ def parser() -> argparse.ArgumentParser:
     _add_common(serve)
     _add_serving(serve)
     _add_table(commands.add_parser("table", help="print the measured benchmarks beside the published ones"))
-    _add_services(commands.add_parser("services", help="a team server without containers: start it, end it"))
-    _add_deploy(
-        commands.add_parser("deploy", help="work pools, deployments, automations on a Prefect server")
-    )
+    for command in add_team_commands(commands):
+        _add_place(command)
     doctor = commands.add_parser("doctor", help="say what this machine has, and what to do where it lacks")
     doctor.add_argument("--endpoint", default="", metavar="URL", help="also ask this chat endpoint")
     _add_place(doctor)
