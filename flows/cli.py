@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from flows.team_options import add_team_commands
+
 FLOWS = {
     "run": "the whole pipeline: data, gate, SFT, R-GRPO, controls, evaluation, registry, promotion",
     "build-vlir": "make questions and interleaved rationales",
