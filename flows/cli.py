@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from flows.team_options import add_team_commands
+
 FLOWS = {
     "run": "the whole pipeline: data, gate, SFT, R-GRPO, controls, evaluation, registry, promotion",
     "build-vlir": "make questions and interleaved rationales",
@@ -171,22 +173,8 @@ def parser() -> argparse.ArgumentParser:
     _add_common(serve)
     _add_serving(serve)
     _add_table(commands.add_parser("table", help="print the measured benchmarks beside the published ones"))
-    services = commands.add_parser("services", help="a team server without containers: start it, end it")
-    services.add_argument(
-        "action", choices=("up", "down", "status", "env"), help="env prints new passwords for containers"
-    )
-    _add_place(services)
-    deploy = commands.add_parser("deploy", help="work pools, deployments and automations on a Prefect server")
-    deploy.add_argument(
-        "--gpu-pool", choices=("gpu", "gpu-k8s"), help="deploy the large presets too, on this pool (not)"
-    )
-    deploy.add_argument(
-        "--home", type=Path, metavar="DIR", help="where the project lies on the workers (as here)"
-    )
-    deploy.add_argument(
-        "--notify", default="", metavar="TYPE/NAME", help="a saved block of Prefect that takes messages"
-    )
-    _add_place(deploy)
+    for command in add_team_commands(commands):
+        _add_place(command)
     doctor = commands.add_parser("doctor", help="say what this machine has, and what to do where it lacks")
     doctor.add_argument("--endpoint", default="", metavar="URL", help="also ask this chat endpoint")
     _add_place(doctor)
