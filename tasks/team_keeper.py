@@ -1,8 +1,8 @@
 """Starting, watching and ending the services of a team server.
 
 One process, the keeper (``python -m tasks.team_keeper HOME``), starts every service under the supervisor of
-:mod:`tasks.launch`, starts again what dies, and writes ``WORK_DIR/services/state.json``. When it ends, however
-it ends, so do the services: ``down`` ends the keeper and nothing else.
+:mod:`tasks.launch`, starts again what dies, and writes ``WORK_DIR/services/state.json``. However it
+ends, so do the services: ``down`` ends the keeper and nothing else.
 """
 
 import os
@@ -19,11 +19,11 @@ from pydantic import BaseModel, ConfigDict
 from models.errors import LaunchError, VLMR3Error
 from models.rundir import write_atomically
 from tasks import launch
-from tasks.settings import Settings, service_environment
+from tasks.settings import Settings
 from tasks.team_config import TeamConfig, env_text, services_folder, write_private
 from tasks.team_services import Service, prepare_postgres, services_of
 
-_START_SECONDS = 240.0
+_START_SECONDS = 300.0  # of one service
 _STOP_SECONDS = 120.0
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 15.0
@@ -78,7 +78,7 @@ def up(settings: Settings, home: Path) -> None:
     if State.read(folder) is None:
         (folder / "state.json").unlink(missing_ok=True)
         launch.detach([sys.executable, "-m", "tasks.team_keeper", str(home)], log=log, folder=home)
-    deadline = time.monotonic() + _START_SECONDS
+    deadline = time.monotonic() + 3 * _START_SECONDS
     while time.monotonic() < deadline:
         state = State.read(folder)
         if state and state.phase == "ready":
@@ -196,7 +196,7 @@ def keep(settings: Settings, home: Path) -> None:
     config = TeamConfig.keep(folder)
     keeper = Keeper(folder)
     try:
-        prepare_postgres(config, settings, lambda command: _run(command, folder / "initdb.log"))
+        prepare_postgres(config, settings)
         write_private(folder / "env", env_text(config.client_environment(settings, home)))
         waves = services_of(config, settings, home=home)
         for wave in waves:
@@ -205,13 +205,6 @@ def keep(settings: Settings, home: Path) -> None:
         keeper.watch(_all(waves))
     finally:
         keeper.stop()
-
-
-def _run(command: Sequence[str], log: Path) -> None:
-    with log.open("ab") as output:
-        code = launch.start(command, output=output, environment=service_environment()).wait()
-    if code:
-        raise LaunchError(f"{command[0]} ended with exit code {code}:\n{launch.end_of(log)}")
 
 
 def _all(waves: Sequence[Sequence[Service]]) -> list[Service]:

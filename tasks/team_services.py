@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 
 from models.errors import ConfigError
+from tasks import launch
 from tasks.launch import BIN
 from tasks.settings import Settings, is_root, service_environment
 from tasks.team_config import HOST, S3_PORTS, USER, TeamConfig, services_folder, write_private
@@ -146,8 +147,8 @@ def _worker(config: TeamConfig, client: Mapping[str, str]) -> Service:
     )
 
 
-def prepare_postgres(config: TeamConfig, settings: Settings, run: Callable[..., None]) -> None:
-    """Make PostgreSQL's data folder where there is none; ``run`` runs a command to its end.
+def prepare_postgres(config: TeamConfig, settings: Settings) -> None:
+    """Make PostgreSQL's data folder where there is none.
 
     Raises ConfigError where we are root and the other user cannot read what PostgreSQL needs.
     """
@@ -163,8 +164,9 @@ def prepare_postgres(config: TeamConfig, settings: Settings, run: Callable[..., 
             os.chown(path, user.pw_uid, user.pw_gid)
         _check_readable(folder, _postgres_bin())
     options = ("--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "-U", USER, f"--pwfile={password}")
+    command = [*_as_server_user(), str(_postgres_bin() / "initdb"), "-D", str(folder / "data"), *options]
     try:
-        run([*_as_server_user(), str(_postgres_bin() / "initdb"), "-D", str(folder / "data"), *options])
+        launch.run(command, log=services_folder(settings) / "initdb.log", environment=service_environment())
     finally:
         password.unlink()
 

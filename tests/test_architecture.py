@@ -40,6 +40,10 @@ LIGHT = (
     "models.chat",
     "models.endpoints",
     "models.http_engine",
+    "models.usage",
+    "models.png",
+    "models.vlir.prompts",
+    "models.vlir.judge_endpoints",
     "models.corruption",
     "models.rollout",
     "models.packing",
@@ -117,6 +121,8 @@ ENVIRONMENT_USERS = {
     "models/evaluation/ranks.py",
     "models/evaluation/score.py",
     "models/vllm_engine.py",
+    "models/vlir/teachers.py",
+    "models/vlir/judge_endpoints.py",
 }
 
 

@@ -74,6 +74,7 @@ class VLIRSummary:
     validation: Outcome
     num_rgrpo_questions: int
     num_evaluation_questions: int
+    spending: Mapping[str, float]
 
     def metrics(self) -> dict[str, float]:
         """For the tracker; the names are explained in ``docs/metrics.md``."""
@@ -102,6 +103,7 @@ class VLIRSummary:
             "vlir/teacher_prompt_tokens": sum(each.prompt_tokens for each in both),
             "vlir/teacher_sampled_tokens": sum(each.sampled_tokens for each in both),
             **named,
+            **self.spending,
         }
 
 
@@ -129,6 +131,7 @@ def build_vlir(
         validation=Outcome(builder.counts["validation"], _statistics(out / VALIDATION)),
         num_rgrpo_questions=written.numbers["train"],
         num_evaluation_questions=written.numbers["test"],
+        spending=builder.spending.metrics(),
     )
     for split in written.numbers:
         builder.register(f"{QUESTIONS}/{split}.parquet")

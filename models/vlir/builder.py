@@ -23,6 +23,7 @@ from models.vlir.judge_endpoints import open_judge
 from models.vlir.layout import FAULTS, RECORDS, VALIDATION
 from models.vlir.origins import DrawnWorld, Origin
 from models.vlir.shards import Counts, DoneShard, OpenShard, ShardFolder, digest_of_file
+from models.vlir.spending import Spending
 from models.vlir.teachers import open_teacher, teacher_name
 
 Progress = Callable[[int, int], None]
@@ -64,6 +65,15 @@ class Builder:
         self._shards: list[Shard] = []
         self._num_open = 0
         self._teacher: Teacher | None = None
+        self._judges: Judges | None = None
+        self.spending = Spending(
+            work,
+            {
+                "teacher": self._config.teacher.prices,
+                "semantic_unit": self._config.semantic_unit.prices,
+                "coherence": self._config.coherence.prices,
+            },
+        )
         self._failures = _Failures(self._config.max_failed_share)
         self._progress, self._done, self._reported = progress, 0, 0.0
 
@@ -73,15 +83,20 @@ class Builder:
         first = next(tasks, None)
         if first is not None:
             self._teacher = open_teacher(self._request, self._look, self._scenes())
-            judges = Judges(
-                semantic_unit=open_judge(self._config.semantic_unit, "semantic_unit"),
-                coherence=open_judge(self._config.coherence, "coherence"),
+            engine = self._config.teacher.engine
+            place = engine.endpoint if engine is not None else ""
+            self._judges = Judges(
+                open_judge(self._config.semantic_unit, "semantic_unit", teacher_endpoint=place),
+                open_judge(self._config.coherence, "coherence", teacher_endpoint=place),
             )
+            self.spending.watch("teacher", self._teacher.engine)
+            self.spending.watch("semantic_unit", self._judges.semantic_unit)
+            self.spending.watch("coherence", self._judges.coherence)
             tried = generate(
                 self._teacher,
                 chain([first], tasks),
                 look=self._look,
-                judges=judges,
+                judges=self._judges,
                 num_samples=self._config.num_samples,
             )
             for each in tried:
@@ -92,9 +107,12 @@ class Builder:
             self._keep(split, self._folder.finish(self._folder.open(Shard(split, 0, ()))))
 
     def close(self) -> None:
-        """Close the teacher."""
+        """Close the teacher and the judges, and keep what they used."""
+        self.spending.save()
         if self._teacher is not None:
             self._teacher.engine.close()
+        if self._judges is not None:
+            self._judges.close()
 
     def tick(self, *, finally_: bool = False) -> None:
         """One more step is done; told on now and then, and the last time in any case."""
@@ -171,6 +189,7 @@ class Builder:
         if opened.is_settled:
             self._num_open -= 1
             self._keep(opened.shard.split, self._folder.finish(opened))
+            self.spending.save()
 
     def _keep(self, split: str, done: DoneShard) -> None:
         self.counts[split].add(done.counts)

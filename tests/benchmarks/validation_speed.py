@@ -22,31 +22,17 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 
-from models.config import QuestionMix, ValidationConfig, VLIRConfig
-from models.presets import load_preset
+from models.config import ValidationConfig
 from models.records import RECORD_SCHEMA, write_rows
 from models.run_config import ValidationRun
 from models.rundir import RunDir, write_atomically
-from models.vlir.build import RECORDS, build_vlir
+from models.vlir.layout import RECORDS
 from models.vlir.verdict import VERDICT, ValidationVerdict
+from tests.small_set import build_small_set
 
 _DISTINCT = 600
 _ROWS_PER_SHARD = 512
 _MIB = 2**20
-
-
-def build(folder: Path) -> list[dict[str, Any]]:
-    """A drawn set in ``folder``; its rows."""
-    kinds = {"read": 0.6, "add": 0.25, "where": 0.15}
-    build_vlir(
-        VLIRConfig(num_questions=_DISTINCT, num_validation_questions=8, kinds=kinds),
-        load_preset("tiny").look,
-        seed=0,
-        out=folder,
-        rgrpo_questions=QuestionMix(num_questions=8, kinds=kinds),
-        evaluation_questions=QuestionMix(num_questions=8, kinds=kinds),
-    )
-    return pq.read_table(folder / RECORDS).to_pylist()
 
 
 def repeat(rows: Sequence[dict[str, Any]], number: int, *, is_broken: bool) -> Iterator[dict[str, Any]]:
@@ -83,7 +69,8 @@ def validate(run: RunDir) -> tuple[float, float]:
 def measure(work: Path, number: int) -> dict[str, float]:
     """The figures of all rounds."""
     folder = work / "vlir"
-    rows = build(folder)
+    build_small_set(folder, num_questions=_DISTINCT)
+    rows = pq.read_table(folder / RECORDS).to_pylist()
     config = ValidationRun(records_path=str(folder), validation=ValidationConfig())
     figures: dict[str, float] = {"records": number}
     for name, count, is_broken in (

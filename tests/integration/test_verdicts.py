@@ -9,37 +9,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from models.config import Preset, QuestionMix, ValidationConfig, VLIRConfig
+from models.config import Preset, ValidationConfig
 from models.errors import GateError
+from models.evidence import DataEvidence, Kept, ValidationEvidence
 from models.presets import load_preset
-from models.vlir.build import build_vlir
 from tasks.artifacts import ArtifactRef
 from tasks.data import validate_data
+from tasks.registry import promote_version, register
 from tasks.settings import Settings, prepare
 from tasks.stage import StageOutput, read_store
 from tasks.tracking import client
 from tasks.verdicts import previous_verdict, read_verdict
-from tasks.versions import CHAMPION
-from tests.integration.test_registry import evaluation, evidence, model, registered
+from tests.evidence_examples import POLICY
+from tests.registry_examples import stored_evidence, stored_model
+from tests.small_set import build_small_set
 
 pytestmark = pytest.mark.integration
 
-KINDS = {"read": 0.6, "add": 0.25, "where": 0.15}
 CONFIG = ValidationConfig(min_records=20, min_acceptance=0.4)
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("built") / "vlir"
-    build_vlir(
-        VLIRConfig(num_questions=40, num_validation_questions=8, kinds=KINDS),
-        load_preset("tiny").look,
-        seed=0,
-        out=out,
-        rgrpo_questions=QuestionMix(num_questions=8, kinds=KINDS),
-        evaluation_questions=QuestionMix(num_questions=8, kinds=KINDS),
-    )
-    return out
+    return build_small_set(tmp_path_factory.mktemp("built") / "vlir")
 
 
 @pytest.fixture(autouse=True)
@@ -56,19 +48,24 @@ def judge(data: ArtifactRef, config: ValidationConfig = CONFIG, **inputs: Artifa
     return asyncio.run(validate_data.fn(data, config, **inputs))
 
 
-def crown(tmp_path: Path, data: ArtifactRef, verdict: ArtifactRef, **changed: str) -> None:
+def crown(folder: Path, data: ArtifactRef, verdict: ArtifactRef) -> None:
     """Make a champion that learned from these data."""
-    weights = model(tmp_path, "champion")
-    kept = evaluation(tmp_path, low=0.1, old="sft", models={"rgrpo": weights})
-    known = {
-        "preset_name": "tiny",
-        "data_digest": data.sha256,
-        "validation_uri": verdict.uri,
-        "validation_digest": verdict.sha256,
-        **changed,
-    }
-    version = registered(weights, evidence(kept, **known))
-    client(Settings.read()).set_registered_model_alias("vlm-r3", CHAMPION, version.number)
+    weights = stored_model(folder, "champion")
+    evidence = stored_evidence(
+        folder,
+        weights,
+        data=DataEvidence(
+            artifact=Kept(uri=data.uri, sha256=data.sha256), num_records=30, licences=("ours",)
+        ),
+        validation=ValidationEvidence(
+            artifact=Kept(uri=verdict.uri, sha256=verdict.sha256),
+            data_sha256=data.sha256,
+            passed=True,
+            summary="",
+        ),
+    )
+    version = asyncio.run(register.fn(weights, evidence))
+    assert asyncio.run(promote_version.fn(version, POLICY)).is_champion
 
 
 @pytest.fixture
