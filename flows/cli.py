@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from flows.team_options import add_team_commands
+
 FLOWS = {
     "run": "the whole pipeline: data, gate, SFT, R-GRPO, controls, evaluation, registry, promotion",
     "build-vlir": "make questions and interleaved rationales",
@@ -29,6 +31,8 @@ MODULES = {
     "prune": ("store_commands", "prune"),
     "rollback": ("registry_commands", "rollback"),
     "history": ("registry_commands", "history"),
+    "services": ("services_command", "services"),
+    "deploy": ("deploy_command", "deploy"),
     "doctor": ("commands", "doctor"),
     "completion": ("cli", "print_completion"),
 }
@@ -47,6 +51,7 @@ examples:
   vlm-r3 serve models:/vlm-r3@champion                the same over HTTP, for OpenAI's clients
   vlm-r3 evaluate --benchmark mme --data FOLDER --endpoint http://host:8000/v1
   vlm-r3 table                                        measured beside published
+  vlm-r3 services up                                  a team server: PostgreSQL, S3, Prefect, MLflow
   vlm-r3 COMMAND --help                               every option of a command
 
 exit codes:
@@ -163,6 +168,23 @@ def parser() -> argparse.ArgumentParser:
         if name == "promote":
             command.add_argument("--version", default="challenger", help="number or alias (challenger)")
     _add_analyse(commands.add_parser("analyse", help="make Table 2, Figure 4 or Figure 5 of the paper"))
+    _add_using(commands)
+    serve = commands.add_parser("serve", help="answer questions over HTTP, as OpenAI's interface does")
+    _add_common(serve)
+    _add_serving(serve)
+    _add_table(commands.add_parser("table", help="print the measured benchmarks beside the published ones"))
+    for command in add_team_commands(commands):
+        _add_place(command)
+    doctor = commands.add_parser("doctor", help="say what this machine has, and what to do where it lacks")
+    doctor.add_argument("--endpoint", default="", metavar="URL", help="also ask this chat endpoint")
+    _add_place(doctor)
+    completion = commands.add_parser("completion", help="print a script that lets a shell complete commands")
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    completion.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+    return made
+
+
+def _add_using(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     ask = commands.add_parser("ask", help="ask a model one question about a picture")
     _add_common(ask)
     ask.add_argument("image", type=Path)
@@ -183,17 +205,6 @@ def parser() -> argparse.ArgumentParser:
     )
     prune.add_argument("--delete", action="store_true", help="remove them, too")
     _add_place(prune)
-    serve = commands.add_parser("serve", help="answer questions over HTTP, as OpenAI's interface does")
-    _add_common(serve)
-    _add_serving(serve)
-    _add_table(commands.add_parser("table", help="print the measured benchmarks beside the published ones"))
-    doctor = commands.add_parser("doctor", help="say what this machine has, and what to do where it lacks")
-    doctor.add_argument("--endpoint", default="", metavar="URL", help="also ask this chat endpoint")
-    _add_place(doctor)
-    completion = commands.add_parser("completion", help="print a script that lets a shell complete commands")
-    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
-    completion.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
-    return made
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
@@ -217,6 +228,9 @@ def _add_own_data(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--manifest", default="", metavar="FILE", help="JSONL or Parquet: image, question, answer, maybe box"
+    )
+    group.add_argument(
+        "--licence", default="", metavar="TEXT", help="of the data; no version is promoted without one"
     )
     group.add_argument(
         "--teacher", default="", metavar="URL", help=f"writes the rationales: an endpoint's URL, or {_MODELS}"

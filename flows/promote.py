@@ -7,6 +7,7 @@ from prefect import flow
 from flows.parameters import Overrides, Parent, PresetName, hint
 from models.presets import load_preset
 from tasks.deployed import hand_over
+from tasks.events import tell_refusal
 from tasks.registry import Verdict, promote_version, version_named
 from tasks.stage import perform
 from tasks.versions import CHALLENGER
@@ -32,4 +33,6 @@ async def promote(
         version=version_named(version),
         config=run.promotion,
     )
+    if not verdict.is_champion:
+        tell_refusal("promote", "\n".join(verdict.reasons))
     return await hand_over(verdict)

@@ -7,6 +7,7 @@ from flows.parameters import Data, Overrides, Parent, PresetName
 from models.presets import load_preset
 from tasks.data import validate_data
 from tasks.deployed import hand_over
+from tasks.events import gate
 from tasks.stage import StageOutput, perform
 from tasks.verdicts import previous_verdict
 
@@ -25,12 +26,13 @@ async def validate(
     run = load_preset(preset, overrides or ())
     built = data or await build_vlir(preset, overrides, parent=parent)
     data_ref = built.artifacts["data"]
-    output: StageOutput = await perform(
-        validate_data,
-        label="validate",
-        parent=parent,
-        data=data_ref,
-        config=run.validation,
-        previous=previous_verdict(run, data_ref),
-    )
+    with gate("validate"):
+        output: StageOutput = await perform(
+            validate_data,
+            label="validate",
+            parent=parent,
+            data=data_ref,
+            config=run.validation,
+            previous=previous_verdict(run, data_ref),
+        )
     return await hand_over(output)

@@ -179,6 +179,11 @@ def count_questions(path: Path) -> int:
     return int(pq.read_metadata(path).num_rows)
 
 
+def count_records(folder: Path) -> int:
+    """How many records the Parquet files of a folder hold."""
+    return sum(int(pq.read_metadata(path).num_rows) for path in folder.glob("*.parquet"))
+
+
 def write_records(path: Path, records: Iterable[VLIRRecord]) -> int:
     """Write rationale records to one Parquet file and return their number."""
     return write_rows(path, RECORD_SCHEMA, (_record_row(record) for record in records))

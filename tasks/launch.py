@@ -95,6 +95,7 @@ def start(
     output: Any,
     environment: Mapping[str, str],
     grace_seconds: float = GRACE_SECONDS,
+    folder: Path | None = None,
 ) -> Process:
     """Start a command under the supervisor, in a session of its own; its output goes to an open file."""
     return subprocess.Popen(
@@ -103,8 +104,32 @@ def start(
         stdout=output,
         stderr=subprocess.STDOUT,
         env=dict(environment),
+        cwd=folder,
         start_new_session=True,
     )
+
+
+def run(
+    command: Sequence[str], *, log: Path, environment: Mapping[str, str], folder: Path | None = None
+) -> None:
+    """Run a command to its end, its output appended to a log. Raises LaunchError when it fails."""
+    with log.open("ab") as output:
+        code = start(command, output=output, environment=environment, folder=folder).wait()
+    if code:
+        raise LaunchError(f"{command[0]} ended with exit code {code}. The end of {log}:\n{end_of(log)}")
+
+
+def detach(command: Sequence[str], *, log: Path, folder: Path) -> None:
+    """Start a command that outlives this process, in a session of its own, in a folder."""
+    with log.open("ab") as output:
+        subprocess.Popen(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            start_new_session=True,
+        )
 
 
 def become(command: Sequence[str]) -> NoReturn:

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from models.errors import ConfigError
 
+# Where the project lies: flows, presets, infra/.
+HOME = Path(__file__).resolve().parent.parent
+
 WORK_DIR = "VLM_R3_WORK_DIR"
 ARTIFACTS = "VLM_R3_ARTIFACTS"
 BENCHMARKS = "VLM_R3_BENCHMARKS"
@@ -167,6 +170,18 @@ def limit_tracker_retries() -> None:
     """
     for name, value in _TRACKER_DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+def service_environment(**values: str) -> dict[str, str]:
+    """The environment of a server of ours: these values, and nothing that is about other servers."""
+    foreign = ("AWS_", "MLFLOW_", "PREFECT_", "VLM_R3_", "PG")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    return {**kept, "PYTHONUNBUFFERED": "1", **values}
+
+
+def is_root() -> bool:
+    """Whether this process may do anything."""
+    return os.geteuid() == 0
 
 
 def compiler_name() -> str:

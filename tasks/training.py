@@ -6,6 +6,7 @@ from prefect import task
 
 from models.config import EngineConfig, Look, ModelConfig, RGRPOConfig, SFTConfig, resolve_model_path
 from models.errors import TrainingError
+from models.records import count_records
 from models.run_config import RGRPORun, SFTRun
 from models.rundir import RunDir
 from models.vlir.layout import QUESTIONS, RECORDS, VALIDATION
@@ -60,7 +61,8 @@ async def train_sft(
         request = SFTRun(
             model_path=str(stage.store.fetch(model)),
             records_path=str(folder / RECORDS),
-            validation_path=str(folder / VALIDATION),
+            # A small set of one's own may leave none; training then goes without a validation loss.
+            validation_path=str(folder / VALIDATION) if count_records(folder / VALIDATION) else "",
             look=look,
             sft=config,
             freeze_vision=freeze_vision,

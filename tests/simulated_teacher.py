@@ -89,7 +89,7 @@ class Teacher:
         elif fault in JUNK:
             await _reply(send, 200, JUNK[fault])
         else:
-            await _reply(send, 200, self._answers if b'"role": "assistant"' in body else self._looks)
+            await _reply(send, 200, self._answers if b'"assistant"' in body else self._looks)
 
 
 async def _body(receive: Any) -> bytes:

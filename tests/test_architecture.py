@@ -40,6 +40,10 @@ LIGHT = (
     "models.chat",
     "models.endpoints",
     "models.http_engine",
+    "models.usage",
+    "models.png",
+    "models.vlir.prompts",
+    "models.vlir.judge_endpoints",
     "models.corruption",
     "models.rollout",
     "models.packing",
@@ -92,6 +96,12 @@ LIGHT = (
     "flows.registry_commands",
     "flows.commands",
     "flows.serve_command",
+    "flows.services_command",
+    "flows.deploy_command",
+    "tasks.team_config",
+    "tasks.team_keeper",
+    "tasks.nodes",
+    "tasks.node",
     "flows.store_commands",
 )
 # Who may touch what is outside: one adapter each.
@@ -106,6 +116,8 @@ ENVIRONMENT_USERS = {
     "models/evaluation/ranks.py",
     "models/evaluation/score.py",
     "models/vllm_engine.py",
+    "models/vlir/teachers.py",
+    "models/vlir/judge_endpoints.py",
 }
 
 

@@ -61,6 +61,7 @@ class Outcome:
             "rejected": dict(sorted(counts.reasons.items())),
             "judges": dict(sorted(counts.judge_counts.items())),
             "faults": dict(sorted(counts.faults.items())),
+            "picture_changes": dict(sorted(counts.changes.items())),
             "statistics": self.statistics.to_dict(),
         }
 
@@ -73,6 +74,7 @@ class VLIRSummary:
     validation: Outcome
     num_rgrpo_questions: int
     num_evaluation_questions: int
+    spending: Mapping[str, float]
 
     def metrics(self) -> dict[str, float]:
         """For the tracker; the names are explained in ``docs/metrics.md``."""
@@ -84,6 +86,7 @@ class VLIRSummary:
                 ("rejected", counts.reasons),
                 ("judge", counts.judge_counts),
                 ("fault", counts.faults),
+                ("picture_change", counts.changes),
             )
             for name, count in sorted(counter.items())
         }
@@ -100,6 +103,7 @@ class VLIRSummary:
             "vlir/teacher_prompt_tokens": sum(each.prompt_tokens for each in both),
             "vlir/teacher_sampled_tokens": sum(each.sampled_tokens for each in both),
             **named,
+            **self.spending,
         }
 
 
@@ -119,15 +123,17 @@ def build_vlir(
         builder.answer_questions()
     finally:
         builder.close()
-    numbers = origin.write_questions(out / QUESTIONS, builder.tick)
+    written = origin.write_questions(out / QUESTIONS, builder.tick)
     builder.tick(finally_=True)
+    builder.write_faults(written.faults)
     summary = VLIRSummary(
         train=Outcome(builder.counts["train"], _statistics(out / RECORDS)),
         validation=Outcome(builder.counts["validation"], _statistics(out / VALIDATION)),
-        num_rgrpo_questions=numbers["train"],
-        num_evaluation_questions=numbers["test"],
+        num_rgrpo_questions=written.numbers["train"],
+        num_evaluation_questions=written.numbers["test"],
+        spending=builder.spending.metrics(),
     )
-    for split in numbers:
+    for split in written.numbers:
         builder.register(f"{QUESTIONS}/{split}.parquet")
     for name in write_statistics(summary.train.statistics, out / STATISTICS):
         builder.register(f"{STATISTICS}/{name}")

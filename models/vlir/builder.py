@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from models.errors import EngineError
 from models.rollout import derive_seed
 from models.run_config import VLIRRun
 from models.tiny.world import Scene, WorldQuestion
-from models.vlir.entries import Ready, Shard, digest_of, shards_of
+from models.vlir.entries import FaultyRow, Ready, Shard, digest_of, shards_of
 from models.vlir.filters import OUR_FAILURES, Judges
 from models.vlir.generate import Task, Teacher, Tried, generate
 from models.vlir.judge_endpoints import open_judge
 from models.vlir.layout import FAULTS, RECORDS, VALIDATION
 from models.vlir.origins import DrawnWorld, Origin
 from models.vlir.shards import Counts, DoneShard, OpenShard, ShardFolder, digest_of_file
+from models.vlir.spending import Spending
 from models.vlir.teachers import open_teacher, teacher_name
 
 Progress = Callable[[int, int], None]
@@ -64,6 +65,15 @@ class Builder:
         self._shards: list[Shard] = []
         self._num_open = 0
         self._teacher: Teacher | None = None
+        self._judges: Judges | None = None
+        self.spending = Spending(
+            work,
+            {
+                "teacher": self._config.teacher.prices,
+                "semantic_unit": self._config.semantic_unit.prices,
+                "coherence": self._config.coherence.prices,
+            },
+        )
         self._failures = _Failures(self._config.max_failed_share)
         self._progress, self._done, self._reported = progress, 0, 0.0
 
@@ -73,26 +83,36 @@ class Builder:
         first = next(tasks, None)
         if first is not None:
             self._teacher = open_teacher(self._request, self._look, self._scenes())
-            judges = Judges(
-                semantic_unit=open_judge(self._config.semantic_unit, "semantic_unit"),
-                coherence=open_judge(self._config.coherence, "coherence"),
+            engine = self._config.teacher.engine
+            place = engine.endpoint if engine is not None else ""
+            self._judges = Judges(
+                open_judge(self._config.semantic_unit, "semantic_unit", teacher_endpoint=place),
+                open_judge(self._config.coherence, "coherence", teacher_endpoint=place),
             )
+            self.spending.watch("teacher", self._teacher.engine)
+            self.spending.watch("semantic_unit", self._judges.semantic_unit)
+            self.spending.watch("coherence", self._judges.coherence)
             tried = generate(
                 self._teacher,
                 chain([first], tasks),
                 look=self._look,
-                judges=judges,
+                judges=self._judges,
                 num_samples=self._config.num_samples,
             )
             for each in tried:
                 self._note(each)
         self._failures.check()
-        self._write_faults()
+        for split in FOLDERS.keys() - {shard.split for shard in self._shards}:
+            # Readers want at least one file, if only to see that it is empty.
+            self._keep(split, self._folder.finish(self._folder.open(Shard(split, 0, ()))))
 
     def close(self) -> None:
-        """Close the teacher."""
+        """Close the teacher and the judges, and keep what they used."""
+        self.spending.save()
         if self._teacher is not None:
             self._teacher.engine.close()
+        if self._judges is not None:
+            self._judges.close()
 
     def tick(self, *, finally_: bool = False) -> None:
         """One more step is done; told on now and then, and the last time in any case."""
@@ -107,6 +127,15 @@ class Builder:
         path = self._out / name
         rows = {"num_rows": pq.read_metadata(path).num_rows} if path.suffix == ".parquet" else {}
         self.files[name] = {**rows, "sha256": digest_of_file(path)}
+
+    def write_faults(self, more: Iterable[FaultyRow]) -> None:
+        """Write the rows that could not be used: those of the shards, then ``more``."""
+        shards = sorted(self._shards, key=lambda shard: shard.name)
+        found = chain.from_iterable(self._folder.faults_of(shard) for shard in shards)
+        with (self._out / FAULTS).open("w", encoding="utf-8", errors="backslashreplace") as file:
+            for fault in chain(found, more):
+                file.write(json.dumps(asdict(fault), ensure_ascii=False) + "\n")
+        self.register(FAULTS)
 
     def _tasks(self) -> Iterator[Task | None]:
         """Questions to ask; None while as many shards are open as memory is meant for."""
@@ -160,20 +189,11 @@ class Builder:
         if opened.is_settled:
             self._num_open -= 1
             self._keep(opened.shard.split, self._folder.finish(opened))
+            self.spending.save()
 
     def _keep(self, split: str, done: DoneShard) -> None:
         self.counts[split].add(done.counts)
         self.files |= done.files
-
-    def _write_faults(self) -> None:
-        lines = (
-            json.dumps(fault, ensure_ascii=False) + "\n"
-            for shard in sorted(self._shards, key=lambda shard: shard.name)
-            for fault in self._folder.faults_of(shard)
-        )
-        with (self._out / FAULTS).open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(lines)
-        self.register(FAULTS)
 
     def _scenes(self) -> dict[str, tuple[Scene, WorldQuestion]]:
         return self._origin.scenes if isinstance(self._origin, DrawnWorld) else {}

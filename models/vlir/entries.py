@@ -18,12 +18,30 @@ class Ready:
     """A question that can be asked: pictures decoded, the prompt written.
 
     ``operations`` are the box commands that the prompt dictates (Listing 2); empty when the teacher chooses.
+    ``changes`` names what was done to the picture's file to make it upright RGB.
     """
 
     question: Question
     asked: Asked
     prompt_id: str
     operations: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FaultyRow:
+    """A source's row that could not be used, as ``faults.jsonl`` tells it."""
+
+    source: str
+    row: int
+    id: str
+    kind: str
+    detail: str
+
+    @classmethod
+    def of(cls, source: str, fault: Fault) -> "FaultyRow":
+        """A fault of a source."""
+        return cls(source, fault.row, fault.id, fault.kind.value, fault.detail)
 
 
 @dataclass(frozen=True, slots=True)

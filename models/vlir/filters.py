@@ -2,8 +2,8 @@
 
 Cheap rules come first: the loop ended well, the format holds, the boxes are sound, the answer is right
 (the paper's rejection sampling). Then two judges: every crop must be a semantic unit (Listing 3), and the
-reasoning must be coherent (Listing 4). An unclear verdict rejects too. Nothing is thrown away: a rejected
-record keeps the reason and the evidence.
+reasoning must be coherent (Listing 4). An unclear verdict rejects too; a judge that failed gives none, and
+the try is made again. Nothing is thrown away: a rejected record keeps the reason and the evidence.
 """
 
 from collections import Counter
@@ -41,10 +41,11 @@ class Reason(StrEnum):
     UNCLEAR_SEMANTIC_UNIT = "unclear_semantic_unit"
     INCOHERENT = "incoherent"
     UNCLEAR_COHERENCE = "unclear_coherence"
+    JUDGE_FAILED = "judge_failed"
 
 
 # Tries that failed for our reasons say nothing about the question: they are made again.
-OUR_FAILURES = frozenset({Reason.ENGINE_FAILURE})
+OUR_FAILURES = frozenset({Reason.ENGINE_FAILURE, Reason.JUDGE_FAILED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +64,18 @@ class Judges:
     semantic_unit: Judge
     coherence: Judge
 
+    def close(self) -> None:
+        """Close both."""
+        self.semantic_unit.close()
+        self.coherence.close()
+
 
 @dataclass(frozen=True, slots=True)
 class Screening:
     """Candidates after all filters, as records in the order given; an accepted one has no ``reason``.
 
-    ``judge_counts`` counts each one's verdicts by ``<filter>/<asked, no, unclear, retried>``.
+    ``judge_counts`` counts each one's verdicts by ``<filter>/<asked, no, unclear, retried,
+    judge_failed, not_judged>``.
     """
 
     records: tuple[VLIRRecord, ...]
@@ -76,7 +83,7 @@ class Screening:
 
 
 def screen(candidates: Sequence[Candidate], *, look: Look, judges: Judges) -> Screening:
-    """All filters over some candidates, the cheap ones first. Raises ScoringError when a judge fails."""
+    """All filters over some candidates, the cheap ones first. Raises ScoringError when a judge is down."""
     records = [_apply_rules(candidate, look) for candidate in candidates]
     counts: tuple[Counter[str], ...] = tuple(Counter() for _ in candidates)
     alive = [index for index, record in enumerate(records) if not record.reason]
@@ -174,7 +181,7 @@ def _judge_reasoning(
 
 
 def _verdict(name: str, judgement: Judgement, evidence: str, counts: Counter[str]) -> Verdict:
-    counts[f"{name}/asked"] += 1
+    counts[f"{name}/asked"] += judgement.answer != "not_judged"
     counts[f"{name}/retried"] += judgement.num_asked > 1
     if judgement.answer != "yes":
         counts[f"{name}/{judgement.answer}"] += 1
@@ -184,9 +191,10 @@ def _verdict(name: str, judgement: Judgement, evidence: str, counts: Counter[str
 def _judged(
     record: VLIRRecord, verdicts: tuple[Verdict, ...], if_no: Reason, if_unclear: Reason
 ) -> VLIRRecord:
-    """The record with its verdicts, rejected by the first that is not yes."""
-    failed = next((verdict for verdict in verdicts if verdict.verdict != "yes"), None)
-    reason = "" if failed is None else (if_no if failed.verdict == "no" else if_unclear).value
+    """The record with its verdicts, rejected by any that says so: no before unclear before no verdict."""
+    reasons = {"no": if_no, "unclear": if_unclear, "judge_failed": Reason.JUDGE_FAILED}
+    said = {verdict.verdict for verdict in verdicts}
+    reason = next((reason.value for verdict, reason in reasons.items() if verdict in said), "")
     return replace(record, verdicts=record.verdicts + verdicts, reason=reason)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from models.tiny.world import COLORS, DIGITS, LETTERS, PLACES
 from models.trajectory import Prompt
+from models.usage import Usage
 from models.vlir.judges import read_coherence_prompt
 
 # Least channel (0 to 255) of a pixel. Glyphs are white; the background is 150 in blue everywhere, and the
@@ -35,7 +36,16 @@ _TOPIC = re.compile(
 _MAX_SENTENCES_PER_STAGE = 3
 
 
-class SemanticUnitJudge:
+class _LocalJudge:
+    """What needs no endpoint and holds nothing."""
+
+    usage = Usage()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class SemanticUnitJudge(_LocalJudge):
     """Listing 3 from the pixels of the crop alone: one card, with a code that the border does not cut."""
 
     name = "local-semantic-unit"
@@ -47,7 +57,7 @@ class SemanticUnitJudge:
         ]
 
 
-class CoherenceJudge:
+class CoherenceJudge(_LocalJudge):
     """Listing 4 by rules: it looks for what is asked, reads it, derives the answer, and says nothing else."""
 
     name = "local-coherence"

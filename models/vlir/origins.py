@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ from models.run_config import VLIRRun
 from models.tiny.world import SPLITS as DRAWN_SPLITS
 from models.tiny.world import Scene, Split, WorldQuestion
 from models.vlir.drawn import SOURCE, DrawnQuestion, check_no_leakage, draw_questions
-from models.vlir.entries import Entry, Ready, digest_of
+from models.vlir.entries import Entry, FaultyRow, Ready, digest_of
 from models.vlir.leakage import HeldOut
 from models.vlir.prompts import BARE_QUESTION, ask
 from models.vlir.reading import TEST, TRAIN, VALIDATION, Opened, entry_of, load, read_rows, survey
@@ -25,6 +26,16 @@ _EVALUATION_SEED = 0
 OnQuestion = Callable[[], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """How many questions were written, by split, and the rows of the test split that cannot be used: the
+    other splits' are found when the teacher is asked.
+    """
+
+    numbers: dict[str, int]
+    faults: tuple[FaultyRow, ...] = ()
+
+
 class Origin(Protocol):
     """What a build reads. Entries come first, then the questions: those may depend on what was asked."""
 
@@ -35,8 +46,8 @@ class Origin(Protocol):
     def entries(self) -> Iterator[tuple[str, Entry]]:
         """Split and entry of every question for the teacher, in an order of its own that never changes."""
 
-    def write_questions(self, folder: Path, on_question: OnQuestion) -> dict[str, int]:
-        """Write ``train``, ``validation`` and ``test`` questions, and return their numbers."""
+    def write_questions(self, folder: Path, on_question: OnQuestion) -> "Written":
+        """Write ``train``, ``validation`` and ``test`` questions."""
 
     def describe(self) -> dict[str, Any]:
         """What was read, for the manifest."""
@@ -74,7 +85,7 @@ class DrawnWorld:
                     self._held_out.append(drawn.question)
                 yield split, self._entry(drawn)
 
-    def write_questions(self, folder: Path, on_question: OnQuestion) -> dict[str, int]:
+    def write_questions(self, folder: Path, on_question: OnQuestion) -> Written:
         """Fresh questions, and those that were asked for the validation records."""
         request = self._request
         drawn: dict[Split, Iterator[Question]] = {
@@ -87,7 +98,7 @@ class DrawnWorld:
             for split, questions in drawn.items()
         }
         check_no_leakage(self._pictures)
-        return numbers
+        return Written(numbers)
 
     def describe(self) -> dict[str, Any]:
         """Nothing was read but the seed, which the manifest has."""
@@ -140,9 +151,10 @@ class RealSources:
             if row.split != TEST:
                 yield row.split, entry_of(row, self._look, self._config, self._held_out)
 
-    def write_questions(self, folder: Path, on_question: OnQuestion) -> dict[str, int]:
+    def write_questions(self, folder: Path, on_question: OnQuestion) -> Written:
         """The questions that the survey chose; one whose picture turns out unusable is left out."""
         chosen = self._survey.chosen
+        faults = []
         with ExitStack() as files:
             writers = {
                 split: files.enter_context(RowWriter(folder / f"{split}.parquet", QUESTION_SCHEMA))
@@ -154,8 +166,10 @@ class RealSources:
                 found = load(row, self._look, self._config, self._held_out)
                 if isinstance(found, Ready):
                     writers[row.split].write_question(found.question)
+                elif row.split == TEST:
+                    faults.append(FaultyRow.of(row.source.label, found))
                 on_question()
-        return {split: writer.num_rows for split, writer in writers.items()}
+        return Written({split: writer.num_rows for split, writer in writers.items()}, tuple(faults))
 
     def describe(self) -> dict[str, Any]:
         """Rows and digest of every source."""

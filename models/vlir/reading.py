@@ -188,11 +188,11 @@ def load(row: Row, look: Look, config: VLIRConfig, held_out: HeldOut) -> Ready |
     try:
         if config.teacher.prompts == "look-again":
             asked = Asked.about(question.id, question.text, [picture.image], look)
-            return Ready(question, asked, BARE_QUESTION)
+            return Ready(question, asked, BARE_QUESTION, changes=picture.changes)
         given = ask(question, picture.image, look, row.config.prompt)
     except RegionError as error:
         return Fault(sample.row, sample.id, FaultKind.UNUSABLE_SIZE, f"{sample.picture}: {error}")
-    return Ready(question, given.asked, given.prompt_id, given.operations)
+    return Ready(question, given.asked, given.prompt_id, given.operations, picture.changes)
 
 
 def _row(source: Source, source_config: SourceConfig, found: Sample | Fault, config: VLIRConfig) -> Row:

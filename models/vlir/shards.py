@@ -11,13 +11,13 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO
 
 from models.records import VLIRRecord, rationale_row, with_rationale, write_records
 from models.rundir import write_atomically
-from models.vlir.entries import Ready, Shard
+from models.vlir.entries import FaultyRow, Ready, Shard
 from models.vlir.filters import OUR_FAILURES
 from models.vlir.generate import Tried
 from models.vlir.layout import REJECTED
@@ -26,7 +26,9 @@ from models.vlir.sources.base import Fault
 
 @dataclass(slots=True)
 class Counts:
-    """What came of some questions. ``reasons`` counts rejected tries, ``faults`` unusable rows."""
+    """What came of some questions. ``reasons`` counts rejected tries, ``faults`` unusable rows, ``changes``
+    pictures that were made upright RGB, by what was done.
+    """
 
     num_questions: int = 0
     num_tries: int = 0
@@ -36,6 +38,7 @@ class Counts:
     reasons: Counter[str] = field(default_factory=Counter)
     judge_counts: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
+    changes: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: "Counts") -> None:
         """Count what another counted."""
@@ -48,6 +51,7 @@ class Counts:
             (self.reasons, other.reasons),
             (self.judge_counts, other.judge_counts),
             (self.faults, other.faults),
+            (self.changes, other.changes),
         ):
             mine.update(theirs)
 
@@ -72,11 +76,10 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class DoneShard:
-    """A shard whose files are written: their rows and digests by name, its counts, and its faulty rows."""
+    """A shard whose files are written: their rows and digests by name, and its counts."""
 
     files: dict[str, dict[str, Any]]
     counts: Counts
-    faults: tuple[dict[str, Any], ...]
 
 
 class ShardFolder:
@@ -102,7 +105,7 @@ class ShardFolder:
             return None
         if any(digest_of_file(self.out / name) != entry["sha256"] for name, entry in found["files"].items()):
             return None
-        return DoneShard(found["files"], Counts.from_dict(found["counts"]), tuple(found["faults"]))
+        return DoneShard(found["files"], Counts.from_dict(found["counts"]))
 
     def open(self, shard: Shard) -> "OpenShard":
         """The shard to work on, with what its journal holds."""
@@ -120,13 +123,12 @@ class ShardFolder:
                 ),
             },
             opened.counts(),
-            opened.faults(),
         )
         note = {
             "digest": opened.digest,
             "files": done.files,
             "counts": done.counts.to_dict(),
-            "faults": done.faults,
+            "faults": [asdict(fault) for fault in opened.faults()],
             # Another start makes the tries again that failed for our reasons.
             "num_failed": sum(done.counts.reasons[reason] for reason in OUR_FAILURES),
         }
@@ -134,10 +136,10 @@ class ShardFolder:
         opened.close(keep_journal=bool(note["num_failed"]))
         return done
 
-    def faults_of(self, shard: Shard) -> list[dict[str, Any]]:
+    def faults_of(self, shard: Shard) -> list[FaultyRow]:
         """The faulty rows of a finished shard, in order."""
-        found: list[dict[str, Any]] = json.loads(self._note(shard).read_text(encoding="utf-8"))["faults"]
-        return found
+        found = json.loads(self._note(shard).read_text(encoding="utf-8"))["faults"]
+        return [FaultyRow(**fault) for fault in found]
 
     def _write(self, name: str, records: Iterable[VLIRRecord]) -> dict[str, Any]:
         num_rows = write_records(self.out / name, records)
@@ -166,6 +168,7 @@ class OpenShard:
         self._kept = _read_journal(journal, digest)
         self._tries: dict[int, dict[int, _Try]] = {}
         self._faults: dict[int, Fault] = {}
+        self._changes: Counter[str] = Counter()
         self._settled: set[int] = set()
 
     @property
@@ -181,6 +184,7 @@ class OpenShard:
             self._faults[position] = found
             self._settled.add(position)
             return None
+        self._changes.update(found.changes)
         tries = self._tries.setdefault(position, {})
         for line in self._kept.pop(position, ()):
             record = with_rationale(found.question, line["record"])
@@ -236,18 +240,13 @@ class OpenShard:
             counts.judge_counts += each.judge_counts
             counts.reasons.update([each.record.reason] if each.record.reason else [])
         counts.faults.update(fault.kind.value for fault in self._faults.values())
+        counts.changes.update(self._changes)
         return counts
 
-    def faults(self) -> tuple[dict[str, Any], ...]:
+    def faults(self) -> tuple[FaultyRow, ...]:
         """The rows that could not be used, in order."""
         return tuple(
-            {
-                "source": self.shard.entries[position].source,
-                "row": fault.row,
-                "id": fault.id,
-                "kind": fault.kind.value,
-                "detail": fault.detail,
-            }
+            FaultyRow.of(self.shard.entries[position].source, fault)
             for position, fault in sorted(self._faults.items())
         )
 

@@ -36,7 +36,7 @@ from models.vlir.set_checks import (
     drift,
     read_statistics,
 )
-from models.vlir.suite import suite_digest, suite_name, suite_text, suites
+from models.vlir.suite import bounds, suite_digest, suite_name, suite_text, suites
 from models.vlir.texts import check_languages
 from models.vlir.verdict import VERDICT, ExpectationOutcome, ValidationVerdict
 
@@ -139,8 +139,14 @@ def _set_outcomes(
         for outcome in outcomes
     )
     skipped = tuple(
-        ExpectationOutcome(name, True, detail="skipped: no previous version to compare with", skipped=True)
-        for name in suite["set"]
+        ExpectationOutcome(
+            name,
+            True,
+            detail="skipped: no previous version to compare with",
+            bounds=bounds(each),
+            skipped=True,
+        )
+        for name, each in suite["set"].items()
         if name not in whole
     )
     files, sources = _table(check_splits(folder)), _table(check_sources(manifest, measured))

@@ -86,7 +86,7 @@ def one_round(teacher: Simulated, questions: Sequence[Question]) -> dict[str, fl
     client, server = time.process_time() - client_began, teacher.cpu_seconds() - server_began
     num_requests = engine.usage.num_requests
     engine.close()
-    assert set(stops) == {StopReason.ANSWERED}, stops
+    assert set(stops) == {StopReason.ANSWERED}, set(stops)
     assert num_requests == REQUESTS_PER_QUESTION * len(questions)
     return {
         "seconds": seconds,

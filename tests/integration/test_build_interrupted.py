@@ -1,6 +1,7 @@
 """A build from one's own manifest, with a teacher over HTTP: interrupted, it asks only what is left."""
 
 import hashlib
+import io
 import json
 import os
 import signal
@@ -9,15 +10,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from models.config import EngineConfig, FilterJudge, QuestionMix, SourceConfig, TeacherConfig, VLIRConfig
 from models.presets import load_preset
-from models.records import read_records
+from models.records import read_questions, read_records
 from models.run_config import VLIRRun
 from models.rundir import RunDir
-from tests.simulated_teacher import Simulated, teaching
+from tests.simulated_teacher import PROMPT_TOKENS, Simulated, teaching
 
 pytestmark = pytest.mark.integration
 
@@ -122,6 +124,10 @@ def test_every_question_has_a_record_or_every_try_with_its_reason(manifest: Path
     assert len(accepted) + len(wrong) == asked
     assert {record.prompt_id for record in accepted} == {"listing-1"}
     assert {record.teacher for record in accepted} == {"simulated"}
+    metrics = run.result().metrics
+    assert metrics["vlir/teacher/requests"] == 2 * (len(accepted) + len(rejected))
+    assert metrics["vlir/teacher/prompt_tokens"] == PROMPT_TOKENS * metrics["vlir/teacher/requests"]
+    assert metrics["vlir/teacher_prompt_tokens"] == metrics["vlir/teacher/prompt_tokens"]
 
 
 def test_a_teacher_that_is_gone_stops_the_build_and_its_return_finishes_it(
@@ -134,6 +140,103 @@ def test_a_teacher_that_is_gone_stops_the_build_and_its_return_finishes_it(
             assert build(run, stdout=out, stderr=out).wait() == 1
         assert "more than vlir.max_failed_share" in run.result().reason
         assert "run the stage again" in run.result().reason
+
+
+def test_bad_rows_have_a_name_each_and_cost_no_other_row(manifest: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    good = manifest.read_text().splitlines()[1:5]
+    for line in good:
+        name = json.loads(line)["image"]
+        (folder / name).write_bytes((manifest.parent / name).read_bytes())
+    bad = _write_bad_rows(folder)
+    lines = [line.encode() for line in good[:2]] + list(bad.values()) + [line.encode() for line in good[2:]]
+    (folder / "manifest.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    with teaching(0.0) as teacher:
+        run = make_run(tmp_path / "run", folder / "manifest.jsonl", teacher.url, test_share=0.5)
+        assert build(run).wait() == 0
+    out = run.path / "vlir"
+    faults = [json.loads(line) for line in (out / "faults.jsonl").read_text().splitlines()]
+    found = {list(bad)[fault["row"] - 2]: fault["kind"] for fault in faults}
+    assert found == {name: name.partition(":")[0] for name in bad}
+    # Details name what the row says, and no other folder of this machine.
+    assert all(
+        fault["detail"]
+        and str(tmp_path) not in fault["detail"].replace(str(folder.parent / "outside.png"), "")
+        for fault in faults
+    )
+    answered = {record.question.id for record in read_records(out / "records")}
+    answered |= {record.question.id for record in read_records(out / "validation")}
+    answered |= {question.id for question in read_questions(out / "questions" / "test.parquet")}
+    assert answered == {f"manifest-{json.loads(line)['id']}" for line in good}
+
+
+def test_unusual_pictures_are_made_usual_and_counted(manifest: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    plain = Image.new("RGB", (112, 56), (200, 10, 10))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    plain.save(folder / "turned.jpg", exif=turned)
+    Image.new("CMYK", (112, 112), (10, 200, 0, 0)).save(folder / "cmyk.jpg")
+    Image.fromarray(np.full((112, 112), 40_000, dtype=np.uint16)).save(folder / "deep.png")
+    frames = [Image.new("RGB", (112, 112), color) for color in ("red", "blue")]
+    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
+    names = ("turned.jpg", "cmyk.jpg", "deep.png", "moving.gif")
+    rows = ({"id": name, "image": name, "question": "what code?", "answer": "K7"} for name in names)
+    (folder / "manifest.jsonl").write_text(
+        "".join(json.dumps(row | {"split": "train"}) + "\n" for row in rows)
+    )
+    with teaching(0.0) as teacher:
+        run = make_run(tmp_path / "run", folder / "manifest.jsonl", teacher.url)
+        assert build(run).wait() == 0
+    records = {record.question.id: record.question for record in read_records(run.path / "vlir" / "records")}
+    assert set(records) == {f"manifest-{name}" for name in names}
+    turned_question = records["manifest-turned.jpg"]
+    assert turned_question.image().size == (turned_question.width, turned_question.height) == (56, 112)
+    assert records["manifest-deep.png"].image().getpixel((0, 0))[0] == 40_000 >> 8
+    red, green, blue = records["manifest-moving.gif"].image().getpixel((5, 5))
+    assert red > 200 > max(green, blue)
+    changes = json.loads((run.path / "vlir" / "manifest.json").read_text())["train"]["picture_changes"]
+    assert len(changes) >= 4
+    assert set(changes.values()) == {1}
+
+
+def _write_bad_rows(folder: Path) -> dict[str, bytes]:
+    """Rows that cannot be used, by their kind of fault, with the pictures that some of them name."""
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, format="JPEG")
+    (folder / "cut.jpg").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    (folder / "text.png").write_text("no picture")
+    (folder / "empty.png").write_bytes(b"")
+    Image.new("1", (30_000, 30_000)).save(folder / "bomb.png")
+    Image.new("RGB", (3000, 4)).save(folder / "long.png")
+    Image.new("RGB", (64, 64)).save(folder / "plain.png")
+    Image.new("RGB", (64, 64)).save(folder.parent / "outside.png")
+
+    def row(**fields: object) -> bytes:
+        usual = {"image": "plain.png", "question": "what code?", "answer": "K7"}
+        return json.dumps(usual | fields).encode()
+
+    return {
+        "missing_image": row(image="nowhere.png"),
+        "truncated_image": row(image="cut.jpg"),
+        "unreadable_image": row(image="text.png"),
+        "unreadable_image:empty": row(image="empty.png"),
+        "too_large_image": row(image="bomb.png"),
+        "unusable_size": row(image="long.png"),
+        "outside_folder": row(image="../outside.png"),
+        "outside_folder:absolute": row(image=str(folder.parent / "outside.png")),
+        "bad_address": row(image="https://example.org/a.png"),
+        "not_utf8": row().replace(b"what code", b"what \xff code"),
+        "no_answer": row(answer="  "),
+        "no_question": row(question=""),
+        "bad_box": row(box=[50, 50, 10, 10]),
+        "bad_row": b"{not json",
+        "bad_row:list": b"[1, 2]",
+        "duplicate_id": row(id="1"),
+    }
 
 
 def num_requests(teacher: Simulated) -> int:

@@ -12,37 +12,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from models.config import QuestionMix, ValidationConfig, VLIRConfig
+from models.config import ValidationConfig
 from models.errors import RecordError
-from models.presets import load_preset
 from models.records import RECORD_SCHEMA, SCHEMA_VERSION, read_questions, sha256
 from models.run_config import ValidationRun
 from models.rundir import RunDir
-from models.vlir.build import build_vlir
 from models.vlir.suite import suites
 from models.vlir.validate import validate_vlir
 from models.vlir.verdict import ValidationVerdict
+from tests.small_set import build_small_set
 
 pytestmark = pytest.mark.integration
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-KINDS = {"read": 0.6, "add": 0.25, "where": 0.15}
 CONFIG = ValidationConfig(min_records=20, min_acceptance=0.4)
 Row = dict
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("vlir")
-    build_vlir(
-        VLIRConfig(num_questions=40, num_validation_questions=8, kinds=KINDS),
-        load_preset("tiny").look,
-        seed=0,
-        out=out,
-        rgrpo_questions=QuestionMix(num_questions=8, kinds=KINDS),
-        evaluation_questions=QuestionMix(num_questions=8, kinds=KINDS),
-    )
-    return out
+    return build_small_set(tmp_path_factory.mktemp("built") / "vlir")
 
 
 @pytest.fixture

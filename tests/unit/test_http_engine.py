@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from email.utils import formatdate
 
 import pytest
 from PIL import Image
@@ -24,6 +25,7 @@ from models.trajectory import (
     StopReason,
     TextSpan,
 )
+from models.usage import Usage
 from tests.chat_endpoint import FakeEndpoint, completion, serving
 
 LOOK_AT = '{"bbox_2d": [0, 0, 56, 56]}'
@@ -80,6 +82,24 @@ def test_the_question_is_sent_with_its_picture(endpoint):
     assert Picture.of(Image.open(io.BytesIO(data))) == picture()
 
 
+def test_a_file_that_shows_what_is_seen_is_sent_as_it_is(endpoint):
+    buffer = io.BytesIO()
+    Image.effect_noise((56, 28), 50).convert("RGB").save(buffer, format="JPEG")
+    seen = Picture.of(Image.open(buffer), file=buffer.getvalue())
+    prompt = Prompt("what is red?", (seen, picture()))
+    finish(endpoint.config(), GenerationRequest("r", prompt, (), STOPS, 40, 0.5))
+    own, other, _ = endpoint.bodies[0]["messages"][0]["content"]
+    own, other = own["image_url"]["url"], other["image_url"]["url"]
+    assert base64.b64decode(own.removeprefix("data:image/jpeg;base64,")) == buffer.getvalue()
+    assert other.startswith("data:image/png;base64,")
+
+
+def test_text_that_json_must_escape_arrives(endpoint):
+    text = 'a "quoted"\n\\ \u00e9 \U0001f600 \x00 {}'
+    finish(endpoint.config(), GenerationRequest("r", Prompt(text, (picture(),)), (), STOPS, 40, 0.5))
+    assert endpoint.bodies[0]["messages"][0]["content"][1]["text"] == text
+
+
 def test_a_limit_beyond_the_context_is_left_to_the_endpoint():
     request = GenerationRequest("r", Prompt("?"), (), (), AS_MANY_AS_FIT, 0.0)
     assert "max_tokens" not in chat_body(request, EngineConfig(max_model_len=8192))
@@ -101,6 +121,58 @@ def test_what_may_pass_is_tried_again(endpoint, status):
     (piece,) = finish(endpoint.config(), request())
     assert (piece.finish, piece.span.text) == ("end", "at last")
     assert len(endpoint.bodies) == 3
+
+
+@pytest.mark.parametrize("header", ["0.4", "date"])
+def test_an_endpoint_that_says_when_to_come_back_is_not_asked_before(endpoint, header):
+    times = []
+
+    def answer(body, number):
+        times.append(time.time())
+        if number > 1:
+            return 200, completion("at last")
+        # A date has whole seconds, so two of them are at least one.
+        value = formatdate(time.time() + 2, usegmt=True) if header == "date" else header
+        return 429, "slow down", {"Retry-After": value}
+
+    endpoint.answer = answer
+    (piece,) = finish(endpoint.config(), request())
+    assert piece.span.text == "at last"
+    assert 0.4 <= times[1] - times[0] < 3
+
+
+def test_an_endpoint_that_wants_to_be_left_alone_for_an_hour_is_an_error(endpoint):
+    endpoint.answer = lambda body, number: (429, "come back later", {"Retry-After": "3600"})
+    (piece,) = finish(endpoint.config(), request())
+    assert piece.finish == "error"
+    assert len(endpoint.bodies) == 1
+
+
+def test_what_was_asked_and_tried_again_is_counted(endpoint):
+    reply = completion("hello") | {"usage": {"prompt_tokens": 70, "completion_tokens": 3}}
+    replies = [(429, "slow"), (500, "down"), (408, "late"), (200, reply), (200, reply), (400, "bad")]
+    endpoint.answer = lambda body, number: replies[number - 1]
+    engine = HTTPEngine(endpoint.config(max_tries=4))
+    pieces = []
+    for number in range(3):
+        engine.submit(request(id=str(number)))
+        while not (found := engine.step()):
+            pass
+        pieces += found
+    assert [piece.context_tokens for piece in pieces] == [70, 70, 0]
+    assert engine.usage == Usage(3, 1, 140, 6, {"rate_limit": 1, "server": 1, "timeout": 1, "connection": 0})
+    engine.close()
+
+
+def test_a_cut_connection_is_tried_again(endpoint):
+    endpoint.answer = lambda body, number: (200, completion("hello"), {"Content-Length": "9999"})
+    engine = HTTPEngine(endpoint.config(max_tries=2))
+    engine.submit(request())
+    while not (pieces := engine.step()):
+        pass
+    assert pieces[0].finish == "error"
+    assert engine.usage.retries["connection"] == 1
+    engine.close()
 
 
 def test_an_endpoint_that_stays_busy_is_an_error_not_an_answer(endpoint):
@@ -144,13 +216,33 @@ def test_nobody_at_the_endpoint_is_an_error(endpoint):
         '{"choices": [{"message": {}}]}',
         '{"choices": [{"message": {"content": null}}]}',
         '{"choices": "no"}',
+        '{"choices": [3]}',
+        '{"choices": [{"message": {"content": ["text"]}}]}',
+        '{"choices": [{"message": {"content": ""}, "finish_reason": "stop"}]}',
+        '{"choices": [{"message": {"content": "\\ud800"}}]}',
+        '{"error": {"message": "overloaded"}}',
+        "[" * 100_000,
     ],
+    ids=range(13),
 )
 def test_junk_is_an_error_not_an_answer(endpoint, junk):
     endpoint.answer = lambda body, number: (200, junk)
     (piece,) = finish(endpoint.config(), request())
     assert (piece.finish, piece.span.text) == ("error", "")
-    assert junk in piece.error
+    assert junk[:300] in piece.error.replace("\\\\", "\\")
+
+
+@pytest.mark.parametrize("usage", [None, 7, [], {"completion_tokens": "many", "prompt_tokens": True}])
+def test_a_reply_without_a_count_of_tokens_is_a_reply(endpoint, usage):
+    endpoint.answer = lambda body, number: (200, completion("hello") | {"usage": usage})
+    (piece,) = finish(endpoint.config(), request())
+    assert (piece.span.text, piece.span.num_tokens, piece.context_tokens) == ("hello", None, 0)
+
+
+def test_a_model_that_ends_its_turn_at_once_is_no_junk(endpoint):
+    endpoint.answer = lambda body, number: (200, completion("") | {"usage": {"completion_tokens": 1}})
+    (piece,) = finish(endpoint.config(), request())
+    assert (piece.finish, piece.span.text) == ("end", "")
 
 
 def test_one_failure_leaves_the_others_alone(endpoint):

@@ -1,4 +1,7 @@
 import importlib
+import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -246,6 +249,60 @@ def test_a_picture_is_equal_by_its_pixels():
 def test_pictures_become_rgb():
     assert Picture.of(Image.new("L", (28, 28), 7)).image.mode == "RGB"
     assert see(Image.new("RGBA", (448, 448)), TINY).size == Size(112, 112)
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+TURNED = Image.Exif()
+TURNED[0x0112] = 6  # Orientation: a viewer turns it
+UPRIGHT = Image.Exif()
+UPRIGHT[0x0112] = 1
+SIXTEEN_BITS = b"".join(
+    (
+        b"\x89PNG\r\n\x1a\n",
+        *(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in (
+                (b"IHDR", struct.pack(">II5B", 56, 56, 16, 2, 0, 0, 0)),
+                (b"IDAT", zlib.compress((b"\0" + b"\x12\x34" * 3 * 56) * 56)),
+                (b"IEND", b""),
+            )
+        ),
+    )
+)
+# A file, and whether an endpoint may get it as it is.
+FILES = {
+    "PNG": (encoded(gradient(56, 56), "PNG"), True),
+    "JPEG": (encoded(gradient(56, 56), "JPEG"), True),
+    "JPEG, upright by its EXIF": (encoded(gradient(56, 56), "JPEG", exif=UPRIGHT), True),
+    "JPEG, turned by its EXIF": (encoded(gradient(56, 56), "JPEG", exif=TURNED), False),
+    "another size": (encoded(gradient(60, 60), "PNG"), False),
+    "another format": (encoded(gradient(56, 56), "WEBP", lossless=True), False),
+    "grey": (encoded(gradient(56, 56).convert("L"), "PNG"), False),
+    "palette": (encoded(gradient(56, 56).convert("P"), "PNG"), False),
+    "CMYK": (encoded(gradient(56, 56).convert("CMYK"), "JPEG"), False),
+    "with an alpha channel": (encoded(gradient(56, 56).convert("RGBA"), "PNG"), False),
+    "with a transparent colour": (encoded(gradient(56, 56), "PNG", transparency=(0, 0, 0)), False),
+    "animated": (
+        encoded(gradient(56, 56), "PNG", save_all=True, append_images=[gradient(56, 56).rotate(90)]),
+        False,
+    ),
+    "16 bits": (SIXTEEN_BITS, False),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_kept_where_it_shows_just_what_is_seen(name):
+    file, is_kept = FILES[name]
+    picture = see(Image.open(io.BytesIO(file)), TINY, file=file)
+    assert picture.size == Size(56, 56)
+    assert picture.file == (file if is_kept else b"")
+    if is_kept:
+        assert Picture.of(Image.open(io.BytesIO(picture.file))) == picture
 
 
 @pytest.mark.parametrize(("width", "height"), [(0, 5), (5, 0), (-1, 5)])

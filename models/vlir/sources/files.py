@@ -11,7 +11,10 @@ from models.vlir.sources.base import FaultKind
 from models.vlir.sources.faults import BadRow, shown
 
 # A name that leads nowhere; anything else is a failure of the disk, and not of the row.
-_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
+_NOWHERE = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EACCES, errno.EPERM, errno.ENXIO),
+)
 
 
 class PictureFolder:
@@ -60,7 +63,7 @@ class PictureFolder:
     def _content(self, path: str, name: str) -> bytes | None:
         # Opening without waiting: a named pipe would block for ever.
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(file, "rb") as opened:
+        try:
             status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode):
                 return None
@@ -69,4 +72,7 @@ class PictureFolder:
                     FaultKind.TOO_LARGE_IMAGE,
                     f"{shown(name)} has {status.st_size} bytes, over the limit of {self._max_bytes} bytes",
                 )
-            return opened.read()
+            with os.fdopen(file, "rb", closefd=False) as opened:
+                return opened.read()
+        finally:
+            os.close(file)

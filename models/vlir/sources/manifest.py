@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from models.errors import RecordError
@@ -38,7 +37,7 @@ class Manifest:
 
     label: str
     licence: str
-    file: Path
+    table: Lines | Table
     folder: Path
     buckets: Path | None
     join: BoxJoin | None
@@ -46,21 +45,17 @@ class Manifest:
 
     def num_rows(self) -> int:
         """How many rows there are."""
-        return self._rows.num_rows
+        return self.table.num_rows
 
     def rows(self, *, start: int = 0) -> Iterator[Sample | Fault]:
         """Every row from number ``start`` on."""
         addresses = Addresses(self.folder, self.buckets, max_bytes=self.max_picture_bytes)
         return samples(
-            self._rows.rows(),
+            self.table.rows(),
             start=start,
             id_of=self._id,
             sample_of=lambda number, id, row: _sample(number, id, row, addresses, self.join),
         )
-
-    @cached_property
-    def _rows(self) -> Lines | Table:
-        return open_rows(self.file, max_picture_bytes=self.max_picture_bytes)
 
     def _id(self, row: Row) -> str:
         given = row.get("id")

@@ -6,7 +6,7 @@ from models.errors import ConfigError, RecordError
 from models.vlir.sources import gqa, published, vsr
 from models.vlir.sources.base import Source
 from models.vlir.sources.files import PictureFolder
-from models.vlir.sources.manifest import Manifest, find_manifest
+from models.vlir.sources.manifest import Manifest, find_manifest, open_rows
 from models.vlir.sources.visual_cot import BoxJoin, VisualCoT, find_metadata
 from models.vlir_config import SourceConfig
 
@@ -56,7 +56,7 @@ def _manifest(config: SourceConfig, join: BoxJoin | None, max_picture_bytes: int
     return Manifest(
         label=config.label,
         licence=config.licence,
-        file=file,
+        table=open_rows(file, max_picture_bytes=max_picture_bytes),
         folder=_existing(config.images) if config.images else file.parent,
         buckets=_path(config.buckets) if config.buckets else None,
         join=join,

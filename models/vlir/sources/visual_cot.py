@@ -98,9 +98,11 @@ class Metadata:
         return self._lines.num_rows if self._is_lines else sum(1 for _ in self._conversations())
 
     def check_fields(self) -> None:
-        """Raise RecordError when the files are something else; a LLaVA file shows it row by row."""
+        """Raise RecordError when the files are something else."""
         if self._is_lines:
             self._lines.check_fields(_NEEDED, "Visual CoT")
+        elif next(self._conversations(), None) is None:
+            raise RecordError(f"{self.files[0]} is no JSON list of conversations: it holds none.")
 
     def rows(self) -> Iterator[tuple[int, Row | BadRow]]:
         """Every row and its number, in the form of the JSONL files. Raises RecordError for a row of another

@@ -42,7 +42,7 @@ def job() -> dict[str, Any]:
         configuration.prepare_for_flow_run(FlowRun(id=uuid4(), name="brave-run", flow_id=uuid4()))
         manifest = configuration.job_manifest
         for misplaced in ("completions", "parallelism"):
-            # prefect-kubernetes 0.7 refuses a template without them; Kubernetes drops fields it does not know.
+            # prefect-kubernetes 0.7 refuses a template without them; Kubernetes drops unknown fields.
             del manifest["spec"]["template"]["spec"][misplaced]
         return manifest
 

@@ -8,7 +8,8 @@ import pytest
 
 from models.region import Box
 from models.trajectory import BoxEvent, Prompt, StopReason, TurnError
-from models.vlir.filters import Judges, Reason, find_broken_rule, screen
+from models.vlir.filters import OUR_FAILURES, Judges, Reason, find_broken_rule, screen
+from models.vlir.judges import Nobody, NoReply
 
 
 class Always:
@@ -207,3 +208,49 @@ def test_one_bad_crop_of_two_rejects(make_candidate, drawn, look):
     assert record.reason == Reason.NO_SEMANTIC_UNIT
     assert [verdict.verdict for verdict in record.verdicts] == ["yes", "yes", "no"]
     assert str([float(corner) for corner in boxes[1]]) in record.verdicts[-1].evidence
+
+
+class Partly(Always):
+    """Replies with what it was given, one after the other."""
+
+    def ask(self, prompts, *, attempt):
+        return list(self.replies)[: len(prompts)]
+
+
+FAILED = NoReply("judge_failed", "timed out")
+
+
+def test_a_judge_that_fails_at_one_request_judges_the_others(sound, look):
+    judges = Judges(Partly(FAILED, "yes"), Always("yes"))
+    screening = screen([sound, sound], look=look, judges=judges)
+    failed, accepted = screening.records
+    assert (failed.reason, accepted.reason) == (Reason.JUDGE_FAILED, "")
+    assert failed.verdicts[-1].verdict == "judge_failed"
+    assert "timed out" in failed.verdicts[-1].evidence
+    assert [counts["semantic_unit/judge_failed"] for counts in screening.judge_counts] == [1, 0]
+    # It is ours, so the try is made again, and nobody was asked about its reasoning meanwhile.
+    assert Reason.JUDGE_FAILED in OUR_FAILURES
+    assert len(judges.coherence.prompts) == 1
+
+
+@pytest.mark.parametrize(
+    ("replies", "reason"),
+    [((FAILED, "no"), Reason.NO_SEMANTIC_UNIT), ((FAILED, "yes"), Reason.JUDGE_FAILED)],
+)
+def test_a_no_about_one_crop_needs_no_verdict_on_the_other(sound, look, replies, reason):
+    two_looks = replace(sound, trajectory=replace(sound.trajectory, spans=sound.trajectory.spans[:2] * 2))
+    screening = screen([two_looks], look=look, judges=Judges(Partly(*replies), Always("yes")))
+    assert screening.records[0].reason == reason
+
+
+def test_what_nobody_judges_is_accepted_and_says_so(sound, look):
+    screening = screen([sound], look=look, judges=Judges(Nobody(), Nobody()))
+    (record,) = screening.records
+    assert record.reason == ""
+    assert [(verdict.name, verdict.verdict) for verdict in record.verdicts] == [
+        ("rules", "yes"),
+        ("semantic_unit", "not_judged"),
+        ("coherence", "not_judged"),
+    ]
+    (counts,) = screening.judge_counts
+    assert (counts["coherence/asked"], counts["coherence/not_judged"]) == (0, 1)

@@ -9,6 +9,7 @@ from models.region import Picture
 from models.trajectory import GenerationRequest, Piece, Prompt, SampledSpan
 from models.vlir.judges import (
     EngineJudge,
+    Nobody,
     coherence_prompt,
     judge,
     parse_verdict,
@@ -104,15 +105,64 @@ def test_replies_come_back_in_order_whatever_order_they_finish_in():
     assert [found.answer for found in judge(EngineJudge(engine, name="model"), PROMPTS)] == ["yes", "no"]
 
 
-def test_a_failed_request_is_our_failure_and_never_a_verdict():
-    class Broken(ScriptedEngine):
-        def step(self) -> list[Piece]:
-            return [
-                Piece(piece.request_id, SampledSpan(""), "error", "timed out") for piece in super().step()
-            ]
+class Failing(ScriptedEngine):
+    """Says yes, but fails at the prompts that it is told."""
 
-    with pytest.raises(ScoringError, match="timed out"):
-        judge(EngineJudge(Broken(lambda request: "yes"), name="model"), PROMPTS)
+    def __init__(self, *bad: str) -> None:
+        super().__init__(lambda request: "yes")
+        self.bad = bad
+        self.most = 0
+
+    def step(self) -> list[Piece]:
+        self.most = max(self.most, len(self._waiting))
+        bad = {request.request_id for request in self._waiting if request.prompt.text in self.bad}
+        return [
+            Piece(piece.request_id, SampledSpan(""), "error", "timed out")
+            if piece.request_id in bad
+            else piece
+            for piece in super().step()
+        ]
+
+
+def test_a_failed_request_is_no_verdict_and_leaves_the_others_alone():
+    first, second = judge(EngineJudge(Failing("first"), name="model"), PROMPTS)
+    assert (first.answer, first.reply, first.num_asked) == ("judge_failed", "timed out", 1)
+    assert second.answer == "yes"
+
+
+def test_a_judge_that_fails_at_everything_is_an_error():
+    down = EngineJudge(Failing("first"), name="model")
+    # Seven in a row may be chance, also over several batches; an answer between them starts the count again.
+    for _ in range(7):
+        assert judge(down, PROMPTS[:1])[0].answer == "judge_failed"
+    judge(down, PROMPTS[1:])
+    judge(down, PROMPTS[:1] * 7)
+    with pytest.raises(ScoringError, match=r"failed at 8 requests in a row, the last: timed out"):
+        judge(down, PROMPTS[:1])
+
+
+def test_no_more_requests_are_in_flight_than_allowed():
+    engine = Failing()
+    found = judge(EngineJudge(engine, name="model", max_in_flight=3), PROMPTS * 5)
+    assert [judgement.answer for judgement in found] == ["yes"] * 10
+    assert engine.most == 3
+
+
+def test_a_reply_that_was_cut_off_is_no_verdict():
+    # A token is a character here: the third is the last.
+    scripted = ScriptedEngine(lambda request: "yesss")
+    (found,) = judge(EngineJudge(scripted, name="model", max_reply_tokens=3), PROMPTS[:1])
+    assert (found.answer, found.reply, found.num_asked) == ("unclear", "yes [cut off]", 2)
+
+
+def test_a_judge_may_think_first():
+    scripted = ScriptedEngine(lambda request: "<think>No? It is one card.</think> Yes.")
+    (found,) = judge(EngineJudge(scripted, name="model", max_reply_tokens=99), PROMPTS[:1])
+    assert found.answer == "yes"
+
+
+def test_nobody_gives_no_verdict():
+    assert [found.answer for found in judge(Nobody(), PROMPTS)] == ["not_judged"] * 2
 
 
 def test_the_prompts_are_those_of_the_paper():
