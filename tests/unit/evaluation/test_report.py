@@ -17,6 +17,7 @@ from models.evaluation.report import page_of, write_report
 from models.evaluation.report_inputs import (
     RGRPO_PANELS,
     SFT_PANELS,
+    Check,
     Fact,
     Figure,
     Panel,
@@ -258,6 +259,19 @@ def test_the_time_inside_the_steps_is_summed_up_once_per_step(inputs):
     text = Page(render(replace(inputs, rgrpo_metrics=lines))).text
     assert "Inside the steps of R-GRPO" in text
     assert "rollout42.5 s" in text
+
+
+def test_the_verdict_of_the_gate_is_a_table_with_bounds_and_examples(inputs):
+    checks = (
+        Check("num_records", True, bounds="at least 100", observed="120"),
+        Check("id_is_unique", False, "found <b>", "unique", "", 2, ("q1", "q1")),
+        Check("size_drift", True, "skipped: nothing to compare", "at most 0.2", skipped=True),
+    )
+    text = Page(render(replace(inputs, validation=checks))).text
+    assert "Validation of the rationales: 1 failed, 1 skipped" in text
+    assert "num_recordsat least 100120held0" in text
+    assert "id_is_uniqueuniquefailed2q1, q1found <b>" in text
+    assert "size_driftat most 0.2skipped0skipped: nothing to compare" in text
 
 
 def test_figure_3_is_drawn_from_the_statistics_of_the_data(inputs):
