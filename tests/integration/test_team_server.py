@@ -5,6 +5,7 @@ The server is started once for all tests here, as a user starts it.
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -214,7 +215,8 @@ def test_cancelling_a_run_ends_every_child_and_its_log_is_seen_while_it_runs(tea
     before = {process.pid for process in processes(team.work_dir)}
     overrides = [*SMALL, "sft.num_epochs=1000", "seed=7"]
     run = team.start("sft/tiny", {"preset": "tiny-smoke", "overrides": overrides})
-    wait_for(lambda: "step" in team.logs(run), "line of the child")
+    wait_for(lambda: re.search(r"sft: \d+/\d+ .*loss", team.logs(run)), "progress of the child")
+    assert "samples, from step 0 of" in team.logs(run), "what the child itself writes"
     assert team.state(run) == "RUNNING"
     running = [process for process in processes(team.work_dir) if process.pid not in before]
     ranks = [process for process in running if "models.sft.train" in process.cmdline()]
