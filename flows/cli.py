@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from flows.team_options import add_team_commands
+
 FLOWS = {
     "run": "the whole pipeline: data, gate, SFT, R-GRPO, controls, evaluation, registry, promotion",
     "build-vlir": "make questions and interleaved rationales",
@@ -166,6 +168,23 @@ def parser() -> argparse.ArgumentParser:
         if name == "promote":
             command.add_argument("--version", default="challenger", help="number or alias (challenger)")
     _add_analyse(commands.add_parser("analyse", help="make Table 2, Figure 4 or Figure 5 of the paper"))
+    _add_using(commands)
+    serve = commands.add_parser("serve", help="answer questions over HTTP, as OpenAI's interface does")
+    _add_common(serve)
+    _add_serving(serve)
+    _add_table(commands.add_parser("table", help="print the measured benchmarks beside the published ones"))
+    for command in add_team_commands(commands):
+        _add_place(command)
+    doctor = commands.add_parser("doctor", help="say what this machine has, and what to do where it lacks")
+    doctor.add_argument("--endpoint", default="", metavar="URL", help="also ask this chat endpoint")
+    _add_place(doctor)
+    completion = commands.add_parser("completion", help="print a script that lets a shell complete commands")
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    completion.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+    return made
+
+
+def _add_using(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     ask = commands.add_parser("ask", help="ask a model one question about a picture")
     _add_common(ask)
     ask.add_argument("image", type=Path)
@@ -186,33 +205,6 @@ def parser() -> argparse.ArgumentParser:
     )
     prune.add_argument("--delete", action="store_true", help="remove them, too")
     _add_place(prune)
-    serve = commands.add_parser("serve", help="answer questions over HTTP, as OpenAI's interface does")
-    _add_common(serve)
-    _add_serving(serve)
-    _add_table(commands.add_parser("table", help="print the measured benchmarks beside the published ones"))
-    services = commands.add_parser("services", help="a team server without containers: start it, end it")
-    services.add_argument(
-        "action", choices=("up", "down", "status", "env"), help="env prints new passwords for containers"
-    )
-    _add_place(services)
-    deploy = commands.add_parser("deploy", help="work pools, deployments and automations on a Prefect server")
-    deploy.add_argument(
-        "--gpu-pool", choices=("gpu", "gpu-k8s"), help="deploy the large presets too, on this pool (not)"
-    )
-    deploy.add_argument(
-        "--home", type=Path, metavar="DIR", help="where the project lies on the workers (as here)"
-    )
-    deploy.add_argument(
-        "--notify", default="", metavar="TYPE/NAME", help="a saved block of Prefect that takes messages"
-    )
-    _add_place(deploy)
-    doctor = commands.add_parser("doctor", help="say what this machine has, and what to do where it lacks")
-    doctor.add_argument("--endpoint", default="", metavar="URL", help="also ask this chat endpoint")
-    _add_place(doctor)
-    completion = commands.add_parser("completion", help="print a script that lets a shell complete commands")
-    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
-    completion.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
-    return made
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:

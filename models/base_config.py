@@ -1,10 +1,11 @@
 """The parts of a configuration that several stages share: the rules of looking, models, engines, judges."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_serializer, model_validator
 
+from models.endpoints import check_no_password
 from models.errors import ConfigError
 from models.protocol import SYSTEM_PROMPT
 from models.region import PixelBudget
@@ -19,6 +20,10 @@ Precision = Literal["float32", "bfloat16"]
 RequestField = Literal["temperature", "stop", "seed"]
 # How a model is asked: with the look-again prompt, or directly.
 Style = Literal["look-again", "direct"]
+
+
+# The address of a server; a password in it would stand in every record of a run.
+Endpoint = Annotated[str, AfterValidator(check_no_password)]
 
 
 class Config(BaseModel):
@@ -120,7 +125,7 @@ class EngineConfig(Config):
     )
     enforce_eager: bool = Field(False, description="No graph capture: slower steps, quicker start.")
     num_threads: int = Field(0, ge=0, description="CPU threads; 0 leaves it to the library.")
-    endpoint: str = Field("", description="Base URL for kind 'http', for example http://host:8000/v1.")
+    endpoint: Endpoint = Field("", description="Base URL for kind 'http', for example http://host:8000/v1.")
     served_model: str = Field("", description="Model name at the endpoint.")
     continuation: Literal["assistant", "user_turn"] = Field(
         "assistant",
@@ -161,7 +166,7 @@ class QuestionMix(Config):
 class JudgeConfig(Config):
     """A language model that helps to score published benchmarks; without an endpoint rules score alone."""
 
-    endpoint: str = Field("", description="Base URL of a chat endpoint, with its /v1; empty: no judge.")
+    endpoint: Endpoint = Field("", description="Base URL of a chat endpoint, with its /v1; empty: no judge.")
     served_model: str = Field("", description="Model name at the endpoint; part of the judge's version.")
     num_connections: int = Field(16, ge=1, description="Requests in flight together.")
     max_reply_tokens: int = Field(

@@ -213,6 +213,9 @@ class PromotionConfig(Config):
     max_kind_loss: float = Field(
         0.05, ge=0, le=1, description="Most that any kind of question may lose in accuracy."
     )
+    max_benchmark_loss: float = Field(
+        0.02, ge=0, le=1, description="Most that any published benchmark measured for both may lose."
+    )
     max_protocol_error_rate: float = Field(0.2, ge=0, le=1)
     max_seconds_per_question: float = Field(
         60.0, gt=0, description="Longest mean time of an answer in the evaluation, queue included."

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from models.config import Preset
+from models.endpoints import without_user
 from models.errors import ConfigError
 
 DEFAULT_PRESET = "tiny"  # where none is named
@@ -89,5 +90,5 @@ def _nearest(location: tuple[int | str, ...]) -> str:
 
 
 def _shortened(value: object) -> str:
-    text = repr(value)
+    text = without_user(repr(value))
     return text if len(text) <= 80 else text[:77] + "..."

@@ -13,15 +13,16 @@ Policy, in the order of the reasons:
 7. the lower end of the paired-bootstrap 95 % interval of the gain in greedy accuracy is above ``min_gain``;
 8. no kind of question lost more than ``max_kind_loss``. The difference itself counts and not its interval:
    a kind has few questions, so its interval would excuse any loss or forbid any gain;
-9. the share of attempts in which the challenger broke the protocol is at most ``max_protocol_error_rate``;
-10. an answer took at most ``max_seconds_per_question``.
+9. no published benchmark that was measured for both, on the same rows, lost more than ``max_benchmark_loss``;
+10. the share of attempts in which the challenger broke the protocol is at most ``max_protocol_error_rate``;
+11. an answer took at most ``max_seconds_per_question``.
 
 The baseline is the present champion; where there is none yet, the untrained base model. Rules 1 to 5 have no
 setting: no preset, option or parameter opens them.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from models.config import PromotionConfig
 from models.errors import ScoringError
@@ -34,7 +35,8 @@ class Candidate:
     """A version, as the registry and the store show it now.
 
     ``problem`` says why evidence or results could not be read; ``stored_sha256`` is the digest of the weights
-    in the store, empty when they are missing; ``rows`` are the digests of the weights of the evaluation's
+    in the store, empty when they are missing; ``benchmarks`` are differences of headlines by benchmark;
+    ``rows`` are the digests of the weights of the evaluation's
     rows; ``baseline`` is the row to beat, None when the present champion was not measured.
     """
 
@@ -47,6 +49,7 @@ class Candidate:
     baseline: str | None
     champion: str = ""
     was_withdrawn: bool = False
+    benchmarks: Mapping[str, float] = field(default_factory=dict)
     problem: str = ""
 
 
@@ -78,6 +81,7 @@ def decide(candidate: Candidate, config: PromotionConfig) -> Decision:
     if candidate.baseline is not None:
         row, comparison = _measured(candidate.row, candidate.baseline, results)
         checks += _better(row, comparison, results, config)
+        checks.append(_no_benchmark_lost(candidate, config))
     return Decision(all(check.passed for check in checks), candidate.baseline or "", tuple(checks))
 
 
@@ -178,7 +182,7 @@ def _approved(candidate: Candidate, evidence: Evidence) -> list[Check]:
 def _better(
     row: VariantResult, comparison: Comparison, results: Results, config: PromotionConfig
 ) -> list[Check]:
-    """Rules 6 to 10: what it scored."""
+    """Rules 6 to 8, 10 and 11: what it scored."""
     scores, gain = row.overall, comparison.difference
     over = results.label(comparison.old)
     return [
@@ -228,6 +232,17 @@ def _no_kind_lost(comparison: Comparison, results: Results, config: PromotionCon
         value=f"worst: {worst} {kinds[worst]:+.3f}" if worst else "questions have no kinds",
         rule=f"no kind of question lost more than {config.max_kind_loss:.3f}",
         passed=not worst or kinds[worst] >= -config.max_kind_loss,
+    )
+
+
+def _no_benchmark_lost(candidate: Candidate, config: PromotionConfig) -> Check:
+    found = candidate.benchmarks
+    worst = min(found, key=lambda name: found[name], default="")
+    return Check(
+        name="benchmarks",
+        value=f"worst of {len(found)}: {worst} {found[worst]:+.3f}" if worst else "none measured for both",
+        rule=f"no published benchmark lost more than {config.max_benchmark_loss:.3f}",
+        passed=not worst or found[worst] >= -config.max_benchmark_loss,
     )
 
 

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from models.base_config import Config, EngineConfig
+from models.base_config import Config, Endpoint, EngineConfig
 
 SourceKind = Literal[
     "tiny",
@@ -127,7 +127,7 @@ class FilterJudge(Config):
     kind: Literal["drawn-world", "http", "none"] = Field(
         "drawn-world", description="Rules that know the drawn world; a model at an endpoint; not judged."
     )
-    endpoint: str = Field("", description="Base URL of a chat endpoint, with its /v1.")
+    endpoint: Endpoint = Field("", description="Base URL of a chat endpoint, with its /v1.")
     served_model: str = Field("", description="Model name at the endpoint.")
     num_connections: int = Field(64, ge=1, description="Requests in flight together.")
     max_reply_tokens: int = Field(

@@ -17,6 +17,7 @@ from models.run_config import BenchmarkRun
 from models.rundir import RunDir
 from tasks import tracking
 from tasks.artifacts import ArtifactRef, digest_of
+from tasks.benchmark_runs import WEIGHTS
 from tasks.earlier_runs import KIND, check_comparable, find_run
 from tasks.publication import publish_page
 from tasks.shown import show_table
@@ -113,8 +114,10 @@ def _answerer(request: BenchmarkRun) -> tuple[str, str]:
 
 def _track(stage: StageRun, request: BenchmarkRun, results: BenchmarkResults, folder: Path) -> None:
     """What the tracker keeps beside the stream of metrics: facts, rows, and numbers linked to the model."""
+    name, digest = _answerer(request)
     stage.tracked.log_params(
         {
+            WEIGHTS: digest,
             "scorer": results.scorer,
             "scorer_version": results.scorer_version,
             "model_digest": results.model.digest or "",
@@ -123,7 +126,6 @@ def _track(stage: StageRun, request: BenchmarkRun, results: BenchmarkResults, fo
         }
     )
     stage.tracked.log_table(rows_table(results, read_asked(folder / ROWS)), "rows.json")
-    name, digest = _answerer(request)
     measured = tracking.Measured(
         model=name,
         model_digest=digest,

@@ -37,8 +37,11 @@ def open_journal(place: str) -> Journal:
 
 
 def new_place(root: str) -> str:
-    """A place for a new journal in the artifact store at ``root``, like no other."""
-    return f"{root.rstrip('/')}/history/{secrets.token_hex(8)}"
+    """A place for a new journal in the artifact store at ``root``, like no other.
+
+    Its name is none of an artifact, so retention leaves it alone (:mod:`tasks.retention`).
+    """
+    return f"{root.rstrip('/')}/history/registry-{secrets.token_hex(8)}"
 
 
 class FileJournal:

@@ -15,6 +15,7 @@ from models.evidence import Evidence
 from models.history import Action, Record, champions, next_record, withdrawn
 from models.promotion import Candidate, Decision, decide, decide_return
 from tasks.artifacts import ArtifactRef, store_of
+from tasks.benchmark_runs import differences
 from tasks.evaluation import FINAL, baseline_row, read_results
 from tasks.evidence import publish_evidence, read_evidence
 from tasks.model_flavor import log_flavor
@@ -148,12 +149,14 @@ def _champion(registry: Registry) -> Version | None:
 def _candidate(version: Version, registry: Registry) -> Candidate:
     """A version as registry and store show it now, beside the champion of now."""
     champion, evidence, results, problem = _champion(registry), None, None, ""
-    rows: dict[str, str] = {}
+    rows, benchmarks = dict[str, str](), dict[str, float]()
     try:
         evidence = read_evidence(version)
         kept = evidence.evaluation.artifact
         ref = ArtifactRef(uri=kept.uri, sha256=kept.sha256, kind="evaluation")
         results, rows = read_results(store_of(ref.uri, Settings.read()).fetch(ref))
+        beaten = champion.model.sha256 if champion else evidence.base.sha256
+        benchmarks = differences(Settings.read(), version.model.sha256, beaten)
     except (ArtifactError, RecordError, ScoringError) as error:
         problem = str(error)
     gone = [find_version(number) for number in withdrawn(records(registry))]
@@ -167,6 +170,7 @@ def _candidate(version: Version, registry: Registry) -> Candidate:
         baseline=baseline_row(rows, champion.model if champion else None),
         champion=champion.number if champion else "",
         was_withdrawn=version.model.sha256 in {found.model.sha256 for found in gone if found},
+        benchmarks=benchmarks,
         problem=problem,
     )
 

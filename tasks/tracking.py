@@ -22,6 +22,7 @@ from mlflow.entities.logged_model_status import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from models.endpoints import without_user
 from models.errors import TrackingError
 from tasks import backlog
 from tasks.endpoint_models import without_password
@@ -37,7 +38,6 @@ _PARAM_LENGTH = 6000
 # The tracker keeps this much of a digest of data.
 _DATA_DIGEST_LENGTH = 36
 _NOT_IN_A_MODEL = re.compile(r"[/:.%\"']")
-_USER = re.compile(r"//[^/\s@]+@")
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _UNAVAILABLE = (MlflowException, SQLAlchemyError, OSError)
 
@@ -347,7 +347,7 @@ def place(settings: Settings) -> str:
 
 def reason(error: Exception) -> str:
     """What went wrong; MLflow may repeat the tracker's address with its password."""
-    return _USER.sub("//", str(error))
+    return without_user(str(error))
 
 
 def _send_late(settings: Settings, undelivered: backlog.Undelivered) -> bool:

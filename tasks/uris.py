@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
+from models.endpoints import without_user
 from models.errors import ArtifactError, ConfigError
 
 S3_SCHEME = "s3://"
@@ -21,7 +22,7 @@ class S3Uri:
         """Raises ConfigError for text that names no bucket, or that holds more than bucket and key."""
         parts = urlsplit(text)
         if parts.scheme != "s3" or not parts.netloc or "@" in parts.netloc or parts.query or parts.fragment:
-            raise ConfigError(f"{text!r} is no address in S3. Write s3://bucket/prefix.")
+            raise ConfigError(f"{without_user(text)!r} is no address in S3. Write s3://bucket/prefix.")
         key = parts.path.strip("/")
         if key:
             safe_name(key)

@@ -6,10 +6,10 @@ is on its way again at once, a rejected question is asked again at once, and new
 finished ones. Judges work in a thread of their own on whatever is waiting for them.
 """
 
-import queue
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,66 +194,57 @@ class _Waiting:
 
 
 class _Judging:
-    """All filters in a thread of their own: judges at an endpoint take as long as the teacher."""
+    """All filters in a thread of their own: judges at an endpoint take as long as the teacher.
+
+    One batch is judged at a time, of everything that came meanwhile.
+    """
 
     def __init__(self, look: Look, judges: Judges) -> None:
         self._look, self._judges = look, judges
-        self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[Tried | BaseException] = queue.SimpleQueue()
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="judging")
+        self._waiting: deque[_Waiting] = deque()
+        self._running: Future[list[Tried]] | None = None
         self.num_waiting = 0
-        self._thread = threading.Thread(target=self._work, name="judging", daemon=True)
-        self._thread.start()
 
     def put(self, waiting: _Waiting) -> None:
+        """Have one more judged."""
         self.num_waiting += 1
-        self._waiting.put(waiting)
+        self._waiting.append(waiting)
+        self._go_on()
 
-    def take(self, *, wait: bool) -> Iterator[Tried]:
-        """What is judged by now; waits a moment for the first when asked to. Raises what a judge raised."""
-        while self.num_waiting:
-            try:
-                found = self._done.get(block=wait, timeout=_POLL_SECONDS)
-            except queue.Empty:
-                return
-            wait = False
-            if isinstance(found, BaseException):
-                raise found
-            self.num_waiting -= 1
-            yield found
+    def take(self, *, wait: bool) -> list[Tried]:
+        """What is judged by now; waits a moment for it when asked to. Raises what a judge raised."""
+        if self._running is None:
+            return []
+        if wait:
+            wait_for([self._running], timeout=_POLL_SECONDS)
+        if not self._running.done():
+            return []
+        found = self._running.result()
+        self._running = None
+        self.num_waiting -= len(found)
+        self._go_on()
+        return found
 
     def close(self) -> None:
-        self._waiting.put(None)
+        """Let nobody wait for what is judged now."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _work(self) -> None:
-        while (batch := self._batch()) is not None:
-            try:
-                for tried in self._judge(batch):
-                    self._done.put(tried)
-            except BaseException as error:  # raised again where the results are taken
-                self._done.put(error)
-                return
+    def _go_on(self) -> None:
+        if self._running is None and self._waiting:
+            number = min(len(self._waiting), _MAX_JUDGED_TOGETHER)
+            batch = [self._waiting.popleft() for _ in range(number)]
+            self._running = self._pool.submit(self._judge, batch)
 
-    def _batch(self) -> list[_Waiting] | None:
-        """Everything that waits, at least one; None when nothing more will come."""
-        batch: list[_Waiting] = []
-        while len(batch) < _MAX_JUDGED_TOGETHER:
-            try:
-                waiting = self._waiting.get(block=not batch)
-            except queue.Empty:
-                break
-            if waiting is None:
-                return None
-            batch.append(waiting)
-        return batch
-
-    def _judge(self, batch: list[_Waiting]) -> Iterator[Tried]:
+    def _judge(self, batch: list[_Waiting]) -> list[Tried]:
         screening = screen([each.candidate for each in batch], look=self._look, judges=self._judges)
-        for each, record, counts in zip(batch, screening.records, screening.judge_counts, strict=True):
-            trajectory = each.candidate.trajectory
-            yield Tried(
+        return [
+            Tried(
                 each.task,
                 record,
                 counts,
-                trajectory.num_prompt_tokens,
-                trajectory.num_sampled_tokens,
+                each.candidate.trajectory.num_prompt_tokens,
+                each.candidate.trajectory.num_sampled_tokens,
             )
+            for each, record, counts in zip(batch, screening.records, screening.judge_counts, strict=True)
+        ]

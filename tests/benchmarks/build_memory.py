@@ -1,11 +1,11 @@
 """What a build takes of memory and time as its manifest grows: peak RSS of its process, against rows.
 
-    python -m tests.benchmarks.build_memory [--rows N ...]
+    python -m tests.benchmarks.build_memory [--rows N ...] [--asked SHARE]
 
 Every row of a generated manifest is a question of its own about one of 500 small pictures. The build is the
 real child process with a teacher over HTTP (:mod:`tests.simulated_teacher`, without delay) and no judges, so
-every row is read three times, asked, cropped, filtered, journalled and written. A million rows take hours;
-the default stops at a hundred thousand.
+every row is read three times, asked, cropped, filtered, journalled and written. To ask a teacher a million
+questions takes hours: with ``--asked 0.02`` the other rows are read and kept for the test split.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def write_manifest(folder: Path, num_rows: int) -> Path:
     return path
 
 
-def measure(folder: Path, num_rows: int, teacher: Simulated) -> dict[str, float]:
+def measure(folder: Path, num_rows: int, teacher: Simulated, *, asked: float) -> dict[str, float]:
     """Build once; peak memory in GiB, seconds, and records."""
     preset = load_preset("tiny")
     engine = preset.engine.model_dump() | {
@@ -70,6 +70,7 @@ def measure(folder: Path, num_rows: int, teacher: Simulated) -> dict[str, float]
             teacher=TeacherConfig(kind="http", engine=EngineConfig.model_validate(engine), prompts="paper"),
             semantic_unit=nobody,
             coherence=nobody,
+            **({"test_share": 1 - asked, "validation_share": 0.0} if asked < 1 else {}),
         ),
         look=preset.look,
         engine=preset.engine,
@@ -115,6 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the figures; 1 when the limit is broken."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--asked", type=float, default=1.0, help="share of rows that the teacher is asked")
     parser.add_argument("--out", type=Path, default=Path(".vlm-r3/bench"), help="folder of the JSON file")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -124,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with teaching(0.0) as teacher:
         for num_rows in options.rows:
             with tempfile.TemporaryDirectory() as folder:
-                figures = measure(Path(folder), num_rows, teacher)
+                figures = measure(Path(folder), num_rows, teacher, asked=options.asked)
             figures["beyond the interpreter, GiB"] = figures["peak GiB"] - base
             found.append(figures)
             print(

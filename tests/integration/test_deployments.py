@@ -10,12 +10,14 @@ import httpx
 import pytest
 import yaml
 
+from models.presets import preset_names
 from tasks.services import prefect_server
 from tasks.settings import Settings, prepare
 
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
+STAGES = ("build_vlir", "validate", "sft", "rgrpo", "evaluate", "promote")
 
 
 @pytest.fixture
@@ -40,14 +42,33 @@ def prefect(*arguments: str) -> str:
     return done.stdout
 
 
-def test_every_deployment_is_accepted(api_url: str) -> None:
+def test_every_deployment_is_accepted_with_a_form(api_url: str) -> None:
     declared = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     prefect("work-pool", "create", "local", "--type", "process")
     prefect("deploy", "--all")
     found = httpx.post(f"{api_url}/deployments/filter", json={}).json()
-    assert {one["name"] for one in found} == {one["name"] for one in declared}
     by_entrypoint = {one["entrypoint"]: one for one in found}
     assert set(by_entrypoint) == {one["entrypoint"] for one in declared}
+    assert {one["name"] for one in found} == {"tiny"}
+    for one in found:
+        fields = one["parameter_openapi_schema"]["properties"]
+        assert fields["preset"]["enum"] == preset_names()
+        assert one["tags"]
+        assert one["global_concurrency_limit"]["limit"] == 1
+    for name in ("pipeline", *STAGES):
+        fields = by_entrypoint[f"flows/{name}.py:{name}"]["parameter_openapi_schema"]["properties"]
+        unexplained = [field for field, schema in fields.items() if not schema.get("description")]
+        assert unexplained == [], name
     pipeline = by_entrypoint["flows/pipeline.py:pipeline"]
     assert pipeline["parameters"] == {"preset": "tiny"}
-    assert set(pipeline["parameter_openapi_schema"]["properties"]) == {"preset", "overrides"}
+    assert set(pipeline["parameter_openapi_schema"]["properties"]) == {"preset", "overrides", "stages"}
+
+
+def test_a_form_refuses_an_unknown_preset(api_url: str) -> None:
+    prefect("work-pool", "create", "local", "--type", "process")
+    prefect("deploy", "--name", "promote/tiny")
+    found = httpx.get(f"{api_url}/deployments/name/promote/tiny").json()
+    asked = {"parameters": {"preset": "tony"}}
+    answer = httpx.post(f"{api_url}/deployments/{found['id']}/create_flow_run", json=asked)
+    assert answer.status_code == 409
+    assert "'tony' is not one of" in answer.text

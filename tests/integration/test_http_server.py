@@ -1,15 +1,7 @@
 """The HTTP engine against vLLM's real server: the same greedy text as in process, crops included."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 
@@ -24,67 +16,19 @@ from models.tiny import world
 from models.trajectory import CropSpan, GenerationRequest, Prompt, Span, StopReason
 from models.vllm_engine import VLLMEngine
 from tests.benchmark_examples import ROWS
+from tests.model_server import model_server
 from tests.tiny_models import finish, picture, sampled
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 PRESET = load_preset("tiny")
-START_SECONDS = 400
 
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The base URL of a server with the embedded model; it ends with the test."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    budget = (
-        f'{{"size": {{"shortest_edge": {PRESET.look.min_pixels}, "longest_edge": {PRESET.look.max_pixels}}}}}'
-    )
-    arguments = {
-        "--model": str(EMBEDDED_MODEL),
-        "--served-model-name": "tiny",
-        "--host": "127.0.0.1",
-        "--port": str(port),
-        "--dtype": "float32",
-        "--max-model-len": str(PRESET.engine.max_model_len),
-        "--limit-mm-per-prompt": '{"image": 4, "video": 0}',
-        "--mm-processor-kwargs": budget,
-        "--kv-cache-memory-bytes": str(2**28),
-        "--generation-config": "vllm",
-    }
-    flat = [word for pair in arguments.items() for word in pair]
-    log = tmp_path_factory.mktemp("server") / "log"
-    with log.open("w") as out:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "models.vllm_server", *flat, "--enforce-eager"],
-            cwd=Path(__file__).parents[2],
-            env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            wait_until_healthy(server, f"http://127.0.0.1:{port}", log)
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)
-            try:
-                server.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                os.killpg(server.pid, signal.SIGKILL)
-
-
-def wait_until_healthy(server: subprocess.Popen, url: str, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        assert server.poll() is None, f"The server ended:\n{log.read_text()[-2000:]}"
-        try:
-            if httpx.get(f"{url}/health", timeout=2).is_success:
-                return
-        except httpx.TransportError:
-            time.sleep(1)
-    raise AssertionError(f"The server is not up after {START_SECONDS} s:\n{log.read_text()[-2000:]}")
+    with model_server(tmp_path_factory.mktemp("server") / "log") as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from mlflow.entities import Run
 from models.evaluation.report_page import read_gallery
 from models.evidence import Evidence
 from models.rundir import RunDir
+from tests.planted import SECRETS, holding, words
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
@@ -51,12 +52,13 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """That of a user: none of the variables that other tests or services may have set."""
-    return {
+    """That of a user with many secrets: none of the variables that other tests or services may have set."""
+    plain = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("VLM_R3_", "PREFECT_", "MLFLOW_"))
     }
+    return {**plain, **SECRETS}
 
 
 def run(work_dir: Path, name: str, *arguments: str) -> Done:
@@ -195,6 +197,14 @@ def test_the_report_is_tracked_traced_and_linked_from_the_flow_run(
     assert page.as_uri() in linked[0][0]
     sets = [one["label"] for one in read_gallery(page)["sets"]]
     assert sets == ["held-out", "R-GRPO rollouts, step 1", "R-GRPO rollouts, step 2"]
+
+
+def test_no_secret_is_in_anything_that_was_written(first: Done, place: Path, tmp_path: Path) -> None:
+    assert holding(place, words()) == []
+    assert not any(word in (first.out + first.err).encode() for word in words())
+    for number, secret in enumerate(SECRETS.values()):  # it would be found
+        (tmp_path / str(number)).write_text(f"?{secret}?")
+    assert len(holding(tmp_path, words())) == len(SECRETS)
 
 
 def test_a_second_run_does_only_what_changed(place: Path, first: Done, client: MlflowClient) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from flows.cli import main
 from models.config import EMBEDDED_MODEL
 from models.errors import ArtifactError, ConfigError, RecordError
+from models.evaluation.results import Estimate
 from models.history import Record
 from tasks.artifacts import ArtifactRef, local_path
 from tasks.doctor import examine
@@ -26,7 +27,9 @@ from tasks.promotions import records
 from tasks.registry import Verdict, promote_version, register, roll_back, version_named
 from tasks.settings import Settings, prepare
 from tasks.stage import read_store
+from tasks.tracking import tracked_run
 from tasks.versions import Version, find_version, read_registry, registry_client
+from tests.benchmark_results_examples import some_results
 from tests.evidence_examples import POLICY
 from tests.registry_examples import stored_evidence, stored_model
 
@@ -314,3 +317,31 @@ def test_rollback_by_the_command_line_has_its_exit_codes(tmp_path: Path) -> None
     code, said = command("rollback", "--to", other.number, "--reason", "to see")
     assert (code, "only what was champion before" in said) == (3, True), said
     assert (history()[-1].reason, bool(history()[-1].who.flow_run)) == ("to see", True)
+
+
+def measured_benchmark(folder: Path, weights: ArtifactRef, value: float, **changes: Any) -> None:
+    """A tracked run of a published benchmark, as `vlm-r3 evaluate --benchmark` leaves it."""
+    made = folder / f"benchmark-{weights.sha256[:8]}-{value}-{len(changes)}"
+    made.mkdir()
+    headline = Estimate(value=value, low=value - 0.01, high=value + 0.01)
+    some_results("mmmu", headline=headline, **changes).save(made / "metrics.json")
+    kept = read_store().publish(made, stage="benchmark", kind="benchmark")
+    with tracked_run(Settings.read(), "mmmu", tags={"stage": "benchmark"}) as run:
+        run.log_params({"weights_digest": weights.sha256})
+        run.tag({"artifact.benchmark": f"{kept.uri}#{kept.sha256}"})
+
+
+def test_a_benchmark_that_got_worse_stops_a_promotion(tmp_path: Path) -> None:
+    first, second = stored_model(tmp_path, "first"), stored_model(tmp_path, "second")
+    assert judged(registered(tmp_path, first)).is_champion
+    measured_benchmark(tmp_path, first, 0.6)
+    measured_benchmark(tmp_path, second, 0.1, variant="no_crop")  # not the question
+    measured_benchmark(tmp_path, second, 0.2, data={"digest": "other"})  # other rows
+    measured_benchmark(tmp_path, second, 0.5)
+    version = registered(tmp_path, second, champion=first, parent_version="1")
+    refused = judged(version)
+    assert not refused.is_champion
+    (reason,) = refused.reasons
+    assert "worst of 1: mmmu direct -0.100" in reason
+    measured_benchmark(tmp_path, second, 0.59)  # measured again: the newest counts
+    assert judged(version).is_champion

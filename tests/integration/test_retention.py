@@ -12,6 +12,7 @@ import pytest
 from flows.cli import main
 from models.evidence import DataEvidence, Kept
 from tasks.artifacts import ArtifactRef, local_path, open_store
+from tasks.journal import open_journal
 from tasks.retention import outdated
 from tasks.settings import Settings, prepare
 from tests.evidence_examples import make_evidence
@@ -34,6 +35,7 @@ def test_old_artifacts_of_this_machine_go_and_registered_ones_stay(
     work_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tasks.registry import register
+    from tasks.versions import registry_client
 
     settings = prepare(work_dir)
     kept, data, old, young = (publish(settings, tmp_path, name) for name in ("kept", "data", "old", "young"))
@@ -44,11 +46,15 @@ def test_old_artifacts_of_this_machine_go_and_registered_ones_stay(
         ),
     )
     asyncio.run(register.fn(kept, evidence))
+    history = local_path(registry_client().get_registered_model("vlm-r3").tags["history_uri"])
+    assert open_journal(history.as_uri()).create(1, "a decision")
     month_ago = time.time() - 31 * 24 * 3600
     for ref in (kept, data, old):
         folder = local_path(ref.uri)
         for path in (*folder.iterdir(), folder):
             os.utime(path, (month_ago, month_ago))
+    for path in (*history.iterdir(), history):
+        os.utime(path, (month_ago, month_ago))
     stranger = local_path(old.uri).parent / "notes"
     shutil.copytree(local_path(old.uri), stranger)
 
@@ -63,6 +69,7 @@ def test_old_artifacts_of_this_machine_go_and_registered_ones_stay(
     assert not local_path(old.uri).exists()
     assert all(local_path(ref.uri).is_dir() for ref in (kept, data, young))
     assert stranger.is_dir()
+    assert (history / "000001.json").read_text() == "a decision"
     assert main(["prune", "--older-than", "0"]) == 2
 
 

@@ -12,6 +12,7 @@ from flows.cli import main
 from tasks import tracking
 from tasks.settings import Settings, prepare
 from tests.mlflow_server import MLflowServer, mlflow_server
+from tests.planted import holding
 
 pytestmark = pytest.mark.integration
 
@@ -44,7 +45,10 @@ def losses(server: MLflowServer, run_id: str) -> dict[int, float]:
 
 
 def test_metrics_of_an_outage_in_mid_run_are_back_filled(
-    server: MLflowServer, settings: Settings, caplog: pytest.LogCaptureFixture
+    server: MLflowServer,
+    settings: Settings,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """The second outage lasts until after the end: the next run delivers what is left, and closes the run."""
     steps = iter(range(100))
@@ -74,6 +78,7 @@ def test_metrics_of_an_outage_in_mid_run_are_back_filled(
     assert (found.info.status, found.data.tags["artifact.model"]) == ("FINISHED", "file:///m#d")
     assert list(settings.undelivered.iterdir()) == []
     assert PASSWORD not in caplog.text
+    assert holding(tmp_path_factory.getbasetemp(), [PASSWORD.encode()]) == []
 
 
 def test_a_tracker_that_is_down_at_the_start_is_named_before_anything_is_started(

@@ -128,6 +128,13 @@ def test_a_path_that_is_no_model_is_refused(tmp_path: Path):
         resolve_model_path(str(tmp_path))
 
 
+@pytest.mark.parametrize("key", ["engine.endpoint", "judge.endpoint"])
+def test_a_password_in_an_address_is_refused_and_not_repeated(key):
+    with pytest.raises(ConfigError, match=f"{key}: .*holds a user or a password") as refused:
+        load_preset("tiny", [f"{key}=http://ada:planted@host:8000/v1"])
+    assert "planted" not in str(refused.value)
+
+
 def test_a_folder_with_pickled_weights_is_refused(tmp_path: Path):
     shutil.copytree(EMBEDDED_MODEL, tmp_path / "model")
     assert resolve_model_path(str(tmp_path / "model")) == tmp_path / "model"

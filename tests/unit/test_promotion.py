@@ -17,6 +17,7 @@ KINDS = {"read": 0.1, "add": 0.0, "where": -0.04}
 RULES = (
     *("evidence", "weights", "data", "evaluation", "validation", "preflight", "guards", "not withdrawn"),
     *("comparison", "questions", "unscored", "gain", "kinds", "protocol", "latency"),
+    "benchmarks",
 )
 
 
@@ -132,6 +133,14 @@ def test_no_kind_of_question_may_get_worse_than_the_tolerance() -> None:
     decision = decide(candidate(), POLICY.model_copy(update={"max_kind_loss": 0.039}))
     assert broken(decision) == ["kinds"]
     assert "worst: where -0.040" in decision.reasons[0]
+
+
+def test_no_published_benchmark_may_get_worse_than_the_tolerance() -> None:
+    measured = candidate(benchmarks={"mme look-again": 0.1, "mmmu direct": -0.02})
+    assert decide(measured, POLICY).promoted
+    decision = decide(measured, POLICY.model_copy(update={"max_benchmark_loss": 0.01}))
+    assert broken(decision) == ["benchmarks"]
+    assert "worst of 2: mmmu direct -0.020" in decision.reasons[0]
 
 
 @pytest.mark.parametrize(

@@ -38,4 +38,4 @@ def test_an_entry_that_was_cut_short_is_none(tmp_path: Path) -> None:
 
 def test_two_registries_in_one_store_keep_apart() -> None:
     assert new_place("s3://bucket/vlm-r3/") != new_place("s3://bucket/vlm-r3")
-    assert new_place("s3://bucket/vlm-r3/").startswith("s3://bucket/vlm-r3/history/")
+    assert new_place("s3://bucket/vlm-r3/").startswith("s3://bucket/vlm-r3/history/registry-")

@@ -1,0 +1,261 @@
+"""A team server of real services (PostgreSQL, S3, Prefect with a worker, MLflow), and the factory on it.
+
+The server is started once for all tests here, as a user starts it.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from PIL import Image
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
+
+ROOT = Path(__file__).parents[2]
+# As small as it gets: this is about the machinery.
+SMALL = [
+    *("controls=false", "engine.kind=transformers", "vlir.num_questions=60", "validation.min_records=5"),
+    *("rgrpo.num_steps=1", "promotion.min_gain=-1", "promotion.max_protocol_error_rate=1"),
+]
+STAGES = {"build-vlir", "validate", "sft", "rgrpo", "evaluate", "promote"}
+
+
+@dataclass(frozen=True)
+class Team:
+    """A running team server, and how its users call it."""
+
+    work_dir: Path
+    values: dict[str, str]
+
+    def environment(self) -> dict[str, str]:
+        """That of a user of the server: nothing that other tests have set."""
+        foreign = ("VLM_R3_", "PREFECT_", "MLFLOW_", "AWS_")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+        return {**kept, **self.values}
+
+    def run(self, *command: str, **values: str) -> str:
+        """What a command prints."""
+        done = subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=ROOT,
+            env={**self.environment(), **values},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def api(self, method: str, path: str, body: Any = None) -> Any:
+        """What Prefect's server answers."""
+        user, _, password = self.values["PREFECT_API_AUTH_STRING"].partition(":")
+        url = f"{self.values['PREFECT_API_URL']}{path}"
+        answer = httpx.request(method, url, json=body, auth=(user, password), timeout=30)
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    def start(self, deployment: str, parameters: dict[str, Any]) -> str:
+        """Ask for a run of a deployment; its id."""
+        found = self.api("GET", f"/deployments/name/{deployment}")["id"]
+        made = self.api("POST", f"/deployments/{found}/create_flow_run", {"parameters": parameters})
+        return made["id"]
+
+    def state(self, run: str) -> str:
+        return self.api("GET", f"/flow_runs/{run}")["state_type"]
+
+    def logs(self, run: str) -> str:
+        """What a run has logged so far."""
+        query = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
+        return "\n".join(line["message"] for line in self.api("POST", "/logs/filter", query))
+
+
+def wait_for(found: Callable[[], Any], what: str, seconds: float = 600) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if result := found():
+            return result
+        time.sleep(0.5)
+    raise AssertionError(f"no {what} in {seconds} s")
+
+
+def processes(work_dir: Path) -> list[psutil.Process]:
+    """Every process that belongs to a work directory, by its arguments or its environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            texts = [*process.cmdline(), *process.environ().values()]
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+        if process.pid != os.getpid() and any(str(work_dir) in text for text in texts):
+            found.append(process)
+    return found
+
+
+@pytest.fixture(scope="module")
+def team() -> Iterator[Team]:
+    # Not pytest's own folder: where tests run as root, PostgreSQL's user must be able to enter.
+    folder = Path(tempfile.mkdtemp(prefix="vlm-r3-team-"))
+    folder.chmod(0o711)
+    work_dir = folder / "work"
+    bare = Team(work_dir, {"VLM_R3_WORK_DIR": str(work_dir)})
+    try:
+        said = bare.run("flows.cli", "services", "up")
+        assert said.count("ok ") == 5, said
+        lines = shlex.split((work_dir / "services" / "env").read_text())
+        started = Team(work_dir, dict(line.split("=", 1) for line in lines))
+        started.run("flows.cli", "deploy")
+        yield started
+    finally:
+        bare.run("flows.cli", "services", "down")
+        left = processes(work_dir)
+        shutil.rmtree(folder)
+        assert left == []
+
+
+def test_nobody_is_let_in_without_a_password(team: Team) -> None:
+    secrets = [value for name, value in team.values.items() if "PASSWORD" in name or "SECRET" in name]
+    assert len(secrets) == 2
+    assert httpx.post(f"{team.values['PREFECT_API_URL']}/flows/filter").status_code == 401
+    tracking = f"{team.values['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/experiments/search?max_results=1"
+    assert httpx.get(tracking).status_code == 401
+    assert httpx.get(f"{team.values['AWS_ENDPOINT_URL']}/artifacts/none").status_code == 403
+
+
+def test_passwords_are_in_private_files_only(team: Team) -> None:
+    folder = team.work_dir / "services"
+    kept = json.loads((folder / "services.json").read_text())
+    secrets = [value for name, value in kept.items() if name != "ports"]
+    private = {"services.json", "env", "mlflow-auth.ini"}
+    assert {(folder / name).stat().st_mode & 0o777 for name in private} == {0o600}
+    for path in [*folder.glob("*.log"), *folder.glob("*.json")]:
+        if path.name not in private:
+            assert not [secret for secret in secrets if secret in path.read_text(errors="replace")], path
+    arguments = [" ".join(process.cmdline()) for process in processes(team.work_dir)]
+    assert not [text for text in arguments if any(secret in text for secret in secrets)]
+
+
+def test_up_again_changes_nothing_and_what_dies_is_started_again(team: Team) -> None:
+    before = (team.work_dir / "services" / "state.json").read_text()
+    team.run("flows.cli", "services", "up")
+    assert (team.work_dir / "services" / "state.json").read_text() == before
+    supervisor = json.loads(before)["pids"]["s3"]
+    psutil.Process(supervisor).children()[0].kill()
+
+    def is_back() -> bool:
+        state = json.loads((team.work_dir / "services" / "state.json").read_text())
+        return state["starts"]["s3"] == 2 and state["pids"]["s3"] != supervisor
+
+    wait_for(is_back, "second start", 60)
+    health = f"{team.values['AWS_ENDPOINT_URL']}/healthz"
+    wait_for(lambda: _status(health) == 200, "healthy S3 server", 60)
+
+
+def test_a_cron_schedule_creates_runs(team: Team) -> None:
+    deployment = team.api("GET", "/deployments/name/promote/tiny")["id"]
+    schedule = {"schedule": {"cron": "* * * * *", "timezone": "UTC"}, "active": True}
+    (made,) = team.api("POST", f"/deployments/{deployment}/schedules", [schedule])
+    query = {
+        "deployments": {"id": {"any_": [deployment]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+    }
+    try:
+        wait_for(lambda: team.api("POST", "/flow_runs/filter", query), "scheduled run", 120)
+    finally:
+        team.api("DELETE", f"/deployments/{deployment}/schedules/{made['id']}")
+
+
+def test_a_failed_gate_notifies(team: Team) -> None:
+    with listener() as (url, received):
+        team.run("tests.integration.save_webhook", url)
+        said = team.run("flows.cli", "deploy", "--notify", "custom-webhook/listener")
+        assert "automation   a failed gate notifies\n" in said
+        assert "left out, no block" not in said
+        team.run("tests.integration.refuse", "promote", "worse than the champion")
+        wait_for(lambda: received, "notification", 60)
+    assert "the gate promote said no" in received[0]
+    assert "worse than the champion" in received[0]
+
+
+def test_cancelling_a_run_ends_every_child_and_its_log_is_seen_while_it_runs(team: Team) -> None:
+    before = {process.pid for process in processes(team.work_dir)}
+    overrides = [*SMALL, "sft.num_epochs=1000", "seed=7"]
+    run = team.start("sft/tiny", {"preset": "tiny-smoke", "overrides": overrides})
+    wait_for(lambda: "step" in team.logs(run), "line of the child")
+    assert team.state(run) == "RUNNING"
+    running = [process for process in processes(team.work_dir) if process.pid not in before]
+    ranks = [process for process in running if "models.sft.train" in process.cmdline()]
+    assert len(ranks) >= 3, "a launcher and two ranks"
+    team.api("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+    wait_for(lambda: team.state(run) == "CANCELLED", "cancelled run", 90)
+    wait_for(lambda: not any(process.is_running() for process in running), "end of all processes", 30)
+    assert {process.pid for process in processes(team.work_dir)} <= before
+
+
+def test_the_pipeline_runs_on_deployments_and_its_model_is_fetched_and_asked(
+    team: Team, tmp_path: Path
+) -> None:
+    parameters = {"preset": "tiny-smoke", "stages": "tiny", "overrides": SMALL}
+    run = team.start("pipeline/tiny", parameters)
+    wait_for(lambda: team.state(run) in ("COMPLETED", "FAILED", "CRASHED"), "end of the pipeline", 1500)
+    assert team.state(run) == "COMPLETED", team.logs(run)
+    children = team.api("POST", "/flow_runs/filter", {"flow_runs": {"parent_flow_run_id": {"any_": [run]}}})
+    flows = {one["id"]: one["name"] for one in team.api("POST", "/flows/filter", {})}
+    assert {flows[child["flow_id"]] for child in children} == STAGES
+    assert all(child["work_pool_name"] == "local" for child in children)
+
+    # Elsewhere: another work directory, and the same servers.
+    elsewhere = {"VLM_R3_WORK_DIR": str(tmp_path / "elsewhere")}
+    model = tmp_path / "model"
+    said = team.run("flows.cli", "fetch", "models:/vlm-r3@champion", str(model), **elsewhere)
+    assert said.startswith("s3://artifacts/vlm-r3/rgrpo/")
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (112, 112), "white").save(picture)
+    ask = ("ask", str(picture), "what code is on the red card?", "--model", str(model), "--json")
+    small = ("--preset", "tiny-smoke", "--set", "engine.kind=transformers")
+    seen = ("--picture", str(tmp_path / "seen.png"))
+    assert json.loads(team.run("flows.cli", *ask, *small, *seen, **elsewhere))["model"] == str(model)
+
+
+class listener:
+    """A server that keeps what is sent to it, for the time of a block."""
+
+    def __enter__(self) -> tuple[str, list[str]]:
+        received: list[str] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                received.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{self._server.server_port}/", received
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _status(url: str) -> int:
+    try:
+        return httpx.get(url).status_code
+    except httpx.TransportError:
+        return 0

@@ -1,0 +1,43 @@
+"""What the guards of R-GRPO saw, from its metrics."""
+
+import json
+from pathlib import Path
+
+from models.config import RGRPOConfig
+from tasks.evidence import guards_of
+
+CONFIG = RGRPOConfig(max_mismatch_kl=0.01, max_failed_share=0.02)
+
+
+def record(folder: Path, *lines: dict[str, float]) -> Path:
+    text = "".join(json.dumps({"time": 0.0, **line}) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text)
+    return folder
+
+
+def test_of_a_step_that_was_done_again_the_last_line_counts(tmp_path: Path) -> None:
+    guards = guards_of(
+        record(
+            tmp_path,
+            {"step": 1, "rgrpo/mismatch_kl": 0.001, "rgrpo/unscored_share": 0.0, "progress/done": 1},
+            {"step": 2, "rgrpo/mismatch_kl": 0.5, "rgrpo/unscored_share": 0.0},
+            {"step": 2, "rgrpo/mismatch_kl": 0.003, "rgrpo/unscored_share": 0.02},
+            {"step": 3, "time/rollout_seconds": 1.0},
+        ),
+        CONFIG,
+    )
+    assert guards.num_steps == 2
+    kl = guards.metrics["rgrpo/mismatch_kl"]
+    assert (kl.first, kl.last, kl.lowest, kl.highest, kl.mean) == (0.001, 0.003, 0.001, 0.003, 0.002)
+    assert [(limit.name, limit.value, limit.passed) for limit in guards.limits] == [
+        ("rgrpo/mismatch_kl", "0.003", True),
+        ("rgrpo/unscored_share", "0.02", True),
+    ]
+    assert guards.passed
+
+
+def test_a_broken_limit_and_missing_metrics_are_no_pass(tmp_path: Path) -> None:
+    broken = guards_of(record(tmp_path, {"step": 1, "rgrpo/mismatch_kl": 0.011}), CONFIG)
+    assert [limit.passed for limit in broken.limits] == [False]
+    assert not broken.passed
+    assert not guards_of(record(tmp_path), CONFIG).passed
