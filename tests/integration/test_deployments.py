@@ -58,6 +58,11 @@ def test_every_deployment_is_accepted_with_a_form(api_url: str) -> None:
         assert fields["preset"]["enum"] == preset_names()
         unexplained = [field for field, schema in fields.items() if not schema.get("description")]
         assert unexplained == [], name
+    rollback = by_entrypoint["flows/rollback.py:rollback"]["parameter_openapi_schema"]["properties"]
+    assert {name: bool(schema["description"]) for name, schema in rollback.items()} == {
+        "version": True,
+        "reason": True,
+    }
     pipeline = by_entrypoint["flows/pipeline.py:pipeline"]
     assert pipeline["parameters"] == {"preset": "tiny"}
     assert set(pipeline["parameter_openapi_schema"]["properties"]) == {"preset", "overrides", "stages"}
