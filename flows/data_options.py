@@ -8,9 +8,9 @@ from typing import Any
 
 from models.config import Preset
 from models.endpoints import check_url
-from models.errors import ConfigError
+from models.errors import ConfigError, RecordError
 from models.presets import load_preset
-from tasks.endpoint_models import only_model
+from tasks.endpoint_models import is_vllm, only_model
 from tasks.settings import Settings
 from tasks.uris import S3_SCHEME
 
@@ -42,12 +42,15 @@ def data_overrides(options: argparse.Namespace, preset: str, overrides: Sequence
 
 
 def check_data(preset: Preset, settings: Settings) -> None:
-    """Raises ConfigError or RecordError for sources or a teacher that are not there; fetches little."""
+    """Raises ConfigError for sources or a teacher that are not there; fetches little."""
     if preset.vlir.is_drawn and preset.vlir.teacher.kind == "drawn-world":
         return
     from tasks.vlir_inputs import check_inputs
 
-    check_inputs(preset.vlir, settings)
+    try:
+        check_inputs(preset.vlir, settings)
+    except RecordError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -76,7 +79,9 @@ def _teacher(options: argparse.Namespace, engine: Mapping[str, Any]) -> dict[str
     place = {
         "kind": "http",
         "endpoint": options.teacher,
-        "served_model": options.teacher_model or only_model(options.teacher),
+        "served_model": options.teacher_model or only_model(options.teacher, option="--teacher-model"),
+        # Only vLLM's server can go on with a reply after a crop; others get the crop as a message.
+        "continuation": "assistant" if is_vllm(options.teacher) else "user_turn",
         "max_num_seqs": options.connections,
     }
     return {"kind": "http", "engine": {**engine, **place}}
@@ -91,7 +96,7 @@ def _judge(options: argparse.Namespace, judge: str) -> dict[str, Any]:
     return {
         "kind": "http",
         "endpoint": judge,
-        "served_model": named or only_model(judge),
+        "served_model": named or only_model(judge, option="--judge-model"),
         "num_connections": options.connections,
     }
 

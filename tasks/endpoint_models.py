@@ -1,5 +1,6 @@
 """Which models a chat endpoint serves: asked with a short time-out, before anything is started."""
 
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -13,26 +14,42 @@ _TIMEOUT_SECONDS = 5.0
 
 def models_at(base: str) -> list[str]:
     """The names of the models at an endpoint. Raises ConfigError when it does not answer with a list."""
-    reply = get(base.rstrip("/") + "/models", key=endpoint_key())
-    try:
-        return [str(model["id"]) for model in reply.json()["data"]]
-    except (ValueError, LookupError, TypeError) as error:
-        raise ConfigError(
-            f"{without_password(base)}: its list of models is none ({error!r}). Give the base URL of an "
-            "OpenAI-compatible endpoint, with its version."
-        ) from error
+    return [str(model["id"]) for model in _listed(base)]
 
 
-def only_model(base: str) -> str:
-    """The one model that an endpoint serves. Raises ConfigError when there are none or several."""
+def only_model(base: str, *, option: str = "--served-model") -> str:
+    """The one model that an endpoint serves. Raises ConfigError when there are none or several; ``option``
+    is where to name one.
+    """
     check_url(base)
     names = models_at(base)
     if len(names) != 1:
         raise ConfigError(
             f"{without_password(base)} serves {len(names)} models ({', '.join(names) or 'none'}). Name one "
-            "by --served-model."
+            f"by {option}."
         )
     return names[0]
+
+
+def is_vllm(base: str) -> bool:
+    """Whether vLLM's own server answers there, which can go on with a half-written reply; False for an
+    endpoint that does not list its models.
+    """
+    try:
+        return any(model.get("owned_by") == "vllm" for model in _listed(base))
+    except ConfigError:
+        return False
+
+
+def _listed(base: str) -> list[dict[str, Any]]:
+    reply = get(base.rstrip("/") + "/models", key=endpoint_key())
+    try:
+        return [{**model, "id": model["id"]} for model in reply.json()["data"]]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ConfigError(
+            f"{without_password(base)}: its list of models is none ({error!r}). Give the base URL of an "
+            "OpenAI-compatible endpoint, with its version."
+        ) from error
 
 
 def get(url: str, *, key: str = "") -> httpx.Response:

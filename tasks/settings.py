@@ -163,6 +163,15 @@ def server_environment(*, num_threads: int, bin_folder: Path) -> dict[str, str]:
     }
 
 
+def limit_tracker_retries() -> None:
+    """Let MLflow give up after seconds, in a worker's process too; by itself it tries for four minutes.
+
+    A tracker that is away must not hold up a run: what it did not take is sent again later.
+    """
+    for name, value in _TRACKER_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
 def service_environment(**values: str) -> dict[str, str]:
     """The environment of a server of ours: these values, and nothing that is about other servers."""
     foreign = ("AWS_", "MLFLOW_", "PREFECT_", "VLM_R3_", "PG")
@@ -195,6 +204,11 @@ def is_ci() -> bool:
     return bool(os.environ.get("CI"))
 
 
+_TRACKER_DEFAULTS: Mapping[str, str] = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
 _CHILD_DEFAULTS: Mapping[str, str] = {
     "PYTHONUNBUFFERED": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -213,10 +227,6 @@ def _defaults(settings: Settings) -> dict[str, str]:
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "MLFLOW_TRACKING_URI": settings.tracking_uri,
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        # A tracker that is away must not hold up a run: what it did not take is sent again later.
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
         "GX_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }

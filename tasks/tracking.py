@@ -26,7 +26,7 @@ from models.endpoints import without_user
 from models.errors import TrackingError
 from tasks import backlog
 from tasks.endpoint_models import without_password
-from tasks.settings import Settings
+from tasks.settings import Settings, limit_tracker_retries
 
 EXPERIMENT = "vlm-r3"
 FLUSH_SECONDS = 2.0
@@ -54,6 +54,7 @@ def client_of(tracking_uri: str) -> MlflowClient:
 
 def client(settings: Settings) -> MlflowClient:
     """The client of the configured tracker."""
+    limit_tracker_retries()
     if settings.tracking_uri.startswith("sqlite:"):
         settings.work_dir.mkdir(parents=True, exist_ok=True)
     return client_of(settings.tracking_uri)

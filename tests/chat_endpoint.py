@@ -27,6 +27,7 @@ class FakeEndpoint:
     bodies: list[dict] = field(default_factory=list)
     headers: list[dict] = field(default_factory=list)
     url: str = ""
+    models: dict[str, str] = field(default_factory=dict)  # served models and their owners
 
     def config(self, **changes) -> EngineConfig:
         settings = {"backoff_seconds": 0.001, "timeout_seconds": 5, "max_tries": 3, "max_num_seqs": 8}
@@ -40,6 +41,14 @@ def serving() -> Iterator[FakeEndpoint]:
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            listed = [{"id": name, "owned_by": owner} for name, owner in fake.models.items()]
+            data = json.dumps({"object": "list", "data": listed}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with lock:
@@ -70,3 +79,11 @@ def serving() -> Iterator[FakeEndpoint]:
     yield fake
     server.shutdown()
     server.server_close()
+
+
+@contextmanager
+def models_endpoint(models: dict[str, str]) -> Iterator[str]:
+    """The base URL of an endpoint that serves these models (name: owner)."""
+    with serving() as fake:
+        fake.models.update(models)
+        yield fake.url

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import httpx
 
-_START_SECONDS = 180.0
+_START_SECONDS = 300.0
 
 
 class MLflowServer:
-    """A server on a SQLite database; :meth:`stop` and :meth:`start` keep address and content."""
+    """A server on a SQLite database; :meth:`start` after :meth:`stop` keeps address and content."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -24,7 +24,7 @@ class MLflowServer:
             self._port = found.getsockname()[1]
         self._folder = folder
         self.address = f"http://127.0.0.1:{self._port}"
-        self.start()
+        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Return once it answers."""
@@ -49,8 +49,10 @@ class MLflowServer:
 
     def stop(self) -> None:
         """End it; nothing listens there any more."""
-        self._process.terminate()
-        self._process.wait(timeout=60)
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(timeout=60)
+            self._process = None
 
     def _is_up(self) -> bool:
         try:
@@ -64,6 +66,7 @@ def mlflow_server(folder: Path) -> Iterator[MLflowServer]:
     """A server for the time of a block."""
     server = MLflowServer(folder)
     try:
+        server.start()
         yield server
     finally:
         server.stop()

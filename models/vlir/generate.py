@@ -146,8 +146,9 @@ class _Generation:
         self._judging.close()
 
     def _fill(self) -> None:
-        # What waits for a judge counts, too: a slow judge must not let memory grow.
-        while len(self._loop.live) + self._judging.num_waiting < self._teacher.max_in_flight:
+        # A slow judge must not let memory grow; a quick one must not take places away from the teacher.
+        limit = self._teacher.max_in_flight
+        while len(self._loop.live) < limit and self._judging.num_waiting < limit:
             task = self._again.popleft() if self._again else self._next_task()
             if task is None:
                 return

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 
 from models.base_config import resolve_model_path
-from models.config import EngineConfig, Look, TeacherConfig
+from models.config import Look, TeacherConfig
 from models.engine import Engine
 from models.run_config import VLIRRun
 from models.tiny.teacher import EmbeddedTeacher
@@ -36,15 +36,13 @@ def open_teacher(request: VLIRRun, look: Look, scenes: Mapping[str, tuple[Scene,
         engine: Engine = EmbeddedTeacher(request.vlir, scenes)
         return Teacher(engine, EMBEDDED_NAME, _NUM_DRAWN, config.temperature)
     settings = config.engine or request.engine
-    opened = _open_engine(config, settings, look, seed=request.seed)
-    return Teacher(opened, teacher_name(config), settings.max_num_seqs, config.temperature)
-
-
-def _open_engine(config: TeacherConfig, settings: EngineConfig, look: Look, *, seed: int) -> Engine:
+    name = teacher_name(config)
     if config.kind == "http":
         from models.http_engine import HTTPEngine
 
-        return HTTPEngine(settings, api_key=os.environ.get("VLM_R3_API_KEY", ""))
+        remote = HTTPEngine(settings, api_key=os.environ.get("VLM_R3_API_KEY", ""))
+        return Teacher(remote, name, remote.max_in_flight, config.temperature)
     from models.vllm_engine import VLLMEngine
 
-    return VLLMEngine(resolve_model_path(config.model), settings, look=look, seed=seed)
+    local = VLLMEngine(resolve_model_path(config.model), settings, look=look, seed=request.seed)
+    return Teacher(local, name, settings.max_num_seqs, config.temperature)

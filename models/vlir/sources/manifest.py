@@ -28,7 +28,7 @@ from models.vlir.sources.visual_cot import BoxJoin
 _SPLITS = ("train", "validation", "test")
 _LINE_SUFFIXES = (".jsonl", ".ndjson", ".json")
 _NAMES = ("manifest.jsonl", "manifest.parquet")
-_FIELDS = ("image", "question", "answer", "answers", "box", "boxes", "id", "split", "kind", "licence")
+FIELDS = ("image", "question", "answer", "answers", "box", "boxes", "id", "split", "kind", "licence")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def open_rows(file: Path, *, max_picture_bytes: int) -> Lines | Table:
     if file.suffix.lower() in _LINE_SUFFIXES:
         # Base64 is a third longer; the rest of a row is small.
         return Lines((file,), max_line_bytes=max_picture_bytes * 4 // 3 + (1 << 20))
-    return Table((file,), {"image": (), "question": ()}, optional=_FIELDS[2:], what="a manifest")
+    return Table((file,), {"image": (), "question": ()}, optional=FIELDS[2:], what="a manifest")
 
 
 def _sample(number: int, id: str, row: Row, addresses: Addresses, join: BoxJoin | None) -> Sample:

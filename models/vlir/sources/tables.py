@@ -14,7 +14,8 @@ from models.vlir.sources.faults import BadRow, Row
 
 # Pictures of some megabytes each.
 _BATCH_SIZE = 16
-# Read in pieces: a row group of the hub has hundreds of megabytes of pictures.
+# Read in pieces: a row group of the hub has hundreds of megabytes of pictures. Twice its largest page is held:
+# as it is stored, and decompressed.
 _BUFFER_BYTES = 1 << 20
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
@@ -92,7 +93,7 @@ class Table:
 
     def _open(self, path: Path) -> pq.ParquetFile:
         try:
-            return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES)
+            return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         except (OSError, pa.ArrowInvalid) as error:
             raise RecordError(
                 f"{path} is no Parquet file, or only a part of one ({error}). Fetch it again."

@@ -6,9 +6,18 @@ from typing import Any
 import pytest
 
 from models.config import Look, SFTConfig
+from models.errors import (
+    ChildLostError,
+    ConfigError,
+    GateError,
+    LaunchError,
+    ObjectChangedError,
+    StoreError,
+    TrackingError,
+)
 from tasks import caching
 from tasks.artifacts import ArtifactRef
-from tasks.caching import cache_key, code_version, sources
+from tasks.caching import cache_key, cached, code_version, may_pass, sources
 
 
 def ref(sha256: str, uri: str = "file:///store/a") -> ArtifactRef:
@@ -117,3 +126,30 @@ def test_the_real_stages_have_their_core_among_their_sources() -> None:
     names = {path.name for path in sources("models.sft.train")}
     assert {"train.py", "config.py", "encoding.py", "policy.py", "records.py"} <= names
     assert "vllm_engine.py" not in names
+
+
+def test_what_is_found_again_lies_in_this_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = cached("sft", "models.sft.train")["cache_policy"]
+    keys = set()
+    for store in ("file:///one", "file:///two"):
+        monkeypatch.setenv("VLM_R3_ARTIFACTS", store)
+        keys.add(policy.compute_key(None, INPUTS, {}))
+    assert len(keys) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "may"),
+    [
+        (ChildLostError("killed"), True),
+        (StoreError("503"), True),
+        (TrackingError("refused"), True),
+        (ObjectChangedError("another object"), False),
+        (LaunchError("the run is failed: loss is not finite"), False),
+        (GateError("no"), False),
+        (ConfigError("no such preset"), False),
+        (ValueError("a bug"), False),
+        (None, False),
+    ],
+)
+def test_only_what_may_pass_is_tried_again(error: object, may: bool) -> None:
+    assert may_pass(error) is may
