@@ -67,6 +67,7 @@ class Training:
     def run_to_the_end(self, progress: Progress) -> None:
         """All steps that are left."""
         self._began = time.monotonic() - progress.seconds
+        log.info("%d samples, from step %d of %d", self._samples.num_total, progress.step, self._num_steps)
         self._log(progress, {"sft/dropped": self._samples.num_dropped} | self._validate())
         while not self._is_over(progress):
             progress = self._step(progress)

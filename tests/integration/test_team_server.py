@@ -5,6 +5,7 @@ The server is started once for all tests here, as a user starts it.
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -106,7 +107,28 @@ def processes(work_dir: Path) -> list[psutil.Process]:
 
 
 @pytest.fixture(scope="module")
-def team() -> Iterator[Team]:
+def listener() -> Iterator[tuple[str, list[str]]]:
+    """Where messages can be sent, and those that were."""
+    received: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/", received
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def team(listener: tuple[str, list[str]]) -> Iterator[Team]:
     # Not pytest's own folder: where tests run as root, PostgreSQL's user must be able to enter.
     folder = Path(tempfile.mkdtemp(prefix="vlm-r3-team-"))
     folder.chmod(0o711)
@@ -117,7 +139,10 @@ def team() -> Iterator[Team]:
         assert said.count("ok ") == 5, said
         lines = shlex.split((work_dir / "services" / "env").read_text())
         started = Team(work_dir, dict(line.split("=", 1) for line in lines))
-        started.run("flows.cli", "deploy")
+        started.run("tests.integration.save_webhook", listener[0])
+        said = started.run("flows.cli", "deploy", "--notify", "custom-webhook/listener")
+        assert "automation   a failed gate notifies\n" in said
+        assert "left out, no block" not in said
         yield started
     finally:
         bare.run("flows.cli", "services", "down")
@@ -178,14 +203,10 @@ def test_a_cron_schedule_creates_runs(team: Team) -> None:
         team.api("DELETE", f"/deployments/{deployment}/schedules/{made['id']}")
 
 
-def test_a_failed_gate_notifies(team: Team) -> None:
-    with listener() as (url, received):
-        team.run("tests.integration.save_webhook", url)
-        said = team.run("flows.cli", "deploy", "--notify", "custom-webhook/listener")
-        assert "automation   a failed gate notifies\n" in said
-        assert "left out, no block" not in said
-        team.run("tests.integration.refuse", "promote", "worse than the champion")
-        wait_for(lambda: received, "notification", 60)
+def test_a_failed_gate_notifies(team: Team, listener: tuple[str, list[str]]) -> None:
+    _, received = listener
+    team.run("tests.integration.refuse", "promote", "worse than the champion")
+    wait_for(lambda: received, "notification", 60)
     assert "the gate promote said no" in received[0]
     assert "worse than the champion" in received[0]
 
@@ -194,7 +215,8 @@ def test_cancelling_a_run_ends_every_child_and_its_log_is_seen_while_it_runs(tea
     before = {process.pid for process in processes(team.work_dir)}
     overrides = [*SMALL, "sft.num_epochs=1000", "seed=7"]
     run = team.start("sft/tiny", {"preset": "tiny-smoke", "overrides": overrides})
-    wait_for(lambda: "step" in team.logs(run), "line of the child")
+    wait_for(lambda: re.search(r"sft: \d+/\d+ .*loss", team.logs(run)), "progress of the child")
+    assert "samples, from step 0 of" in team.logs(run), "what the child itself writes"
     assert team.state(run) == "RUNNING"
     running = [process for process in processes(team.work_dir) if process.pid not in before]
     ranks = [process for process in running if "models.sft.train" in process.cmdline()]
@@ -228,30 +250,6 @@ def test_the_pipeline_runs_on_deployments_and_its_model_is_fetched_and_asked(
     small = ("--preset", "tiny-smoke", "--set", "engine.kind=transformers")
     seen = ("--picture", str(tmp_path / "seen.png"))
     assert json.loads(team.run("flows.cli", *ask, *small, *seen, **elsewhere))["model"] == str(model)
-
-
-class listener:
-    """A server that keeps what is sent to it, for the time of a block."""
-
-    def __enter__(self) -> tuple[str, list[str]]:
-        received: list[str] = []
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                received.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{self._server.server_port}/", received
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 def _status(url: str) -> int:
