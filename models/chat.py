@@ -27,9 +27,8 @@ from urllib.request import getproxies, proxy_bypass
 from models.errors import EngineError
 from models.usage import RetryCause, Usage, UsageMeter
 
-if (
-    TYPE_CHECKING
-):  # aiohttp takes a noticeable part of a second to import: whoever opens a client waits for it
+# It takes a noticeable part of a second to import: whoever opens a client waits for that.
+if TYPE_CHECKING:
     import aiohttp
 
 log = logging.getLogger(__name__)
@@ -101,7 +100,7 @@ class ChatClient:
     ) -> None:
         self._endpoint = endpoint
         self._url = endpoint.rstrip("/") + "/chat/completions"
-        self._api_key = api_key
+        self._api_key = api_key.strip()  # a key from a file has a line break, which no header may have
         self._timeout_seconds = timeout_seconds
         self._max_tries = max_tries
         self._backoff_seconds = backoff_seconds
@@ -166,12 +165,18 @@ class ChatClient:
 
     async def _open(self, max_connections: int) -> "aiohttp.ClientSession":
         import aiohttp
+        import httpx
 
+        # The authorities that are trusted everywhere else: certifi's, or those of SSL_CERT_FILE.
+        is_secure = self._url.startswith("https:")
+        connector = aiohttp.TCPConnector(
+            limit=max_connections, ssl=httpx.create_ssl_context() if is_secure else True
+        )
         headers = {"Content-Type": "application/json"}
         if self._api_key:
             headers["Authorization"] = f"Bearer {self._api_key}"
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=max_connections),
+            connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=headers,
             # Looked up once; aiohttp itself would do so for every request, in another thread.
@@ -249,7 +254,7 @@ class ChatClient:
             return _Passing("connection", f"ConnectError: {error}")
         except aiohttp.ClientError as error:
             return _Passing("connection", f"{type(error).__name__}: {error}")
-        if response.ok:
+        if 200 <= response.status < 300:
             return self._parsed(received)
         problem = f"status {response.status}: {self._quoted(received)}"
         if response.status in _CAUSES or response.status >= 500:

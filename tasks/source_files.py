@@ -1,6 +1,6 @@
 """The files of training sources on this machine: local ones are looked at, those in S3 are fetched."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -26,7 +26,7 @@ _SCENE_GRAPHS = ("train_sceneGraphs.json",)
 _MAX_PICTURE_BYTES = 1 << 28
 
 
-def check_source(config: SourceConfig, settings: Settings, *, max_picture_bytes: int) -> None:
+def check_source(config: SourceConfig, *, max_picture_bytes: int) -> None:
     """Look at what is cheap: local files and their columns, and whether there is anything in S3.
 
     Raises ConfigError or RecordError.
@@ -53,14 +53,13 @@ def local_source(config: SourceConfig, settings: Settings) -> SourceConfig:
     """
     local = {name: _absolute(getattr(config, name)) for name in (*_PLACES, "buckets")}
     found = config.model_copy(update=local)
-    with board().stage(FETCH):
-        found = _with_data(found, settings)
-        for name, patterns in (("scene_graphs", _SCENE_GRAPHS), ("boxes", _METADATA)):
-            if _is_remote(getattr(config, name)):
-                place = _fetched_files(getattr(config, name), patterns, settings)
-                found = found.model_copy(update={name: str(place)})
-        if config.kind in ("manifest", "vsr", "visual_cot"):
-            found = _with_pictures(config, found, settings)
+    found = _with_data(found, settings)
+    for name, patterns in (("scene_graphs", _SCENE_GRAPHS), ("boxes", _METADATA)):
+        if _is_remote(getattr(config, name)):
+            place = _fetched_files(getattr(config, name), patterns, settings)
+            found = found.model_copy(update={name: place})
+    if config.kind in ("manifest", "vsr", "visual_cot"):
+        found = _with_pictures(config, found, settings)
     return found
 
 
@@ -80,29 +79,30 @@ def _with_data(config: SourceConfig, settings: Settings) -> SourceConfig:
     if not _is_remote(config.data):
         return config
     place = _fetched_files(config.data, _patterns_of(config, "data"), settings)
-    return config.model_copy(update={"data": str(place)})
+    return config.model_copy(update={"data": place})
 
 
 def _with_splits(
     config: SourceConfig, place: str, what: str, splits: tuple[str, ...], settings: Settings
 ) -> SourceConfig:
-    from tasks.s3_mirror import RemoteFolder
-
     if not _is_remote(getattr(config, place)):
         return config
+    from tasks.s3_mirror import RemoteFolder
+
     remote = RemoteFolder(getattr(config, place))
     names = [name for split in splits for name in training_names(what, split, remote)]
-    return config.model_copy(update={place: str(remote.mirror(names, settings, show_megabytes))})
+    return config.model_copy(update={place: _shown(lambda: remote.mirror(names, settings, show_megabytes))})
 
 
-def _fetched_files(place: str, patterns: tuple[str, ...], settings: Settings) -> Path:
+def _fetched_files(place: str, patterns: tuple[str, ...], settings: Settings) -> str:
     """A file, or a folder with the files below a prefix that a reader would take."""
     from tasks.s3_mirror import RemoteFolder, mirror_file
 
     if _is_file(place):
-        return mirror_file(place, settings, show_megabytes)
+        return _shown(lambda: mirror_file(place, settings, show_megabytes))
     remote = RemoteFolder(place)
-    return remote.mirror(_matching(remote.objects, patterns, place), settings, show_megabytes)
+    names = _matching(remote.objects, patterns, place)
+    return _shown(lambda: remote.mirror(names, settings, show_megabytes))
 
 
 def _with_pictures(config: SourceConfig, local: SourceConfig, settings: Settings) -> SourceConfig:
@@ -119,12 +119,18 @@ def _with_pictures(config: SourceConfig, local: SourceConfig, settings: Settings
 
         remote = RemoteFolder(prefix)
         there = names & remote.objects.keys()
-        update["images"] = str(remote.mirror(there, settings, show_megabytes))
+        update["images"] = _shown(lambda: remote.mirror(there, settings, show_megabytes))
     if addresses:
         from tasks.s3_mirror import mirror_buckets
 
-        update["buckets"] = str(mirror_buckets(addresses, settings, show_megabytes))
+        update["buckets"] = _shown(lambda: mirror_buckets(addresses, settings, show_megabytes))
     return local.model_copy(update=update)
+
+
+def _shown(fetch: Callable[[], Path]) -> str:
+    """The place of what is fetched, shown while it is."""
+    with board().stage(FETCH):
+        return str(fetch())
 
 
 def _picture_prefix(config: SourceConfig) -> str:

@@ -22,7 +22,7 @@ def check_inputs(config: VLIRConfig, settings: Settings) -> None:
     """Raises ConfigError or RecordError for sources, sets or a teacher that cannot be used."""
     for source in config.sources:
         if source.kind != "tiny":
-            check_source(source, settings, max_picture_bytes=config.max_picture_bytes)
+            check_source(source, max_picture_bytes=config.max_picture_bytes)
     for name, place in config.held_out.items():
         get_published(name)
         _check_place(name, place)

@@ -58,11 +58,12 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Some entries in a row: the unit of files and of resuming."""
+    """Some entries in a row: the unit of files and of resuming. One that is not full may still grow."""
 
     split: str
     index: int
     entries: tuple[Entry, ...]
+    is_full: bool = False
 
     @property
     def name(self) -> str:
@@ -84,15 +85,15 @@ def shards_of(entries: Iterable[tuple[str, Entry]], *, shard_size: int) -> Itera
     open_entries: dict[str, list[Entry]] = {}
     num_shards: dict[str, int] = {}
 
-    def close(split: str) -> Shard:
+    def close(split: str, *, is_full: bool) -> Shard:
         index = num_shards.get(split, 0)
         num_shards[split] = index + 1
-        return Shard(split, index, tuple(open_entries.pop(split)))
+        return Shard(split, index, tuple(open_entries.pop(split)), is_full)
 
     for split, entry in entries:
         waiting = open_entries.setdefault(split, [])
         waiting.append(entry)
         if len(waiting) == shard_size or sum(each.size for each in waiting) >= MAX_SHARD_BYTES:
-            yield close(split)
+            yield close(split, is_full=True)
     for split in sorted(open_entries):
-        yield close(split)
+        yield close(split, is_full=False)

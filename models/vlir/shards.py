@@ -4,7 +4,8 @@ A shard is named by its place and known by the digest of what it is made from. W
 its journal gets a line per finished try; a line that was cut short does not count. When every entry is
 settled its Parquet files are written, then the note that says so, and the journal goes. A start that finds
 the note, with the same digest and whole files, does nothing; one that finds a journal asks only what is
-missing. Tries that failed for our reasons are not in the journal: they are made again.
+missing. The journal of a last shard stays, so that rows that are added later cost nothing but themselves.
+Tries that failed for our reasons are not in the journal: they are made again.
 """
 
 import hashlib
@@ -109,7 +110,7 @@ class ShardFolder:
 
     def open(self, shard: Shard) -> "OpenShard":
         """The shard to work on, with what its journal holds."""
-        return OpenShard(shard, self._work / f"{shard.name}.jsonl", shard.digest(self.settings))
+        return OpenShard(shard, self._work / f"{shard.name}.jsonl", self.settings)
 
     def finish(self, opened: "OpenShard") -> DoneShard:
         """Write the files of a shard whose entries are all settled."""
@@ -125,7 +126,7 @@ class ShardFolder:
             opened.counts(),
         )
         note = {
-            "digest": opened.digest,
+            "digest": shard.digest(self.settings),
             "files": done.files,
             "counts": done.counts.to_dict(),
             "faults": [asdict(fault) for fault in opened.faults()],
@@ -133,7 +134,7 @@ class ShardFolder:
             "num_failed": sum(done.counts.reasons[reason] for reason in OUR_FAILURES),
         }
         write_atomically(self._note(shard), json.dumps(note, sort_keys=True))
-        opened.close(keep_journal=bool(note["num_failed"]))
+        opened.close(keep_journal=bool(note["num_failed"]) or not shard.is_full)
         return done
 
     def faults_of(self, shard: Shard) -> list[FaultyRow]:
@@ -160,12 +161,12 @@ class _Try:
 class OpenShard:
     """A shard in work: its entries are settled one by one, in any order."""
 
-    def __init__(self, shard: Shard, journal: Path, digest: str) -> None:
+    def __init__(self, shard: Shard, journal: Path, settings: str) -> None:
         self.shard = shard
-        self.digest = digest
+        self._settings = settings
         self._path = journal
         self._journal: TextIO | None = None
-        self._kept = _read_journal(journal, digest)
+        self._kept = _read_journal(journal, settings)
         self._tries: dict[int, dict[int, _Try]] = {}
         self._faults: dict[int, Fault] = {}
         self._changes: Counter[str] = Counter()
@@ -186,7 +187,7 @@ class OpenShard:
             return None
         self._changes.update(found.changes)
         tries = self._tries.setdefault(position, {})
-        for line in self._kept.pop(position, ()):
+        for line in self._kept.pop(self.shard.entries[position].key, ()):
             record = with_rationale(found.question, line["record"])
             tries[line["attempt"]] = _Try(
                 record, Counter(line["judges"]), line["prompt_tokens"], line["sampled_tokens"]
@@ -208,7 +209,7 @@ class OpenShard:
         if record.reason not in OUR_FAILURES:
             self._append(
                 {
-                    "position": position,
+                    "key": self.shard.entries[position].key,
                     "attempt": attempt,
                     "prompt_tokens": tried.prompt_tokens,
                     "sampled_tokens": tried.sampled_tokens,
@@ -269,7 +270,7 @@ class OpenShard:
 
     def _append(self, line: Mapping[str, Any]) -> None:
         if self._journal is None:
-            self._journal = _open_journal(self._path, self.digest)
+            self._journal = _open_journal(self._path, self._settings)
         # One write per line, so that a kill leaves whole lines and at most one broken one.
         self._journal.write(json.dumps(line) + "\n")
         self._journal.flush()
@@ -283,11 +284,11 @@ def digest_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _open_journal(path: Path, digest: str) -> TextIO:
-    """The journal to append to: what is there when it is this shard's, without a line that was cut short."""
+def _open_journal(path: Path, settings: str) -> TextIO:
+    """The journal to append to, without a line that was cut short; a new one for other settings."""
     data = path.read_bytes() if path.is_file() else b""
     whole = data[: data.rfind(b"\n") + 1]
-    header = (json.dumps({"digest": digest}) + "\n").encode()
+    header = (json.dumps({"settings": settings}) + "\n").encode()
     if not whole.startswith(header):
         whole = header
     if whole != data:
@@ -295,16 +296,16 @@ def _open_journal(path: Path, digest: str) -> TextIO:
     return path.open("a", encoding="utf-8")
 
 
-def _read_journal(path: Path, digest: str) -> dict[int, list[dict[str, Any]]]:
-    """Lines by position; none when the journal is of other rows."""
+def _read_journal(path: Path, settings: str) -> dict[str, list[dict[str, Any]]]:
+    """Lines by the key of their entry; none when the journal has other settings."""
     if not path.is_file():
         return {}
     whole = path.read_bytes()
     lines = whole[: whole.rfind(b"\n") + 1].splitlines()
-    if not lines or json.loads(lines[0]) != {"digest": digest}:
+    if not lines or json.loads(lines[0]) != {"settings": settings}:
         return {}
-    found: dict[int, list[dict[str, Any]]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for text in lines[1:]:
         line = json.loads(text)
-        found.setdefault(line["position"], []).append(line)
+        found.setdefault(line["key"], []).append(line)
     return found

@@ -85,7 +85,7 @@ def prefix(s3: S3Server, tmp_path: Path) -> str:
 
 def read(config: SourceConfig, settings: Settings) -> tuple[list, set[str]]:
     """The rows, and the names of all files that were fetched."""
-    check_source(config, settings, max_picture_bytes=MAX_BYTES)
+    check_source(config, max_picture_bytes=MAX_BYTES)
     local = local_source(config, settings)
     again = local_source(config, settings)
     assert again == local
@@ -155,16 +155,16 @@ def test_a_local_manifest_may_name_pictures_in_s3(prefix, settings, tmp_path: Pa
 def test_what_is_not_there_is_said_before_anything_is_fetched(prefix, settings, config, message):
     places = {name: value if name == "kind" else prefix + value for name, value in config.items()}
     with pytest.raises((ConfigError, RecordError), match=message):
-        check_source(SourceConfig(**places), settings, max_picture_bytes=MAX_BYTES)
+        check_source(SourceConfig(**places), max_picture_bytes=MAX_BYTES)
     assert not settings.mirror.exists()
 
 
 def test_a_local_source_is_checked_where_it_lies(settings, tmp_path: Path):
     write_parquet(tmp_path / "set/train-00000-of-00001.parquet", TEXTVQA, [textvqa()])
     config = SourceConfig(kind="textvqa", data=str(tmp_path / "set"))
-    check_source(config, settings, max_picture_bytes=MAX_BYTES)
+    check_source(config, max_picture_bytes=MAX_BYTES)
     assert local_source(config, settings) == config
     assert list(source_files(config)) == [tmp_path / "set/train-00000-of-00001.parquet"]
     missing = config.model_copy(update={"boxes": str(tmp_path / "none.jsonl")})
     with pytest.raises(RecordError, match="no metadata of Visual CoT"):
-        check_source(missing, settings, max_picture_bytes=MAX_BYTES)
+        check_source(missing, max_picture_bytes=MAX_BYTES)

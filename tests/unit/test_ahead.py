@@ -40,3 +40,9 @@ def test_whoever_stops_early_leaves_no_thread():
     next(made)
     made.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
+def test_several_threads_work_together_and_keep_the_order():
+    together = threading.Barrier(3)
+    made = ahead(lambda number: together.wait(timeout=60) and number, range(6), num_threads=3)
+    assert [item for item, _ in made] == list(range(6))

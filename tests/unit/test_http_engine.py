@@ -105,14 +105,14 @@ def test_a_limit_beyond_the_context_is_left_to_the_endpoint():
     assert "max_tokens" not in chat_body(request, EngineConfig(max_model_len=8192))
 
 
-@pytest.mark.parametrize("api_key", ["", "secret"])
+@pytest.mark.parametrize("api_key", ["", "secret", "secret\n"])
 def test_the_key_is_sent_when_there_is_one(endpoint, api_key):
     engine = HTTPEngine(endpoint.config(), api_key=api_key)
     engine.submit(request())
     while not engine.step():
         pass
     engine.close()
-    assert endpoint.headers[0].get("Authorization") == (f"Bearer {api_key}" if api_key else None)
+    assert endpoint.headers[0].get("Authorization") == ("Bearer secret" if api_key else None)
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
@@ -189,6 +189,14 @@ def test_a_refused_request_is_not_tried_again(endpoint):
     (piece,) = finish(endpoint.config(), request())
     assert piece.finish == "error"
     assert "401: who are you?" in piece.error
+    assert len(endpoint.bodies) == 1
+
+
+def test_a_redirect_is_refused_and_the_key_is_not_sent_there(endpoint):
+    endpoint.answer = lambda body, number: (307, "elsewhere", {"Location": f"{endpoint.url}/other"})
+    (piece,) = finish(endpoint.config(), request())
+    assert piece.finish == "error"
+    assert "307: elsewhere" in piece.error
     assert len(endpoint.bodies) == 1
 
 

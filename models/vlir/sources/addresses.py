@@ -5,7 +5,6 @@ import binascii
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from models.vlir.sources.base import FaultKind
@@ -25,10 +24,9 @@ class Addresses:
 
     def read(self, image: object) -> bytes:
         """The file of a picture. Raises BadRow."""
-        if isinstance(image, bytes):
-            return image
-        if isinstance(image, Mapping) and image.get("bytes"):
-            return bytes(image["bytes"])
+        data = _inside(image)
+        if data:
+            return data
         address = address_of(image)
         if not address:
             raise BadRow(FaultKind.MISSING_IMAGE, "the row names no picture")
@@ -87,14 +85,19 @@ def scheme_of(address: str) -> str:
     return scheme.lower() if "://" in address else ""
 
 
-def picture_name(image: Any) -> str:
+def picture_name(image: object) -> str:
     """What messages and ids call a picture; one that is in the row itself is named by its content."""
-    if isinstance(image, bytes):
-        return f"picture {hashlib.sha256(image).hexdigest()[:16]}"
-    if isinstance(image, Mapping) and image.get("bytes"):
-        return picture_name(bytes(image["bytes"]))
+    data = _inside(image)
+    if data:
+        return f"picture {hashlib.sha256(data).hexdigest()[:16]}"
     address = address_of(image)
     return f"picture {content_id(address)}" if scheme_of(address) == "data" else address
+
+
+def _inside(image: object) -> bytes | None:
+    """The bytes that stand in the field itself."""
+    data = image.get("bytes") if isinstance(image, Mapping) else image
+    return data if isinstance(data, bytes) else None
 
 
 def _path_of(address: str) -> str:

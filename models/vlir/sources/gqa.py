@@ -119,8 +119,8 @@ class GQA:
         """The texts of all questions, the row of each one's picture (-1: none), and their order."""
         names = [name for name in self.instructions.columns if name != "annotations" or self.graphs]
         questions = _columns(self.instructions, names)
-        ids = _columns(self.images, ["id"]).column("id").combine_chunks()
-        found = pc.index_in(questions.column("imageId"), value_set=ids)
+        ids = _columns(self.images, ["id"]).column("id").cast(pa.large_string()).combine_chunks()
+        found = pc.index_in(questions.column("imageId").cast(pa.large_string()), value_set=ids)
         places = pc.fill_null(found, -1).to_numpy().astype(np.int64)
         # How many questions before it are about the same picture.
         by_picture = np.argsort(places, kind="stable")

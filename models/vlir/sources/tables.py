@@ -14,8 +14,8 @@ from models.vlir.sources.faults import BadRow, Row
 
 # Pictures of some megabytes each.
 _BATCH_SIZE = 16
-# Read in pieces: a row group of the hub has hundreds of megabytes of pictures. Twice its largest page is held:
-# as it is stored, and decompressed.
+# Read in pieces: a row group of the hub has hundreds of megabytes of pictures. Twice its largest page is
+# held: as it is stored, and decompressed.
 _BUFFER_BYTES = 1 << 20
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 

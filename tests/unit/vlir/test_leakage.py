@@ -14,7 +14,10 @@ from models.errors import ConfigError, RecordError
 from models.pictures import ReadPicture, read_picture
 from models.vlir.leakage import HeldOut
 from models.vlir.sources.base import Sample
+from models.vlir.sources.open import open_source
+from models.vlir_config import SourceConfig
 from tests.benchmark_examples import ROWS, schema_of, write
+from tests.source_examples import M3COT, m3cot, write_parquet
 
 
 def write_set(published: PublishedSet, folder: Path, split: str, rows: list[dict]) -> None:
@@ -84,6 +87,7 @@ def leak(held_out: HeldOut, image: bytes, text: str, *answers: str, question: st
 
 
 OTHER = encoded(page(7))
+OTHER_IMAGE = {"bytes": OTHER, "path": "other.png"}
 
 
 def test_nothing_shared_is_no_leak(held_out):
@@ -203,3 +207,20 @@ def test_a_picture_is_decoded_upright_and_whole(held_out):
     read: ReadPicture = read_picture(data, max_pixels=10**6, max_bytes=10**7)
     assert read.image.size == PAGE.size
     assert "pixels" in str(leak(held_out, data, "another question"))
+
+
+def test_m3cots_questions_are_found_in_scienceqa(held_out, tmp_path: Path):
+    lichen = "Which of these organisms contains matter that was once part of the lichen?"
+    rows = [
+        m3cot(
+            id="science-1", question=lichen, choices=["bilberry", "mushroom"], answer="B", image=OTHER_IMAGE
+        ),
+        m3cot(id="science-2", image=OTHER_IMAGE),
+    ]
+    write_parquet(tmp_path / "data/train-00000-of-00001.parquet", M3COT, rows)
+    source = open_source(SourceConfig(kind="m3cot", data=str(tmp_path)), max_picture_bytes=10**6)
+    leaks = [held_out.find_leak(sample) for sample in source.rows()]
+    assert leaks == [
+        "scienceqa ScienceQA-IMG/test 'scienceqa-00000': the same question and answer",
+        None,
+    ]

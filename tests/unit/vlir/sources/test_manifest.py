@@ -113,6 +113,8 @@ def test_a_box_is_in_pixels_of_the_upright_picture(tmp_path: Path):
         ({**GOOD, "image": "red.png/x"}, FaultKind.MISSING_IMAGE, "red.png/x"),
         ({**GOOD, "image": "a\0b"}, FaultKind.BAD_ADDRESS, "no name of a file"),
         ({**GOOD, "image": None}, FaultKind.MISSING_IMAGE, "names no picture"),
+        ({**GOOD, "image": 7}, FaultKind.BAD_ROW, "image is 7"),
+        ({**GOOD, "image": {"bytes": "abc"}}, FaultKind.MISSING_IMAGE, "names no picture"),
         ({**GOOD, "image": "../secret.png"}, FaultKind.OUTSIDE_FOLDER, "leaves the folder"),
         ({**GOOD, "image": "folder/../../secret.png"}, FaultKind.OUTSIDE_FOLDER, "leaves the folder"),
         ({**GOOD, "image": "/etc/hostname"}, FaultKind.OUTSIDE_FOLDER, "leaves the folder"),
