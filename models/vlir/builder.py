@@ -63,7 +63,8 @@ class Builder:
         self._config = request.vlir
         self._folder = ShardFolder(out, work, settings=_settings_digest(request), folders=FOLDERS)
         self._shards: list[Shard] = []
-        self._num_open = 0
+        self._num_open = 0  # shards
+        self._num_asked = 0  # questions
         self._teacher: Teacher | None = None
         self._judges: Judges | None = None
         self.spending = Spending(
@@ -141,7 +142,8 @@ class Builder:
         """Questions to ask; None while as many shards are open as memory is meant for."""
         loaded = ahead(lambda place: place[0].shard.entries[place[1]].load(), self._places())
         while True:
-            while self._num_open >= self._max_open:
+            # Without a question on its way nothing would ever make room.
+            while self._num_asked and self._num_open >= self._max_open:
                 yield None
             found = next(loaded, None)
             if found is None:
@@ -153,6 +155,7 @@ class Builder:
                 continue
             assert isinstance(entry, Ready), "a fault is settled at once"
             seed = derive_seed(self._request.seed, opened.shard.split, opened.shard.index)
+            self._num_asked += 1
             yield Task(entry, attempt, seed, (opened, position))
 
     @property
@@ -181,6 +184,7 @@ class Builder:
         opened, position = tried.task.place
         self._failures.count(tried)
         if opened.add(position, tried, num_samples=self._config.num_samples):
+            self._num_asked -= 1
             self._settle(opened)
 
     def _settle(self, opened: OpenShard) -> None:
@@ -222,7 +226,7 @@ class _Failures:
             raise EngineError(
                 f"{self._num_failed} of {self._num_tries} tries failed, more than vlir.max_failed_share "
                 f"{self._max_share:g} allows; the last: {self._last} What was answered is kept: run the "
-                "stage again when the teacher and the judges answer."
+                "stage again when the teacher and the judges answer, or raise that share."
             )
 
 

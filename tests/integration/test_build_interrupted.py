@@ -131,6 +131,29 @@ def test_rows_that_are_added_cost_nothing_but_themselves(manifest: Path, tmp_pat
     assert digests(run) == digests(afresh)
 
 
+@pytest.mark.parametrize("shard_size", [1, 7])
+def test_shards_of_any_size_with_one_connection_come_to_an_end(
+    manifest: Path, tmp_path: Path, shard_size: int
+) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    lines = manifest.read_text().splitlines()[:30]
+    for number in range(30):
+        (folder / f"{number}.png").write_bytes((manifest.parent / f"{number}.png").read_bytes())
+    lines[1:1] = ["{no json"] * 20  # settled at once, in shards of their own
+    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+    with teaching(0.0) as teacher:
+        run = make_run(tmp_path / "run", folder / "manifest.jsonl", teacher.url, shard_size=shard_size)
+        config = json.loads(run.config_text())
+        config["vlir"]["teacher"]["engine"]["max_num_seqs"] = 1
+        (run.path / "config.json").write_text(json.dumps(config))
+        child = build(run)
+        assert child.wait(timeout=120) == 0
+    metrics = run.result().metrics
+    assert metrics["vlir/fault/bad_row"] == 20
+    assert metrics["vlir/questions"] + metrics["vlir/evaluation_questions"] >= 25
+
+
 def test_every_question_has_a_record_or_every_try_with_its_reason(manifest: Path, tmp_path: Path) -> None:
     with teaching(0.0) as teacher:
         run = make_run(tmp_path / "run", manifest, teacher.url)
