@@ -30,7 +30,12 @@ ROOT = Path(__file__).parents[2]
 # As small as it gets: this is about the machinery.
 SMALL = [
     *("controls=false", "engine.kind=transformers", "vlir.num_questions=60", "validation.min_records=5"),
-    *("rgrpo.num_steps=1", "promotion.min_gain=-1", "promotion.max_protocol_error_rate=1"),
+    *(
+        "rgrpo.num_steps=1",
+        "promotion.min_gain=-1",
+        "promotion.max_kind_loss=1",
+        "promotion.max_protocol_error_rate=1",
+    ),
 ]
 STAGES = {"build-vlir", "validate", "sft", "rgrpo", "evaluate", "promote"}
 
