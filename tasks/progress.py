@@ -44,6 +44,8 @@ _SHOWN = (
 )
 
 logger = logging.getLogger(__name__)
+# Where a worker runs a flow, Prefect adds its handlers to our loggers but leaves their level to the root's.
+logger.setLevel(logging.INFO)
 
 
 @dataclass
