@@ -24,7 +24,8 @@ import psutil
 import pytest
 from PIL import Image
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
+# Minutes: five servers, a pipeline of eight runs.
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 # As small as it gets: this is about the machinery.
