@@ -28,6 +28,9 @@ _MIRROR = "history."
 # What PostgreSQL takes as the value of a tag.
 _TAG_LENGTH = 5000
 
+# What SQLite and PostgreSQL say of a row that is there by now.
+_TAKEN = ("UNIQUE constraint failed", "duplicate key value")
+
 
 def ensure_registry(client: MlflowClient) -> None:
     """Make the registered model with a place for its history, unless it is there.
@@ -52,13 +55,24 @@ def ensure_registry(client: MlflowClient) -> None:
 
 def settle(client: MlflowClient) -> Registry:
     """The registered model once its aliases and tags say what the history says."""
+    with explained():
+        for _ in range(_MAX_TRIES):
+            try:
+                return _settle(client)
+            except MlflowException as error:
+                # Another process copies the same record at this moment, and a database takes a new tag once.
+                if not any(word in str(error) for word in _TAKEN):
+                    raise
+        return _settle(client)
+
+
+def _settle(client: MlflowClient) -> Registry:
     while (registry := read_registry(client)).journal is not None:
         drift = registry.drift()
-        with explained():
-            for record in _unmirrored(registry):
-                _mirror(client, record)
-            for alias in (PREVIOUS, CHAMPION):
-                _set_alias(client, alias, drift.get(alias))
+        for record in _unmirrored(registry):
+            _mirror(client, record)
+        for alias in (PREVIOUS, CHAMPION):
+            _set_alias(client, alias, drift.get(alias))
         if not drift:
             break
     return registry
