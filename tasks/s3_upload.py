@@ -96,9 +96,13 @@ def _begin(s3: S3, file: Outgoing, part_size: int) -> _Upload:
         if not left:
             made = s3.client.create_multipart_upload(**place, Metadata={SHA256: file.sha256})
             return _Upload(file, made["UploadId"], size)
-        newest = max(left, key=lambda each: (each["Initiated"], each["UploadId"]))["UploadId"]
-        pages = s3.client.get_paginator("list_parts").paginate(**place, UploadId=newest)
-        parts = {part["PartNumber"]: part["ETag"] for page in pages for part in page.get("Parts", ())}
+    newest = max(left, key=lambda each: (each["Initiated"], each["UploadId"]))["UploadId"]
+    try:
+        with explained(file.uri):
+            pages = s3.client.get_paginator("list_parts").paginate(**place, UploadId=newest)
+            parts = {part["PartNumber"]: part["ETag"] for page in pages for part in page.get("Parts", ())}
+    except FileNotFoundError:
+        parts = {}  # another writer has just completed it: the first part that is sent tells
     return _Upload(file, newest, size, parts)
 
 

@@ -22,7 +22,7 @@ class MLflowServer:
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             self._port = found.getsockname()[1]
-        self._folder = folder
+        self.folder = folder
         self.address = f"http://127.0.0.1:{self._port}"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -30,11 +30,11 @@ class MLflowServer:
         """Return once it answers."""
         command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
         places = [
-            *("--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db"),
-            *("--artifacts-destination", (self._folder / "artifacts").as_uri()),
+            *("--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"),
+            *("--artifacts-destination", (self.folder / "artifacts").as_uri()),
             *("--host", "127.0.0.1", "--port", str(self._port)),
         ]
-        with (self._folder / "server.log").open("ab") as log:
+        with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, *places],
                 env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
@@ -43,7 +43,7 @@ class MLflowServer:
             )
         deadline = time.monotonic() + _START_SECONDS
         while not self._is_up():
-            assert self._process.poll() is None, (self._folder / "server.log").read_text()
+            assert self._process.poll() is None, (self.folder / "server.log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.2)
 

@@ -48,7 +48,6 @@ def test_metrics_of_an_outage_in_mid_run_are_back_filled(
     server: MLflowServer,
     settings: Settings,
     caplog: pytest.LogCaptureFixture,
-    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """The second outage lasts until after the end: the next run delivers what is left, and closes the run."""
     steps = iter(range(100))
@@ -78,7 +77,8 @@ def test_metrics_of_an_outage_in_mid_run_are_back_filled(
     assert (found.info.status, found.data.tags["artifact.model"]) == ("FINISHED", "file:///m#d")
     assert list(settings.undelivered.iterdir()) == []
     assert PASSWORD not in caplog.text
-    assert holding(tmp_path_factory.getbasetemp(), [PASSWORD.encode()]) == []
+    for folder in (settings.work_dir, server.folder):
+        assert holding(folder, [PASSWORD.encode()]) == []
 
 
 def test_a_tracker_that_is_down_at_the_start_is_named_before_anything_is_started(
