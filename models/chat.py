@@ -5,7 +5,9 @@ an endpoint that says when to come back (``Retry-After``) is not asked before. W
 never a reply, and so is a reply that is no chat completion. The key goes into the request's header and into
 nothing else: where an endpoint repeats it in a message, it is struck out.
 
-All requests of a client run on one event loop in a thread of its own: hundreds may be in flight.
+All requests of a client run on one event loop, hundreds may be in flight: in a thread of its own, so that any
+thread may ask, or in the thread of its one user, who then lets it run (:meth:`ChatClient.run`). The second
+computes a fifth less where requests are many: two threads hand Python's lock to and fro with each of them.
 """
 
 import asyncio
@@ -15,12 +17,12 @@ import logging
 import random
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     import aiohttp
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 _CAUSES: Mapping[int, RetryCause] = {408: "timeout", 409: "server", 429: "rate_limit"}
 _MAX_BACKOFF_SECONDS = 30.0
@@ -97,6 +101,7 @@ class ChatClient:
         max_tries: int,
         backoff_seconds: float,
         max_connections: int,
+        has_thread: bool = True,
     ) -> None:
         self._endpoint = endpoint
         self._url = endpoint.rstrip("/") + "/chat/completions"
@@ -113,9 +118,12 @@ class ChatClient:
         self._departing: deque[Call] = deque()
         self._landed: list[Call] = []
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="chat-client", daemon=True)
-        self._thread.start()
-        self._session = asyncio.run_coroutine_threadsafe(self._open(max_connections), self._loop).result()
+        self._has_landed = asyncio.Event()
+        self._thread: threading.Thread | None = None
+        if has_thread:
+            self._thread = threading.Thread(target=self._loop.run_forever, name="chat-client", daemon=True)
+            self._thread.start()
+        self._session = self._run(self._open(max_connections))
 
     @property
     def usage(self) -> Usage:
@@ -131,6 +139,12 @@ class ChatClient:
         call = self.start(json.dumps(body).encode(), lambda _: done.set())
         done.wait()
         return call.result()
+
+    def run(self, seconds: float) -> None:
+        """Let requests go on in this thread until one has ended, for some seconds at most; for a client
+        without a thread.
+        """
+        self._run(self._wait(seconds))
 
     def start(self, body: bytes, on_done: Callable[[Call], None]) -> Call:
         """Send a chat completion, as JSON, and return at once.
@@ -158,10 +172,23 @@ class ChatClient:
             if self._is_closed:
                 return
             self._is_closed = True
-        asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        self._run(self._shut())
+        if self._thread is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
         self._loop.close()
+
+    def _run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """The result of some work in the loop."""
+        if self._thread is None:
+            return self._loop.run_until_complete(work)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _wait(self, seconds: float) -> None:
+        self._has_landed.clear()
+        timer = self._loop.call_later(seconds, self._has_landed.set)
+        await self._has_landed.wait()
+        timer.cancel()
 
     async def _open(self, max_connections: int) -> "aiohttp.ClientSession":
         import aiohttp
@@ -210,6 +237,7 @@ class ChatClient:
         landed, self._landed = self._landed, []
         for call in landed:
             call.on_done(call)
+        self._has_landed.set()
 
     async def _complete(self, body: bytes) -> Reply:
         async with self._places:

@@ -43,8 +43,10 @@ _PICTURE_MARK = uuid4().hex
 class HTTPEngine:
     """A :class:`models.engine.Engine` on a chat endpoint. Spans have text only, no ids and no log-probs."""
 
-    def __init__(self, config: EngineConfig, *, api_key: str = "") -> None:
+    def __init__(self, config: EngineConfig, *, api_key: str = "", has_thread: bool = True) -> None:
+        """Without a thread, requests go on only while :meth:`step` is called, always in one thread."""
         self._config = config
+        self._has_thread = has_thread
         self._client = ChatClient(
             config.endpoint,
             api_key=api_key,
@@ -52,6 +54,7 @@ class HTTPEngine:
             max_tries=config.max_tries,
             backoff_seconds=config.backoff_seconds,
             max_connections=config.max_num_seqs,
+            has_thread=has_thread,
         )
         self._running: dict[str, Call] = {}
         self._requests: dict[Call, GenerationRequest] = {}
@@ -84,9 +87,11 @@ class HTTPEngine:
         """What has come back; waits a moment when nothing has."""
         if not self._running:
             return []
+        if not self._has_thread:
+            self._client.run(_WAIT_SECONDS)
         calls = []
         try:
-            calls.append(self._landed.get(timeout=_WAIT_SECONDS))
+            calls.append(self._landed.get(block=self._has_thread, timeout=_WAIT_SECONDS))
             while True:
                 calls.append(self._landed.get_nowait())
         except Empty:

@@ -40,7 +40,7 @@ def open_teacher(request: VLIRRun, look: Look, scenes: Mapping[str, tuple[Scene,
     if config.kind == "http":
         from models.http_engine import HTTPEngine
 
-        remote = HTTPEngine(settings, api_key=os.environ.get("VLM_R3_API_KEY", ""))
+        remote = HTTPEngine(settings, api_key=os.environ.get("VLM_R3_API_KEY", ""), has_thread=False)
         return Teacher(remote, name, remote.max_in_flight, config.temperature)
     from models.vllm_engine import VLLMEngine
 

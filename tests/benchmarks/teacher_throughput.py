@@ -72,7 +72,8 @@ def make_questions(number: int) -> list[Question]:
 def one_round(teacher: Simulated, questions: Sequence[Question]) -> dict[str, float]:
     """A record of every question."""
     engine = HTTPEngine(
-        EngineConfig(kind="http", endpoint=teacher.url, served_model="m", max_num_seqs=CONCURRENCY)
+        EngineConfig(kind="http", endpoint=teacher.url, served_model="m", max_num_seqs=CONCURRENCY),
+        has_thread=False,
     )
     began, server_began, client_began = time.monotonic(), teacher.cpu_seconds(), time.process_time()
     made = ahead(lambda question: ask(question, question.image(), LOOK, "auto"), questions)
