@@ -8,16 +8,14 @@ from typing import Any, Protocol
 
 from models.config import Look, QuestionMix
 from models.records import QUESTION_SCHEMA, Question, RowWriter, write_questions
-from models.rollout import Asked, derive_seed
+from models.rollout import derive_seed
 from models.run_config import VLIRRun
 from models.tiny.world import SPLITS as DRAWN_SPLITS
 from models.tiny.world import Scene, Split, WorldQuestion
 from models.vlir.drawn import SOURCE, DrawnQuestion, check_no_leakage, draw_questions
 from models.vlir.entries import Entry, FaultyRow, Ready, digest_of
 from models.vlir.leakage import HeldOut
-from models.vlir.prompts import BARE_QUESTION, ask
-from models.vlir.reading import TEST, TRAIN, VALIDATION, Opened, entry_of, load, read_rows, survey
-from models.vlir.sources.base import Fault
+from models.vlir.reading import TEST, TRAIN, VALIDATION, Opened, entry_of, load, make_ready, read_rows, survey
 
 # The held-out set is a benchmark: the same for every run, so that versions made from different seeds are
 # compared on the same questions.
@@ -111,11 +109,8 @@ class DrawnWorld:
     def _entry(self, drawn: DrawnQuestion) -> Entry:
         question = drawn.question
 
-        def make() -> Ready | Fault:
-            if self._config.teacher.prompts == "look-again" or self._config.teacher.kind == "drawn-world":
-                return Ready(question, Asked.of(question, self._look), BARE_QUESTION)
-            given = ask(question, question.image(), self._look, "auto")
-            return Ready(question, given.asked, given.prompt_id, given.operations)
+        def make() -> Ready:
+            return make_ready(question, question.image(), self._look, self._config.teacher, "auto")
 
         key = digest_of([question.id, question.answers, [box.corners() for box in question.gold_boxes]])
         return Entry(key, SOURCE, len(question.image_bytes), make)

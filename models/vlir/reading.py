@@ -11,7 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from models.config import Look, SourceConfig, VLIRConfig
+from PIL import Image
+
+from models.config import Look, SourceConfig, TeacherConfig, VLIRConfig
 from models.errors import RecordError, RegionError
 from models.pictures import PictureFault, read_picture
 from models.records import Question, sha256
@@ -20,6 +22,7 @@ from models.vlir.entries import Entry, Ready, digest_of
 from models.vlir.leakage import HeldOut
 from models.vlir.prompts import BARE_QUESTION, ask
 from models.vlir.sources.base import Fault, FaultKind, Sample, Source
+from models.vlir_config import PromptChoice
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = (TRAIN, VALIDATION, TEST)
@@ -186,13 +189,31 @@ def load(row: Row, look: Look, config: VLIRConfig, held_out: HeldOut) -> Ready |
         kind=sample.kind,
     )
     try:
-        if config.teacher.prompts == "look-again":
-            asked = Asked.about(question.id, question.text, [picture.image], look)
-            return Ready(question, asked, BARE_QUESTION, changes=picture.changes)
-        given = ask(question, picture.image, look, row.config.prompt)
+        return make_ready(
+            question, picture.image, look, config.teacher, row.config.prompt, changes=picture.changes
+        )
     except RegionError as error:
         return Fault(sample.row, sample.id, FaultKind.UNUSABLE_SIZE, f"{sample.picture}: {error}")
-    return Ready(question, given.asked, given.prompt_id, given.operations, picture.changes)
+
+
+def make_ready(
+    question: Question,
+    image: Image.Image,
+    look: Look,
+    teacher: TeacherConfig,
+    choice: PromptChoice,
+    *,
+    changes: tuple[str, ...] = (),
+) -> Ready:
+    """The question in the words of its teacher; ``image`` is its decoded picture.
+
+    Raises RegionError for a picture that cannot be used.
+    """
+    if teacher.prompts == "look-again" or teacher.kind == "drawn-world":
+        asked = Asked.about(question.id, question.text, [image], look)
+        return Ready(question, asked, BARE_QUESTION, changes=changes)
+    given = ask(question, image, look, choice)
+    return Ready(question, given.asked, given.prompt_id, given.operations, changes)
 
 
 def _row(source: Source, source_config: SourceConfig, found: Sample | Fault, config: VLIRConfig) -> Row:

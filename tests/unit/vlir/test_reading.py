@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import pytest
 from PIL import Image
@@ -28,7 +28,6 @@ class Rows:
     found: list[Sample | Fault]
     label: str = "mine"
     licence: str = "mine to use"
-    reads: list[int] = field(default_factory=list)
 
     def num_rows(self) -> int:
         return len(self.found)
