@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from models.errors import LaunchError
 from models.rundir import RunDir
-from tasks import launch
+from tasks import launch, locks
 
 # A child that starts two grandchildren: one in a session of its own whose parent ends at once (as a daemon
 # does), one that ignores SIGTERM. It writes their pids, then does what argv asks.
@@ -185,6 +185,35 @@ def test_no_process_outlives_a_parent_that_is_ended_by_a_signal(
     finally:
         parent.kill()
     assert_gone([*pids, supervisor], within_seconds=10)
+
+
+HOLDER = """
+import asyncio, sys
+from pathlib import Path
+from models.rundir import RunDir
+from tasks import locks
+from tasks.launch import run_child
+run = RunDir.open(Path(sys.argv[1]))
+asyncio.run(run_child("family", run, held=[locks.take(run.path / "lock")]))
+"""
+
+
+def test_what_a_killed_parent_held_is_free_only_when_its_children_have_ended(run_dir: Path) -> None:
+    RunDir.create(run_dir, ChildConfig(then="wait"))
+    parent = subprocess.Popen([sys.executable, "-c", HOLDER, str(run_dir)], stderr=subprocess.DEVNULL)
+    try:
+        pids = wait_for_pids(run_dir)
+        os.kill(parent.pid, signal.SIGKILL)
+        parent.wait(timeout=30)
+        found_alive = 0
+        while (file := locks.take(run_dir / "lock")) is None:
+            found_alive += bool(alive(pids))
+            time.sleep(0.01)
+    finally:
+        parent.kill()
+    file.close()
+    assert alive(pids) == []
+    assert found_alive > 0, "the lock was free at once: the test is void"
 
 
 def test_two_children_run_together_only_when_allowed(work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
