@@ -187,6 +187,24 @@ def test_no_process_outlives_a_parent_that_is_ended_by_a_signal(
     assert_gone([*pids, supervisor], within_seconds=10)
 
 
+def test_a_child_that_is_paused_goes_on_afterwards(work_dir: Path) -> None:
+    """Python's sigtimedwait makes up a signal when it is interrupted that long."""
+    process = launch.start(["sleep", "600"], output=subprocess.DEVNULL, environment=os.environ)
+    try:
+        supervisor = psutil.Process(process.pid)
+        while not (below := supervisor.children()):
+            time.sleep(0.01)
+        time.sleep(0.3)  # it watches
+        supervisor.suspend()
+        time.sleep(0.5)  # longer than it waits for a signal
+        supervisor.resume()
+        time.sleep(0.5)
+        assert process.poll() is None
+        assert alive([below[0].pid])
+    finally:
+        launch.stop(process)
+
+
 HOLDER = """
 import asyncio, sys
 from pathlib import Path
