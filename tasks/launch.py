@@ -34,11 +34,14 @@ Process = subprocess.Popen[bytes]
 
 
 class Tail:
-    """The lines that were appended to a growing file since the last look; a half-written line waits."""
+    """The lines that were appended to a growing file since the last look; a half-written line waits.
 
-    def __init__(self, path: Path) -> None:
+    ``is_new_only`` leaves out what is there already.
+    """
+
+    def __init__(self, path: Path, *, is_new_only: bool = False) -> None:
         self._path = path
-        self._offset = 0
+        self._offset = path.stat().st_size if is_new_only and path.exists() else 0
 
     def lines(self) -> list[str]:
         """Complete new lines, without their line ends."""
@@ -79,9 +82,10 @@ async def run_child(
     async with free_cores(num_ranks * (num_threads or num_cores())):
         on_start()
         with nodes.shared(ranks), log.open("ab") as output:
+            logged = Tail(log, is_new_only=True)  # earlier tries have told theirs
             process = start(_command(ranks, nodes), output=output, environment=environment, held=held)
             (run.path / "process.json").write_text(json.dumps({"pid": process.pid, "started": time.time()}))
-            logged, measured = Tail(log), Tail(run.metrics_path)
+            measured = Tail(run.metrics_path)
             try:
                 while process.poll() is None:
                     _forward(logged, measured, on_line=on_line, on_metrics=on_metrics)

@@ -32,7 +32,7 @@ def supervise(command: list[str], *, grace_seconds: float, parent: int) -> int:
     deadline = float("inf")
     while status is None and time.monotonic() < deadline:
         received = signal.sigtimedwait(_WATCHED, _POLL_SECONDS)
-        # After a pause (SIGSTOP and SIGCONT, a frozen container) Python returns a signal that nobody has sent.
+        # After a pause (SIGSTOP, SIGCONT; a frozen container) Python returns a signal that nobody has sent.
         told_to_end = received is not None and received.si_signo in _ENDING
         if (told_to_end or os.getppid() != parent) and deadline == float("inf"):
             os.kill(main, signal.SIGTERM)

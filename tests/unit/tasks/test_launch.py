@@ -134,6 +134,24 @@ def test_a_run_without_a_good_result_has_failed_whatever_its_exit_code(
     assert caught.value.exit_code == 1  # type: ignore[attr-defined]
 
 
+def test_what_an_earlier_try_said_is_not_said_again_but_its_metrics_count(run_dir: Path) -> None:
+    run = RunDir.create(run_dir, ChildConfig(then="result"))
+    (run_dir / "log.txt").write_text("Traceback of the try before\n")
+    run.log(0, {"train/loss": 2.0})
+    lines: list[str] = []
+    metrics: list[float] = []
+    asyncio.run(
+        launch.run_child(
+            "talker",
+            run,
+            on_line=lines.append,
+            on_metrics=lambda values: metrics.append(values["train/loss"]),
+        )
+    )
+    assert lines == ["line 0", "line 1", "line 2"]
+    assert metrics == [2.0, 1.0, 0.5, 1.0 / 3]
+
+
 def test_a_stale_result_is_not_read(run_dir: Path) -> None:
     run = RunDir.create(run_dir, ChildConfig(then="nothing"))
     (run_dir / "result.json").write_text('{"status": "done"}')
