@@ -97,7 +97,6 @@ def test_a_run_whose_worker_was_killed_goes_on_from_its_checkpoint(team: Team) -
     wait_for(lambda: len(ranks(team)) >= 3, "launcher and two ranks")
     (folder,) = (Path(path) for path in set(ranks(team).values()))
     wait_for(lambda: list((folder / "checkpoints").glob("step-*[0-9]")), "checkpoint")
-    first = ranks(team)
     worker = psutil.Process(team.services()["pids"]["worker"]).children()[0]
     engines = [process for process in worker.children() if "prefect.engine" in process.cmdline()]
     assert engines
