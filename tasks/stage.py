@@ -174,22 +174,22 @@ async def stage_run(
     board().start(label or stage)
     tags = {"stage": stage, **_prefect_tags()}
     title = name or label or stage
-    if parent:
-        await _tracker_back(settings)
+    experiment = await _tracker_back(settings) if parent else ""
     with (
-        tracking.tracked_run(settings, title, parent=parent, params=params, tags=tags) as tracked,
+        tracking.tracked_run(
+            settings, title, parent=parent, params=params, tags=tags, experiment=experiment
+        ) as tracked,
         closing(StageRun(settings, tracked, stage=stage, label=label or stage)) as run,
     ):
         yield run
 
 
-async def _tracker_back(settings: Settings) -> None:
-    """Wait for a tracker that went away between two stages: what ran before is not lost for it."""
+async def _tracker_back(settings: Settings) -> str:
+    """The experiment, once a tracker that went away between two stages is back: nothing is lost for it."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
         try:
-            tracking.experiment_id(settings)
-            return
+            return tracking.experiment_id(settings)
         except TrackingError as error:
             if time.monotonic() > deadline:
                 raise
