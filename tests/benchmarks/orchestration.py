@@ -3,10 +3,11 @@
     python -m tests.benchmarks.orchestration [--tasks 40] [--preset tiny-smoke] [--work-dir FOLDER]
 
 A task without work goes the way of every stage (:func:`tasks.stage.perform`): a Prefect task with a cache
-key, a tracked run in MLflow, the store, a line on the board. The pipeline is run by ``vlm-r3 run`` in a folder
-of its own, or looked up in the work directory of one that has ended. Its stages work in child processes; what
-remains of its tracked time is orchestration and what tasks do in its own process (keeping artifacts, the
-registry, the report), so the share is an upper bound. The limits are 100 ms, and 5 % of preset tiny.
+key, a tracked run in MLflow, the store, a line on the board. The pipeline is run by ``vlm-r3 run`` in a
+folder of its own, or looked up in the work directory of one that has ended. Its stages work in child
+processes; what remains of its tracked time is orchestration and what tasks do in its own process (keeping
+artifacts, the registry, the report), so the share is an upper bound. The limits are 100 ms, and 5 % of
+preset tiny.
 """
 
 import argparse
