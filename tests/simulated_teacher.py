@@ -12,6 +12,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -61,20 +62,23 @@ class Teacher:
         self._faults = faults
         self._counts: Counter[str] = Counter()
         self._num_open = self._most_open = 0
+        self._first = self._last = 0.0
         self._looks, self._answers = _completion(LOOKS, "}"), _completion(ANSWERS, "</answer>")
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """One request. The body is searched and not parsed: what this process computes, the client lacks."""
         if scope["method"] == "GET":
-            counts = {**self._counts, "most at once": self._most_open}
+            counts = {**self._counts, "most at once": self._most_open, "seconds": self._last - self._first}
             await _reply(send, 200, json.dumps(counts).encode())
             return
+        self._first = self._first or time.monotonic()
         self._num_open += 1
         self._most_open = max(self._most_open, self._num_open)
         try:
             await self._teach(await _body(receive), send)
         finally:
             self._num_open -= 1
+            self._last = time.monotonic()
 
     async def _teach(self, body: bytes, send: Any) -> None:
         fault = self._faults[self._counts.total() % len(self._faults)]
@@ -114,8 +118,10 @@ class Simulated:
     url: str
     process: psutil.Process
 
-    def counts(self) -> dict[str, int]:
-        """How many requests met which entry of the faults, and the most that were there at once."""
+    def counts(self) -> dict[str, float]:
+        """How many requests met which entry of the faults, the most that were there at once, and the seconds
+        from the first request to the last reply.
+        """
         return httpx.get(self.url.removesuffix("/v1") + "/counts").json()
 
     def cpu_seconds(self) -> float:

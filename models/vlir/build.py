@@ -30,6 +30,7 @@ from models.records import SCHEMA_VERSION, write_rows
 from models.run_config import VLIRRun
 from models.rundir import Result, RunDir, write_atomically
 from models.vlir.builder import Builder, Progress
+from models.vlir.entries import Loading
 from models.vlir.layout import HELD_OUT, MANIFEST, QUESTIONS, RECORDS, VALIDATION
 from models.vlir.leakage import HeldOut
 from models.vlir.origins import DrawnWorld, Origin, RealSources
@@ -117,8 +118,9 @@ def build_vlir(
     """
     (out / MANIFEST).unlink(missing_ok=True)
     look = _teachers_look(request.look, request.vlir)
-    origin = _open_origin(request, look, out, progress)
-    builder = Builder(request, look, origin, out, work, progress)
+    loading = Loading(look, request.vlir, HeldOut.read(request.vlir.held_out))
+    origin = _open_origin(request, loading, out, progress)
+    builder = Builder(request, loading, origin, out, work, progress)
     try:
         builder.answer_questions()
     finally:
@@ -145,14 +147,13 @@ def build_vlir(
     return summary
 
 
-def _open_origin(request: VLIRRun, look: Look, out: Path, progress: Progress) -> Origin:
+def _open_origin(request: VLIRRun, loading: Loading, out: Path, progress: Progress) -> Origin:
     """What the configuration names, looked through once. ``held_out.parquet`` is written on the way."""
     if request.vlir.is_drawn:
-        return DrawnWorld(request, look)
+        return DrawnWorld(request)
     max_bytes = request.vlir.max_picture_bytes
     opened = [(config, open_source(config, max_picture_bytes=max_bytes)) for config in request.vlir.sources]
-    held_out = HeldOut.read(request.vlir.held_out)
-    pictures = sorted(held_out.pictures())
+    pictures = sorted(loading.held_out.pictures())
     rows = [dict[str, object](image_sha256=digest, origin=where) for digest, where in pictures]
     write_rows(out / HELD_OUT, _HELD_OUT_SCHEMA, rows)
     total = sum(source.num_rows() for _, source in opened)
@@ -164,7 +165,7 @@ def _open_origin(request: VLIRRun, look: Look, out: Path, progress: Progress) ->
         if seen % _ROWS_BETWEEN_REPORTS == 0:
             progress(seen, total)
 
-    return RealSources(request, look, opened, held_out, on_row)
+    return RealSources(request, opened, loading, on_row)
 
 
 def _teachers_look(look: Look, config: VLIRConfig) -> Look:
