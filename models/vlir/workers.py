@@ -71,7 +71,7 @@ class Workers:
 
     def __init__(self, request: VLIRRun, loading: Loading) -> None:
         """Start them; a teacher that cannot be opened shows when it is asked."""
-        requests = split_connections(request, _num_workers(request))
+        requests = split_connections(request, num_workers(request))
         self._num_samples = request.vlir.num_samples
         self._workers = [_start(Setup(each, loading), _NUM_AHEAD // len(requests)) for each in requests]
 
@@ -194,7 +194,7 @@ def split_connections(request: VLIRRun, number: int) -> list[VLIRRun]:
     return requests
 
 
-def _num_workers(request: VLIRRun) -> int:
+def num_workers(request: VLIRRun) -> int:
     """One for each core, as far as they have something to do and every endpoint has a connection for each."""
     config = request.vlir
     assert config.teacher.engine is not None, "a teacher at an endpoint"
