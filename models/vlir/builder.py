@@ -16,6 +16,7 @@ from models.errors import EngineError
 from models.rollout import derive_seed
 from models.run_config import VLIRRun
 from models.tiny.world import Scene, WorldQuestion
+from models.vlir.earlier import EarlierSet
 from models.vlir.entries import FaultyRow, Ready, Shard, digest_of, shards_of
 from models.vlir.filters import OUR_FAILURES, Judges
 from models.vlir.generate import Task, Teacher, Tried, generate
@@ -41,6 +42,7 @@ _NOT_SHAPING: dict[str, Any] = {
     "kinds": True,
     "shard_size": True,
     "max_failed_share": True,
+    "earlier": True,
     "teacher": {"prices": True, "model": True, "engine": True},
     "semantic_unit": _JUDGES_PLACE,
     "coherence": _JUDGES_PLACE,
@@ -55,13 +57,22 @@ class Builder:
     """The folder under construction."""
 
     def __init__(
-        self, request: VLIRRun, look: Look, origin: Origin, out: Path, work: Path, progress: Progress
+        self,
+        request: VLIRRun,
+        look: Look,
+        origin: Origin,
+        out: Path,
+        work: Path,
+        progress: Progress,
+        earlier: EarlierSet | None = None,
     ) -> None:
         self.files: dict[str, dict[str, Any]] = {}
         self.counts = {split: Counts() for split in FOLDERS}
         self._request, self._look, self._origin, self._out = request, look, origin, out
         self._config = request.vlir
-        self._folder = ShardFolder(out, work, settings=_settings_digest(request), folders=FOLDERS)
+        self._earlier = earlier
+        settings = _settings_digest(request, earlier)
+        self._folder = ShardFolder(out, work, settings=settings, folders=FOLDERS)
         self._shards: list[Shard] = []
         self._num_open = 0  # shards
         self._num_asked = 0  # questions
@@ -149,6 +160,12 @@ class Builder:
             if found is None:
                 return
             (opened, position), entry = found
+            if self._earlier and isinstance(entry, Ready):
+                tries = self._earlier.tries_of(entry.question)
+                if tries:
+                    opened.keep(position, entry, tries)
+                    self._settle(opened)
+                    continue
             attempt = opened.load(position, entry, num_samples=self._config.num_samples)
             if attempt is None:
                 self._settle(opened)
@@ -230,7 +247,7 @@ class _Failures:
             )
 
 
-def _settings_digest(request: VLIRRun) -> str:
+def _settings_digest(request: VLIRRun, earlier: EarlierSet | None) -> str:
     """Of everything that shapes a record beside its row."""
     return digest_of(
         {
@@ -238,5 +255,6 @@ def _settings_digest(request: VLIRRun) -> str:
             "teacher": teacher_name(request.vlir.teacher),
             "look": request.look.model_dump(mode="json"),
             "seed": request.seed,
+            "earlier": earlier.digest if earlier else "",
         }
     )
