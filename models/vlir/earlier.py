@@ -34,6 +34,7 @@ _RATIONALE = [
     *("steps", "final_answer", "seen_width", "seen_height"),
     *("teacher", "prompt_id", "verdicts", "reason"),
 ]
+_WAY_OUT = "Leave vlir.earlier empty (for retraining: retrain.keep_earlier=false) to ask everything again."
 # Row groups in memory: accepted and rejected tries of the same questions lie in different files.
 _NUM_CACHED = 4
 
@@ -98,8 +99,7 @@ class EarlierSet:
         if version != SCHEMA_VERSION:
             raise RecordError(
                 f"The earlier set {folder} has schema version {version!r}; this program knows "
-                f"{SCHEMA_VERSION!r}, so its records cannot be kept. Leave vlir.earlier empty to build "
-                "everything again."
+                f"{SCHEMA_VERSION!r}, so its records cannot be kept. {_WAY_OUT}"
             )
         before, now = self.manifest["settings"]["look"], look.model_dump(mode="json")
         other = [
@@ -110,7 +110,7 @@ class EarlierSet:
         if other:
             raise RecordError(
                 f"The earlier set {folder} was made with {', '.join(other)}: its boxes mean something else. "
-                "Leave vlir.earlier empty to build everything again."
+                f"{_WAY_OUT}"
             )
 
     def _files(self, folder: Path) -> list[str]:

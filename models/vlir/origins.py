@@ -100,7 +100,7 @@ class DrawnWorld:
 
     def describe(self) -> dict[str, Any]:
         """The version of the world, and in how many goes its questions were drawn."""
-        version = drawn_version(self._request).model_dump()
+        version = drawn_version(self._config, seed=self._request.seed).model_dump()
         return {SOURCE: {**version, "licence": LICENCE, "draws": self._draws}}
 
     def _draw(self, split: Split, mix: QuestionMix, *, seed: int) -> Iterator[Question]:

@@ -13,9 +13,10 @@ from models.errors import RecordError
 from models.presets import load_preset
 from models.records import RECORD_SCHEMA, read_records, read_rows
 from models.run_config import VLIRRun
+from models.source_versions import versions_in
 from models.vlir.build import VLIRSummary, build_vlir
 from models.vlir.earlier import EarlierSet
-from models.vlir.versions import versions_in, versions_of
+from models.vlir.versions import versions_of
 
 PRESET = load_preset("tiny")
 KINDS = {"read": 0.6, "add": 0.2, "where": 0.2}
@@ -115,7 +116,8 @@ def test_the_manifest_says_what_was_kept_and_of_which_set(
     assert found["kept"]["train"] == {"records": num_accepted, "rejected": 30 - num_accepted}
     assert summary.metrics()["vlir/kept_records"] == len(accepted(first))
     assert "earlier" not in json.loads((first / "manifest.json").read_text())
-    assert versions_in(manifest) == versions_of(request_of(num_questions=50, num_validation_questions=9))
+    request = request_of(num_questions=50, num_validation_questions=9)
+    assert versions_in(manifest) == versions_of(request.vlir, seed=0)
     assert versions_in(manifest) != versions_in(json.loads((first / "manifest.json").read_text()))
 
 
