@@ -98,7 +98,7 @@ class News(BaseModel):
         if not self.is_news:
             return f"Nothing new: version {self.version} was trained on exactly these sources ({what})."
         found = "; ".join(map(str, self.changes))
-        since = f"since version {self.version}" if self.version else "and no version is known to have had it"
+        since = f"since version {self.version}" if self.version else "(nothing was trained on it so far)"
         return f"New {since}: {found} ({what})."
 
 

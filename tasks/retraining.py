@@ -1,6 +1,7 @@
 """Whether the sources have anything new since the last version, and what training on it starts from."""
 
 import json
+from collections.abc import Sequence
 
 from prefect import task
 from prefect.logging import get_run_logger
@@ -42,8 +43,12 @@ async def look_for_news(preset: Preset, label: str = "look_for_news", parent: st
     settings = Settings.read()
     versions = _versions(preset, settings)
     now = versions_of(with_local_sources(preset.vlir, settings), seed=preset.seed)
-    news, unread = _news(now, versions)
-    plan = _plan(preset, settings, versions, news, unread) if news.is_news else Plan(news=news)
+    news, remarks = news_since(now, versions)
+    plan = Plan(news=news, remarks=remarks)
+    if news.is_news:
+        champion = find_version(CHAMPION) if has_registry(settings) else None
+        found = plan_for(preset, news, versions=versions, champion=champion)
+        plan = found.model_copy(update={"remarks": (*remarks, *found.remarks)})
     get_run_logger().info("%s", plan)
     await show_markdown("retraining", f"{plan}\n", description="What is new in the sources")
     return plan
@@ -57,8 +62,8 @@ def _versions(preset: Preset, settings: Settings) -> list[Version]:
     return sorted(found, key=lambda version: int(version.number), reverse=True)
 
 
-def _news(now: Versions, versions: list[Version]) -> tuple[News, tuple[str, ...]]:
-    """The news, and remarks about versions that do not say what they were trained on."""
+def news_since(now: Versions, versions: Sequence[Version]) -> tuple[News, tuple[str, ...]]:
+    """What is new against ``versions``, newest first, and remarks about those whose evidence is not there."""
     digest = all_digest(now)
     same = next((each for each in versions if each.tags.get("sources_digest") == digest), None)
     if same is not None:
@@ -76,17 +81,17 @@ def _news(now: Versions, versions: list[Version]) -> tuple[News, tuple[str, ...]
     return News.first(now), tuple(remarks)
 
 
-def _plan(
-    preset: Preset, settings: Settings, versions: list[Version], news: News, unread: tuple[str, ...]
-) -> Plan:
-    overrides, remarks = [], list(unread)
+def plan_for(preset: Preset, news: News, *, versions: Sequence[Version], champion: Version | None) -> Plan:
+    """What training on news starts from: the newest data that ``versions`` (newest first) have, and the
+    teacher that the preset wants.
+    """
+    overrides, remarks = [], []
     earlier = _earlier_data(versions) if preset.retrain.keep_earlier and not preset.vlir.earlier else None
     if earlier is not None:
         number, place = earlier
         overrides.append(f"vlir.earlier={json.dumps(place)}")
         remarks.append(f"What did not change keeps its records of version {number}.")
     if preset.retrain.teacher == "champion":
-        champion = find_version(CHAMPION) if has_registry(settings) else None
         if champion is None:
             remarks.append("There is no champion yet: the preset's own teacher writes the rationales.")
         else:
@@ -95,7 +100,7 @@ def _plan(
     return Plan(news=news, overrides=tuple(overrides), remarks=tuple(remarks))
 
 
-def _earlier_data(versions: list[Version]) -> tuple[str, str] | None:
+def _earlier_data(versions: Sequence[Version]) -> tuple[str, str] | None:
     """The newest version with data, and where these are; None when no version has any."""
     for version in versions:
         uri, digest = version.tags.get("data_uri", ""), version.tags.get("data_digest", "")
