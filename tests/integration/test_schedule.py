@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def api_url(work_dir: Path) -> Iterator[str]:
     prepare(work_dir)
+    work_dir.mkdir()
     port = free_port()
     url = f"http://127.0.0.1:{port}/api"
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
@@ -47,7 +48,7 @@ def is_well(url: str) -> bool:
         return False
 
 
-def wait_for(found: Callable[[], Any], what: str, seconds: float = 120) -> Any:
+def wait_for(found: Callable[[], Any], what: str, seconds: float = 300) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if result := found():
