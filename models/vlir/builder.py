@@ -15,7 +15,8 @@ from models.errors import EngineError
 from models.rollout import derive_seed
 from models.run_config import VLIRRun
 from models.vlir.askers import Asker, Attempt, Loaded, Order, loaded, open_asker
-from models.vlir.entries import FaultyRow, Loading, Shard, digest_of, shards_of
+from models.vlir.earlier import EarlierSet
+from models.vlir.entries import FaultyRow, Loading, Material, Shard, digest_of, shards_of
 from models.vlir.filters import OUR_FAILURES
 from models.vlir.layout import FAULTS, RECORDS, VALIDATION
 from models.vlir.origins import DrawnWorld, Origin
@@ -39,6 +40,7 @@ _NOT_SHAPING: dict[str, Any] = {
     "kinds": True,
     "shard_size": True,
     "max_failed_share": True,
+    "earlier": True,
     "teacher": {"prices": True, "model": True, "engine": True},
     "semantic_unit": _JUDGES_PLACE,
     "coherence": _JUDGES_PLACE,
@@ -53,13 +55,22 @@ class Builder:
     """The folder under construction."""
 
     def __init__(
-        self, request: VLIRRun, loading: Loading, origin: Origin, out: Path, work: Path, progress: Progress
+        self,
+        request: VLIRRun,
+        loading: Loading,
+        origin: Origin,
+        out: Path,
+        work: Path,
+        progress: Progress,
+        earlier: EarlierSet | None = None,
     ) -> None:
         self.files: dict[str, dict[str, Any]] = {}
         self.counts = {split: Counts() for split in FOLDERS}
         self._request, self._loading, self._origin, self._out = request, loading, origin, out
         self._config = request.vlir
-        self._folder = ShardFolder(out, work, settings=_settings_digest(request), folders=FOLDERS)
+        self._earlier = earlier
+        settings = _settings_digest(request, earlier)
+        self._folder = ShardFolder(out, work, settings=settings, folders=FOLDERS)
         self._shards: list[Shard] = []
         self._num_open = 0  # shards
         self._tickets = count()
@@ -140,6 +151,8 @@ class Builder:
             if isinstance(material, Fault):
                 self._take(place, material)
                 continue
+            if self._is_kept(place, material):
+                continue
             attempt = opened.next_attempt(position, num_samples=num_samples)
             if attempt is None:
                 self._take(place, loaded(material.load(self._loading)))
@@ -148,6 +161,20 @@ class Builder:
             self._ordered[ticket] = place
             seed = derive_seed(self._request.seed, opened.shard.split, opened.shard.index)
             yield Order(ticket, material, attempt, seed)
+
+    def _is_kept(self, place: tuple[OpenShard, int], material: Material) -> bool:
+        """Settle a question by what the earlier set has of it, if it has."""
+        if self._earlier is None or not self._earlier.knows(*material.identity):
+            return False
+        found = loaded(material.load(self._loading))
+        tries = self._earlier.tries_of(found.question) if isinstance(found, Loaded) else ()
+        if not tries:
+            return False
+        assert isinstance(found, Loaded), "a fault has no tries"
+        opened, position = place
+        opened.keep(position, found, tries)
+        self._settle(opened)
+        return True
 
     @property
     def _max_open(self) -> int:
@@ -230,7 +257,7 @@ class _Failures:
             )
 
 
-def _settings_digest(request: VLIRRun) -> str:
+def _settings_digest(request: VLIRRun, earlier: EarlierSet | None) -> str:
     """Of everything that shapes a record beside its row."""
     return digest_of(
         {
@@ -238,5 +265,6 @@ def _settings_digest(request: VLIRRun) -> str:
             "teacher": teacher_name(request.vlir.teacher),
             "look": request.look.model_dump(mode="json"),
             "seed": request.seed,
+            "earlier": earlier.digest if earlier else "",
         }
     )

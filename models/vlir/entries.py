@@ -59,6 +59,10 @@ class Loading:
 class Material(Protocol):
     """What a question is made from; it can be sent to another process."""
 
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Its source, and its id there."""
+
     def load(self, loading: Loading) -> Ready | Fault:
         """Decode the picture and write the prompt. Raises RecordError for a leak."""
 

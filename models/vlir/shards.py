@@ -11,7 +11,7 @@ Tries that failed for our reasons are not in the journal: they are made again.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO
@@ -28,7 +28,7 @@ from models.vlir.sources.base import Fault
 @dataclass(slots=True)
 class Counts:
     """What came of some questions. ``reasons`` counts rejected tries, ``faults`` unusable rows, ``changes``
-    pictures that were made upright RGB, by what was done.
+    pictures that were made upright RGB, by what was done, ``kept`` questions that an earlier set settled.
     """
 
     num_questions: int = 0
@@ -40,6 +40,7 @@ class Counts:
     judge_counts: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     changes: Counter[str] = field(default_factory=Counter)
+    kept: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: "Counts") -> None:
         """Count what another counted."""
@@ -53,6 +54,7 @@ class Counts:
             (self.judge_counts, other.judge_counts),
             (self.faults, other.faults),
             (self.changes, other.changes),
+            (self.kept, other.kept),
         ):
             mine.update(theirs)
 
@@ -163,6 +165,7 @@ class OpenShard:
         self._tries: dict[int, dict[int, Attempt]] = {}
         self._faults: dict[int, Fault] = {}
         self._changes: Counter[str] = Counter()
+        self._num_kept: Counter[str] = Counter()
         self._settled: set[int] = set()
 
     @property
@@ -193,6 +196,14 @@ class OpenShard:
         if attempt is None:
             self._settled.add(position)
         return attempt is None
+
+    def keep(self, position: int, found: Loaded, tries: Sequence[Attempt]) -> None:
+        """Settle a loaded entry by what an earlier set has of it."""
+        self._changes.update(found.changes)
+        self._questions[position] = found.question
+        self._tries[position] = {tried.number: tried for tried in tries}
+        self._num_kept.update(["records" if any(not tried.reason for tried in tries) else "rejected"])
+        self._settled.add(position)
 
     def add(self, position: int, tried: Attempt, *, num_samples: int) -> bool:
         """Note a finished try; True when its entry needs no more."""
@@ -237,6 +248,7 @@ class OpenShard:
             counts.reasons.update([tried.reason] if tried.reason else [])
         counts.faults.update(fault.kind.value for fault in self._faults.values())
         counts.changes.update(self._changes)
+        counts.kept.update(self._num_kept)
         return counts
 
     def faults(self) -> tuple[FaultyRow, ...]:
