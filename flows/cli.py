@@ -20,11 +20,13 @@ FLOWS = {
     "rgrpo": "improve the policy by R-GRPO",
     "evaluate": "measure all models of a run on the held-out questions",
     "promote": "make a registered version champion, if the gate agrees",
+    "retrain": "the whole pipeline, if the sources have something new since the last version",
 }
 # Where the commands are that are no stages.
 MODULES = {
     "analyse": ("measuring_commands", "analyse"),
     "table": ("measuring_commands", "table"),
+    "retrain": ("retrain_command", "retrain"),
     "ask": ("ask_command", "ask"),
     "serve": ("serve_command", "serve"),
     "fetch": ("store_commands", "fetch"),
@@ -84,7 +86,7 @@ LIMITS = {
     "num-decoders": "threads that decode images",
 }
 # The commands that may be about one's own data.
-OWN_DATA = ("run", "build-vlir", "validate", "sft", "rgrpo")
+OWN_DATA = ("run", "retrain", "build-vlir", "validate", "sft", "rgrpo")
 # Options that mean something only beside --benchmark.
 _BENCHMARK_OPTIONS = (
     *("data", "split", "style", "variant", "baseline", "model", "endpoint", "served_model", "allow_partial"),

@@ -41,7 +41,7 @@ def run_flow(options: argparse.Namespace) -> int:
 
     outcome = conduct(settings, _stages(options.command), load)
     if options.command == "run":
-        return _close_pipeline(outcome, time.monotonic() - started)
+        return close_pipeline(outcome, time.monotonic() - started)
     return _close_stage(options.command, outcome)
 
 
@@ -91,7 +91,8 @@ def _stages(command: str) -> tuple[str, ...]:
     return ("prepare", *upto.get(command, progress.STAGES))
 
 
-def _close_pipeline(outcome: "Outcome", seconds: float) -> int:
+def close_pipeline(outcome: "Outcome", seconds: float) -> int:
+    """Print what a pipeline came to in ``seconds``. Raises GateError when its version was not promoted."""
     from tasks.report import time_lines
 
     verdict = outcome.verdict

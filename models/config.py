@@ -24,6 +24,7 @@ from models.base_config import (
     Style,
     resolve_model_path,
 )
+from models.retrain_config import RetrainConfig
 from models.vlir_config import (
     FilterJudge,
     Prices,
@@ -258,6 +259,7 @@ class Preset(Config):
     judge: JudgeConfig = JudgeConfig()
     promotion: PromotionConfig
     report: ReportConfig = ReportConfig()
+    retrain: RetrainConfig = RetrainConfig()
     controls: bool = Field(
         True, description="Also train the controls 'more SFT' and 'no SFT' and run the ablations."
     )

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models.errors import RecordError
 from models.evaluation.results import Comparison, Estimate
+from models.source_versions import SourceVersion
 
 EVIDENCE_VERSION = "evidence/1"
 EVIDENCE = "evidence.json"
@@ -42,12 +43,26 @@ class Kept(Part):
     sha256: str
 
 
+class EarlierData(Part):
+    """A set whose records were kept: ``name`` says where it is, ``sha256`` is the digest of its manifest."""
+
+    name: str
+    sha256: str
+    num_kept: int
+
+
 class DataEvidence(Part):
-    """The data that were trained on; ``licences`` are the notes of their records, each once."""
+    """The data that were trained on; ``licences`` are the notes of their records, each once.
+
+    ``sources`` are the versions of what they were made from, none for a version from before they were noted;
+    ``earlier`` is the set that they go on from.
+    """
 
     artifact: Kept
     num_records: int
     licences: tuple[str, ...]
+    sources: dict[str, SourceVersion] = {}
+    earlier: EarlierData | None = None
 
 
 class ValidationEvidence(Part):

@@ -159,6 +159,14 @@ class VLIRConfig(Config):
         description="Evaluation sets that must not be trained on: benchmark name to its folder or s3:// "
         "prefix. A shared picture or question is an error.",
     )
+    earlier: str = Field(
+        "",
+        description="An earlier set to go on from: a folder, or an artifact's URI#DIGEST. Rows that are "
+        "unchanged keep what they came to there. None: everybody is asked.",
+    )
+    ask_rejected_again: bool = Field(
+        False, description="Ask again what nobody answered well for the earlier set; else it stays rejected."
+    )
     validation_share: float = Field(
         0.05,
         ge=0,

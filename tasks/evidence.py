@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow.dataset as ds
 
@@ -12,6 +13,7 @@ from models.evaluation.results import Results
 from models.evidence import (
     Check,
     DataEvidence,
+    EarlierData,
     EvaluationEvidence,
     Evidence,
     Guards,
@@ -21,6 +23,8 @@ from models.evidence import (
     ValidationEvidence,
 )
 from models.rundir import RunDir
+from models.source_versions import versions_in
+from models.vlir.checks import read_manifest
 from models.vlir.layout import QUESTIONS, RECORDS
 from tasks.artifacts import ArtifactRef, store_of
 from tasks.caching import ROOT, code_version
@@ -70,7 +74,7 @@ def evidence_of(
         base=_kept(base),
         base_licence=preset.model.licence,
         model=_kept(model),
-        data=_data(data, num_records=validation.num_records),
+        data=_data(data, num_records=validation.num_records, earlier=preset.vlir.earlier),
         validation=ValidationEvidence(
             artifact=_kept(verdict),
             data_sha256=read_validated_data(folder),
@@ -152,14 +156,28 @@ def _spread(values: list[float]) -> Spread:
     )
 
 
-def _data(data: ArtifactRef, *, num_records: int) -> DataEvidence:
-    """The data and their licence notes: those of the rationales, and of the questions of R-GRPO."""
+def _data(data: ArtifactRef, *, num_records: int, earlier: str) -> DataEvidence:
+    """The data, what they were made from, and their licence notes: those of the rationales, and of the
+    questions of R-GRPO. ``earlier`` is the name of the set that they go on from, empty for none.
+    """
     folder = read_store().fetch(data)
     found: set[str] = set()
     for path in (folder / RECORDS, folder / QUESTIONS / "train.parquet"):
         column = ds.dataset(path, format="parquet").to_table(columns=["licence"])["licence"]
         found |= set(column.unique().to_pylist())
-    return DataEvidence(artifact=_kept(data), num_records=num_records, licences=tuple(sorted(found)))
+    manifest = read_manifest(folder)
+    return DataEvidence(
+        artifact=_kept(data),
+        num_records=num_records,
+        licences=tuple(sorted(found)),
+        sources=versions_in(manifest),
+        earlier=_earlier(manifest["earlier"], earlier) if earlier else None,
+    )
+
+
+def _earlier(described: Mapping[str, Any], name: str) -> EarlierData:
+    num_kept = sum(split.get("records", 0) for split in described["kept"].values())
+    return EarlierData(name=name, sha256=described["digest"], num_kept=num_kept)
 
 
 def _evaluation(kept: ArtifactRef) -> EvaluationEvidence:

@@ -14,6 +14,7 @@ from models.errors import ArtifactError, ConfigError, RecordError, ScoringError,
 from models.evidence import Evidence
 from models.history import Action, Record, champions, next_record, withdrawn
 from models.promotion import Candidate, Decision, decide, decide_return
+from models.source_versions import all_digest
 from tasks.artifacts import ArtifactRef, store_of
 from tasks.benchmark_runs import differences
 from tasks.evaluation import FINAL, baseline_row, read_results
@@ -238,6 +239,8 @@ def _tags(model: ArtifactRef, evidence: Evidence, kept: ArtifactRef) -> dict[str
         "base_digest": evidence.base.sha256,
         "data_uri": evidence.data.artifact.uri,
         "data_digest": evidence.data.artifact.sha256,
+        "sources_digest": all_digest(evidence.data.sources) or "none",
+        "earlier_data": evidence.data.earlier.name if evidence.data.earlier else "none",
         "validation_uri": evidence.validation.artifact.uri,
         "validation_digest": evidence.validation.artifact.sha256,
         "evaluation_uri": evidence.evaluation.artifact.uri,

@@ -8,8 +8,10 @@ from models.config import Preset, QuestionMix, TeacherConfig, VLIRConfig
 from models.endpoints import check_url
 from models.errors import ConfigError
 from models.run_config import VLIRRun
+from models.vlir.layout import MANIFEST
+from tasks.artifacts import store_of
 from tasks.benchmark_data import local_folder
-from tasks.model_source import check_model, find_model
+from tasks.model_source import check_model, find_artifact, find_model
 from tasks.progress import FETCH, board, show_megabytes
 from tasks.settings import Settings
 from tasks.source_files import check_source, local_source, source_files
@@ -26,6 +28,8 @@ def check_inputs(config: VLIRConfig, settings: Settings) -> None:
     for name, place in config.held_out.items():
         get_published(name)
         _check_place(name, place)
+    if config.earlier and not _is_artifact(config.earlier):
+        _earlier_folder(config.earlier)
     if config.teacher.kind == "vllm":
         check_model(config.teacher.model, settings)
     if config.teacher.engine is not None and config.teacher.kind == "http":
@@ -38,14 +42,11 @@ def build_request(preset: Preset, settings: Settings) -> VLIRRun:
     Raises as :func:`check_inputs`.
     """
     config = preset.vlir
-    local = config.model_copy(
+    local = with_local_sources(config, settings).model_copy(
         update={
-            "sources": tuple(
-                source if source.kind == "tiny" else local_source(source, settings)
-                for source in config.sources
-            ),
             "held_out": {name: _local_set(name, place, settings) for name, place in config.held_out.items()},
             "teacher": _local_teacher(config.teacher, settings),
+            "earlier": _local_earlier(config.earlier, settings),
         }
     )
     return VLIRRun(
@@ -62,6 +63,14 @@ def build_request(preset: Preset, settings: Settings) -> VLIRRun:
         ),
         sources_digest=_files_digest(local),
     )
+
+
+def with_local_sources(config: VLIRConfig, settings: Settings) -> VLIRConfig:
+    """The configuration with what its sources read on this machine, fetched now or before."""
+    sources = (
+        source if source.kind == "tiny" else local_source(source, settings) for source in config.sources
+    )
+    return config.model_copy(update={"sources": tuple(sources)})
 
 
 def _check_place(name: str, place: str) -> None:
@@ -95,6 +104,30 @@ def _local_teacher(config: TeacherConfig, settings: Settings) -> TeacherConfig:
     return config.model_copy(update={"model": found.path, "name": name, "prompts": prompts})
 
 
+def _local_earlier(place: str, settings: Settings) -> str:
+    """The folder of an earlier set; one that is an artifact is fetched and checked."""
+    if not place:
+        return ""
+    if not _is_artifact(place):
+        return str(_earlier_folder(place))
+    found = find_artifact(place, settings)
+    return str(store_of(found.uri, settings).fetch(found))
+
+
+def _is_artifact(place: str) -> bool:
+    return place.startswith((S3_SCHEME, "file://"))
+
+
+def _earlier_folder(place: str) -> Path:
+    folder = local_folder(place)
+    if not (folder / MANIFEST).is_file():
+        raise ConfigError(
+            f"vlir.earlier: {place!r} holds no {MANIFEST}. Give the folder that build_vlir made, or the URI "
+            "of its artifact (with #DIGEST to have it checked)."
+        )
+    return folder
+
+
 def _was_trained_here(model: str) -> bool:
     return model.startswith(_REGISTERED) or model == "embedded"
 
@@ -108,7 +141,10 @@ def _files_digest(config: VLIRConfig) -> str:
     for place in config.held_out.values():
         for file in sorted(Path(place).rglob("*.parquet")):
             digest.update(_stat_line(file))
-    return "" if config.is_drawn and not config.held_out else digest.hexdigest()
+    if config.earlier:
+        digest.update((Path(config.earlier) / MANIFEST).read_bytes())
+    is_free = config.is_drawn and not config.held_out and not config.earlier
+    return "" if is_free else digest.hexdigest()
 
 
 def _stat_line(file: Path) -> bytes:

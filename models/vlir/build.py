@@ -12,7 +12,8 @@ number of interruptions (:mod:`models.vlir.shards`). The folder that comes out, 
 ``questions/train``     questions of the training split, for R-GRPO
 ``questions/validation``, ``questions/test``   held out; test is for evaluation alone
 ``held_out.parquet``    sha256 of every picture in the evaluation sets that were named
-``manifest.json``       written last: schema version, digests, settings, acceptance, statistics
+``manifest.json``       written last: schema version, digests, settings, acceptance, statistics, and what
+                        was kept of an earlier set
 """
 
 import json
@@ -30,6 +31,8 @@ from models.records import SCHEMA_VERSION, write_rows
 from models.run_config import VLIRRun
 from models.rundir import Result, RunDir, write_atomically
 from models.vlir.builder import Builder, Progress
+from models.vlir.earlier import EarlierSet, open_earlier
+from models.vlir.entries import Loading
 from models.vlir.layout import HELD_OUT, MANIFEST, QUESTIONS, RECORDS, VALIDATION
 from models.vlir.leakage import HeldOut
 from models.vlir.origins import DrawnWorld, Origin, RealSources
@@ -97,6 +100,7 @@ class VLIRSummary:
             "vlir/acceptance": counts.acceptance,
             "vlir/tries_per_record": counts.num_tries / max(1, counts.num_records),
             "vlir/crops_per_record": statistics.num_crops / max(1, statistics.num_records),
+            "vlir/kept_records": sum(each.kept["records"] for each in both),
             "vlir/validation_records": self.validation.counts.num_records,
             "vlir/rgrpo_questions": self.num_rgrpo_questions,
             "vlir/evaluation_questions": self.num_evaluation_questions,
@@ -117,8 +121,10 @@ def build_vlir(
     """
     (out / MANIFEST).unlink(missing_ok=True)
     look = _teachers_look(request.look, request.vlir)
-    origin = _open_origin(request, look, out, progress)
-    builder = Builder(request, look, origin, out, work, progress)
+    loading = Loading(look, request.vlir, HeldOut.read(request.vlir.held_out))
+    earlier = open_earlier(request.vlir, look)
+    origin = _open_origin(request, loading, out, progress, earlier)
+    builder = Builder(request, loading, origin, out, work, progress, earlier)
     try:
         builder.answer_questions()
     finally:
@@ -141,18 +147,21 @@ def build_vlir(
         builder.register(HELD_OUT)
     _remove_strangers(out, builder.files)
     manifest = _manifest(request, origin, summary, builder.files)
+    if earlier is not None:
+        manifest["earlier"] = earlier.describe({split: each.kept for split, each in builder.counts.items()})
     write_atomically(out / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     return summary
 
 
-def _open_origin(request: VLIRRun, look: Look, out: Path, progress: Progress) -> Origin:
+def _open_origin(
+    request: VLIRRun, loading: Loading, out: Path, progress: Progress, earlier: EarlierSet | None
+) -> Origin:
     """What the configuration names, looked through once. ``held_out.parquet`` is written on the way."""
     if request.vlir.is_drawn:
-        return DrawnWorld(request, look)
+        return DrawnWorld(request, earlier.manifest if earlier else None)
     max_bytes = request.vlir.max_picture_bytes
     opened = [(config, open_source(config, max_picture_bytes=max_bytes)) for config in request.vlir.sources]
-    held_out = HeldOut.read(request.vlir.held_out)
-    pictures = sorted(held_out.pictures())
+    pictures = sorted(loading.held_out.pictures())
     rows = [dict[str, object](image_sha256=digest, origin=where) for digest, where in pictures]
     write_rows(out / HELD_OUT, _HELD_OUT_SCHEMA, rows)
     total = sum(source.num_rows() for _, source in opened)
@@ -164,7 +173,7 @@ def _open_origin(request: VLIRRun, look: Look, out: Path, progress: Progress) ->
         if seen % _ROWS_BETWEEN_REPORTS == 0:
             progress(seen, total)
 
-    return RealSources(request, look, opened, held_out, on_row)
+    return RealSources(request, opened, loading, on_row)
 
 
 def _teachers_look(look: Look, config: VLIRConfig) -> Look:
