@@ -97,13 +97,19 @@ def test_the_pipeline_runs_on_deployments_and_its_model_is_fetched_and_asked(
     team: Team, tmp_path: Path
 ) -> None:
     parameters = {"preset": "tiny-smoke", "stages": "tiny", "overrides": SMALL}
-    run = team.start("pipeline/tiny", parameters)
+    said = team.run("prefect", "deployment", "run", "pipeline/tiny", "--params", json.dumps(parameters))
+    found = re.search(r"UUID: (\S+)", said)
+    assert found is not None, said
+    run = found[1]
     wait_for(lambda: team.state(run) in ("COMPLETED", "FAILED", "CRASHED"), "end of the pipeline", 1500)
     assert team.state(run) == "COMPLETED", team.logs(run)
     children = team.api("POST", "/flow_runs/filter", {"flow_runs": {"parent_flow_run_id": {"any_": [run]}}})
     flows = {one["id"]: one["name"] for one in team.api("POST", "/flows/filter", {})}
     assert {flows[child["flow_id"]] for child in children} == STAGES
     assert all(child["work_pool_name"] == "local" for child in children)
+
+    (entry,) = [line for line in team.run("flows.cli", "history").splitlines() if "promoted" in line]
+    assert "1" in entry
 
     # Elsewhere: another work directory, and the same servers.
     elsewhere = {"VLM_R3_WORK_DIR": str(tmp_path / "elsewhere")}
