@@ -25,6 +25,7 @@ from pathlib import Path
 
 import psutil
 
+from models.errors import GateError
 from models.presets import load_preset
 from models.rundir import write_atomically
 from tasks.services import prefect_server
@@ -72,11 +73,13 @@ def time_tasks(work_dir: Path, number: int) -> dict[str, float]:
 
 
 def run_pipeline(work_dir: Path, preset: str) -> None:
-    """The whole pipeline, as a user runs it; the gate's verdict does not matter here."""
+    """The whole pipeline, as a user runs it. Raises CalledProcessError; the gate may say no, by code 3."""
     command = [sys.executable, "-m", "flows.cli", "run", "--preset", preset, "--work-dir", str(work_dir)]
     foreign = ("VLM_R3_", "PREFECT_", "MLFLOW_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    subprocess.run(command, check=True, cwd=ROOT, env=kept, stdin=subprocess.DEVNULL)
+    done = subprocess.run(command, cwd=ROOT, env=kept, stdin=subprocess.DEVNULL)
+    if done.returncode not in (0, GateError.exit_code):
+        done.check_returncode()
 
 
 def shares(work_dir: Path) -> dict[str, float]:
