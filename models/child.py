@@ -42,7 +42,7 @@ def run_stage(
         print("usage: python -m MODULE RUN_DIR", file=sys.stderr)
         return ConfigError.exit_code
     rank = int(os.environ.get("RANK", "0"))
-    _configure_logging(rank)
+    configure_logging(rank)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _cancel)
     started = time.monotonic()
@@ -78,7 +78,7 @@ def _finish(run: RunDir, result: Result, started: float) -> None:
         run.finish(result.model_copy(update={"seconds": round(time.monotonic() - started, 3)}))
 
 
-def _configure_logging(rank: int) -> None:
+def configure_logging(rank: int) -> None:
     """Our own progress from every rank; from libraries only what needs attention."""
     logging.basicConfig(
         level=logging.WARNING, format=f"%(asctime)s [{rank}] %(name)s: %(message)s", stream=sys.stdout

@@ -1,13 +1,13 @@
-"""PNG for pictures on their way to an endpoint: several times as quick as Pillow's, for photographs as small.
+"""PNG for pictures on their way to an endpoint: many times as quick as Pillow's, for photographs as small.
 
-Pillow tries five filters on every row. Here each row is the difference to the row above, packed by runs of
-equal bytes and Huffman's code: what took a tenth of a second per megapixel takes a few hundredths.
+Pillow tries five filters on every row. Here each row is the difference to the row above, packed by ISA-L's
+deflate: what took a tenth of a second per megapixel takes a hundredth.
 """
 
 import struct
-import zlib
 
 import numpy as np
+from isal import isal_zlib
 from PIL import Image
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -25,12 +25,11 @@ def encode(image: Image.Image) -> bytes:
     rows[:, 0] = _UP
     rows[0, 1:] = pixels[0]
     np.subtract(pixels[1:], pixels[:-1], out=rows[1:, 1:])  # modulo 256
-    packer = zlib.compressobj(level=1, strategy=zlib.Z_RLE)
-    packed = packer.compress(rows.data) + packer.flush()
+    packed = isal_zlib.compress(rows.data, 1)
     header = struct.pack(">II5B", width, height, *_FORMAT)
     return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", packed) + _chunk(b"IEND", b"")
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
-    checksum = zlib.crc32(data, zlib.crc32(kind))
+    checksum = isal_zlib.crc32(data, isal_zlib.crc32(kind))
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)

@@ -7,7 +7,7 @@ Pictures are stored as bytes beside their sha256; Hugging Face ``datasets`` read
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -186,7 +186,8 @@ def count_records(folder: Path) -> int:
 
 def write_records(path: Path, records: Iterable[VLIRRecord]) -> int:
     """Write rationale records to one Parquet file and return their number."""
-    return write_rows(path, RECORD_SCHEMA, (_record_row(record) for record in records))
+    rows = (record_row(record.question, rationale_row(record)) for record in records)
+    return write_rows(path, RECORD_SCHEMA, rows)
 
 
 def read_records(path: Path) -> list[VLIRRecord]:
@@ -336,14 +337,14 @@ def rationale_row(record: VLIRRecord) -> dict[str, object]:
     }
 
 
-def _record_row(record: VLIRRecord) -> dict[str, object]:
-    return {**_question_row(record.question), **rationale_row(record)}
+def record_row(question: Question, rationale: Mapping[str, object]) -> dict[str, object]:
+    """The row (``RECORD_SCHEMA``) of a question and what :func:`rationale_row` made of its rationale."""
+    return {**_question_row(question), **rationale}
 
 
-def with_rationale(question: Question, row: dict) -> VLIRRecord:
-    """The record of a question and what :func:`rationale_row` made of its rationale."""
+def _record(row: dict) -> VLIRRecord:
     return VLIRRecord(
-        question=question,
+        question=_question(row),
         steps=tuple(
             RationaleStep(step["text"], None if step["box"] is None else _box(step["box"], "seen"))
             for step in row["steps"]
@@ -355,10 +356,6 @@ def with_rationale(question: Question, row: dict) -> VLIRRecord:
         verdicts=tuple(Verdict(**verdict) for verdict in json.loads(row["verdicts"])),
         reason=row["reason"],
     )
-
-
-def _record(row: dict) -> VLIRRecord:
-    return with_rationale(_question(row), row)
 
 
 def _box(corners: Sequence[float], space: Space) -> Box:

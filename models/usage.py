@@ -65,26 +65,36 @@ class UsageMeter:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._total = Usage()
+        self._num_requests = self._num_failed = 0
+        self._prompt_tokens = self._completion_tokens = 0
+        self._retries: dict[RetryCause, int] = dict.fromkeys(RETRY_CAUSES, 0)
 
     @property
     def total(self) -> Usage:
         """What has been counted so far."""
         with self._lock:
-            return self._total
+            return Usage(
+                self._num_requests,
+                self._num_failed,
+                self._prompt_tokens,
+                self._completion_tokens,
+                dict(self._retries),
+            )
 
     def count_reply(self, *, prompt_tokens: int, completion_tokens: int) -> None:
         """One request was answered."""
-        self._add(Usage(1, 0, prompt_tokens, completion_tokens))
+        with self._lock:
+            self._num_requests += 1
+            self._prompt_tokens += prompt_tokens
+            self._completion_tokens += completion_tokens
 
     def count_failure(self) -> None:
         """One request got no answer that can be used."""
-        self._add(Usage(1, 1))
+        with self._lock:
+            self._num_requests += 1
+            self._num_failed += 1
 
     def count_retry(self, cause: RetryCause) -> None:
         """A request is about to be sent again."""
-        self._add(Usage(retries={**dict.fromkeys(RETRY_CAUSES, 0), cause: 1}))
-
-    def _add(self, usage: Usage) -> None:
         with self._lock:
-            self._total = self._total + usage
+            self._retries[cause] += 1

@@ -4,7 +4,8 @@
 
 It asks for a crop until it was given one, then answers. Every question passes through ``--faults`` in turn,
 one entry per request: ``ok``, a status such as ``429`` or ``500``, ``hang`` (no reply for a minute), ``cut``
-(the connection breaks), or a kind of junk (:data:`JUNK`). ``GET /counts`` says how many of each there were.
+(the connection breaks), or a kind of junk (:data:`JUNK`). ``GET /counts`` says how many of each there were,
+``GET /load`` how many at once.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -61,20 +63,28 @@ class Teacher:
         self._faults = faults
         self._counts: Counter[str] = Counter()
         self._num_open = self._most_open = 0
+        self._first = self._last = 0.0
         self._looks, self._answers = _completion(LOOKS, "}"), _completion(ANSWERS, "</answer>")
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """One request. The body is searched and not parsed: what this process computes, the client lacks."""
         if scope["method"] == "GET":
-            counts = {**self._counts, "most at once": self._most_open}
-            await _reply(send, 200, json.dumps(counts).encode())
+            load = {
+                "requests": self._counts.total(),
+                "most at once": self._most_open,
+                "seconds": self._last - self._first,
+            }
+            found = self._counts if scope["path"] == "/counts" else load
+            await _reply(send, 200, json.dumps(found).encode())
             return
+        self._first = self._first or time.monotonic()
         self._num_open += 1
         self._most_open = max(self._most_open, self._num_open)
         try:
             await self._teach(await _body(receive), send)
         finally:
             self._num_open -= 1
+            self._last = time.monotonic()
 
     async def _teach(self, body: bytes, send: Any) -> None:
         fault = self._faults[self._counts.total() % len(self._faults)]
@@ -115,13 +125,23 @@ class Simulated:
     process: psutil.Process
 
     def counts(self) -> dict[str, int]:
-        """How many requests met which entry of the faults, and the most that were there at once."""
-        return httpx.get(self.url.removesuffix("/v1") + "/counts").json()
+        """How many requests met which entry of the faults."""
+        return self._get("counts")
+
+    def load(self) -> dict[str, float]:
+        """How many requests there were, how many at once at most, and the seconds from the first request to
+        the last reply.
+        """
+        return self._get("load")
 
     def cpu_seconds(self) -> float:
         """What its process has computed so far."""
         times = self.process.cpu_times()
         return times.user + times.system
+
+    def _get(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = httpx.get(f"{self.url.removesuffix('/v1')}/{name}").json()
+        return found
 
 
 @contextmanager

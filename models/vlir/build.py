@@ -32,6 +32,7 @@ from models.run_config import VLIRRun
 from models.rundir import Result, RunDir, write_atomically
 from models.vlir.builder import Builder, Progress
 from models.vlir.earlier import EarlierSet, open_earlier
+from models.vlir.entries import Loading
 from models.vlir.layout import HELD_OUT, MANIFEST, QUESTIONS, RECORDS, VALIDATION
 from models.vlir.leakage import HeldOut
 from models.vlir.origins import DrawnWorld, Origin, RealSources
@@ -120,9 +121,10 @@ def build_vlir(
     """
     (out / MANIFEST).unlink(missing_ok=True)
     look = _teachers_look(request.look, request.vlir)
+    loading = Loading(look, request.vlir, HeldOut.read(request.vlir.held_out))
     earlier = open_earlier(request.vlir, look)
-    origin = _open_origin(request, look, out, progress, earlier)
-    builder = Builder(request, look, origin, out, work, progress, earlier)
+    origin = _open_origin(request, loading, out, progress, earlier)
+    builder = Builder(request, loading, origin, out, work, progress, earlier)
     try:
         builder.answer_questions()
     finally:
@@ -152,15 +154,14 @@ def build_vlir(
 
 
 def _open_origin(
-    request: VLIRRun, look: Look, out: Path, progress: Progress, earlier: EarlierSet | None
+    request: VLIRRun, loading: Loading, out: Path, progress: Progress, earlier: EarlierSet | None
 ) -> Origin:
     """What the configuration names, looked through once. ``held_out.parquet`` is written on the way."""
     if request.vlir.is_drawn:
-        return DrawnWorld(request, look, earlier.manifest if earlier else None)
+        return DrawnWorld(request, earlier.manifest if earlier else None)
     max_bytes = request.vlir.max_picture_bytes
     opened = [(config, open_source(config, max_picture_bytes=max_bytes)) for config in request.vlir.sources]
-    held_out = HeldOut.read(request.vlir.held_out)
-    pictures = sorted(held_out.pictures())
+    pictures = sorted(loading.held_out.pictures())
     rows = [dict[str, object](image_sha256=digest, origin=where) for digest, where in pictures]
     write_rows(out / HELD_OUT, _HELD_OUT_SCHEMA, rows)
     total = sum(source.num_rows() for _, source in opened)
@@ -172,7 +173,7 @@ def _open_origin(
         if seen % _ROWS_BETWEEN_REPORTS == 0:
             progress(seen, total)
 
-    return RealSources(request, look, opened, held_out, on_row)
+    return RealSources(request, opened, loading, on_row)
 
 
 def _teachers_look(look: Look, config: VLIRConfig) -> Look:

@@ -4,28 +4,26 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.ahead import ahead
-from models.config import Look
 from models.errors import EngineError
 from models.rollout import derive_seed
 from models.run_config import VLIRRun
-from models.tiny.world import Scene, WorldQuestion
+from models.vlir.askers import Asker, Attempt, Loaded, Order, loaded, open_asker
 from models.vlir.earlier import EarlierSet
-from models.vlir.entries import FaultyRow, Ready, Shard, digest_of, shards_of
-from models.vlir.filters import OUR_FAILURES, Judges
-from models.vlir.generate import Task, Teacher, Tried, generate
-from models.vlir.judge_endpoints import open_judge
+from models.vlir.entries import FaultyRow, Loading, Material, Shard, digest_of, shards_of
+from models.vlir.filters import OUR_FAILURES
 from models.vlir.layout import FAULTS, RECORDS, VALIDATION
 from models.vlir.origins import DrawnWorld, Origin
 from models.vlir.shards import Counts, DoneShard, OpenShard, ShardFolder, digest_of_file
+from models.vlir.sources.base import Fault
 from models.vlir.spending import Spending
-from models.vlir.teachers import open_teacher, teacher_name
+from models.vlir.teachers import teacher_name
 
 Progress = Callable[[int, int], None]
 
@@ -59,7 +57,7 @@ class Builder:
     def __init__(
         self,
         request: VLIRRun,
-        look: Look,
+        loading: Loading,
         origin: Origin,
         out: Path,
         work: Path,
@@ -68,16 +66,16 @@ class Builder:
     ) -> None:
         self.files: dict[str, dict[str, Any]] = {}
         self.counts = {split: Counts() for split in FOLDERS}
-        self._request, self._look, self._origin, self._out = request, look, origin, out
+        self._request, self._loading, self._origin, self._out = request, loading, origin, out
         self._config = request.vlir
         self._earlier = earlier
         settings = _settings_digest(request, earlier)
         self._folder = ShardFolder(out, work, settings=settings, folders=FOLDERS)
         self._shards: list[Shard] = []
         self._num_open = 0  # shards
-        self._num_asked = 0  # questions
-        self._teacher: Teacher | None = None
-        self._judges: Judges | None = None
+        self._tickets = count()
+        self._ordered: dict[int, tuple[OpenShard, int]] = {}  # by ticket
+        self._asker: Asker | None = None
         self.spending = Spending(
             work,
             {
@@ -91,28 +89,18 @@ class Builder:
 
     def answer_questions(self) -> None:
         """Have every question of every shard answered, except what earlier starts did."""
-        tasks = self._tasks()
-        first = next(tasks, None)
+        orders = self._orders()
+        first = next(orders, None)
         if first is not None:
-            self._teacher = open_teacher(self._request, self._look, self._scenes())
-            engine = self._config.teacher.engine
-            place = engine.endpoint if engine is not None else ""
-            self._judges = Judges(
-                open_judge(self._config.semantic_unit, "semantic_unit", teacher_endpoint=place),
-                open_judge(self._config.coherence, "coherence", teacher_endpoint=place),
-            )
-            self.spending.watch("teacher", self._teacher.engine)
-            self.spending.watch("semantic_unit", self._judges.semantic_unit)
-            self.spending.watch("coherence", self._judges.coherence)
-            tried = generate(
-                self._teacher,
-                chain([first], tasks),
-                look=self._look,
-                judges=self._judges,
-                num_samples=self._config.num_samples,
-            )
-            for each in tried:
-                self._note(each)
+            scenes = self._origin.scenes if isinstance(self._origin, DrawnWorld) else {}
+            self._asker = open_asker(self._request, self._loading, scenes)
+            # Arrow imports pandas with its first array. Now the teacher's processes are starting; later
+            # hundreds of requests would wait for that second.
+            pa.array([0])
+            for name, asked in self._asker.metered.items():
+                self.spending.watch(name, asked)
+            for ticket, tried in self._asker.answer(chain([first], orders), self._on_loaded):
+                self._note(ticket, tried)
         self._failures.check()
         for split in FOLDERS.keys() - {shard.split for shard in self._shards}:
             # Readers want at least one file, if only to see that it is empty.
@@ -121,10 +109,8 @@ class Builder:
     def close(self) -> None:
         """Close the teacher and the judges, and keep what they used."""
         self.spending.save()
-        if self._teacher is not None:
-            self._teacher.engine.close()
-        if self._judges is not None:
-            self._judges.close()
+        if self._asker is not None:
+            self._asker.close()
 
     def tick(self, *, finally_: bool = False) -> None:
         """One more step is done; told on now and then, and the last time in any case."""
@@ -149,36 +135,37 @@ class Builder:
                 file.write(json.dumps(asdict(fault), ensure_ascii=False) + "\n")
         self.register(FAULTS)
 
-    def _tasks(self) -> Iterator[Task | None]:
+    def _orders(self) -> Iterator[Order | None]:
         """Questions to ask; None while as many shards are open as memory is meant for."""
-        loaded = ahead(lambda place: place[0].shard.entries[place[1]].load(), self._places())
+        num_samples = self._config.num_samples
+        places = self._places()
         while True:
             # Without a question on its way nothing would ever make room.
-            while self._num_asked and self._num_open >= self._max_open:
+            while self._ordered and self._num_open >= self._max_open:
                 yield None
-            found = next(loaded, None)
-            if found is None:
+            place = next(places, None)
+            if place is None:
                 return
-            (opened, position), entry = found
-            if self._earlier and isinstance(entry, Ready):
-                tries = self._earlier.tries_of(entry.question)
-                if tries:
-                    opened.keep(position, entry, tries)
-                    self._settle(opened)
-                    continue
-            attempt = opened.load(position, entry, num_samples=self._config.num_samples)
-            if attempt is None:
-                self._settle(opened)
+            opened, position = place
+            material = opened.shard.entries[position].material
+            if isinstance(material, Fault):
+                self._take(place, material)
                 continue
-            assert isinstance(entry, Ready), "a fault is settled at once"
+            if self._settled_before(place, material):
+                continue
+            attempt = opened.next_attempt(position, num_samples=num_samples)
+            if attempt is None:
+                self._take(place, loaded(material.load(self._loading)))
+                continue
+            ticket = next(self._tickets)
+            self._ordered[ticket] = place
             seed = derive_seed(self._request.seed, opened.shard.split, opened.shard.index)
-            self._num_asked += 1
-            yield Task(entry, attempt, seed, (opened, position))
+            yield Order(ticket, material, attempt, seed)
 
     @property
     def _max_open(self) -> int:
         """Shards in work: enough for everything in flight, and some that wait for their last question."""
-        in_flight = 1 if self._teacher is None else self._teacher.max_in_flight
+        in_flight = 1 if self._asker is None else self._asker.max_in_flight
         return in_flight // self._config.shard_size + _SPARE_SHARDS
 
     def _places(self) -> Iterator[tuple[OpenShard, int]]:
@@ -197,11 +184,39 @@ class Builder:
             for position in range(len(shard.entries)):
                 yield opened, position
 
-    def _note(self, tried: Tried) -> None:
-        opened, position = tried.task.place
+    def _settled_before(self, place: tuple[OpenShard, int], material: Material) -> bool:
+        """Settle an entry by what the earlier set has of it; False when there is nothing to keep."""
+        opened, position = place
+        entry = opened.shard.entries[position]
+        if self._earlier is None or not self._earlier.knows(entry.source, entry.id):
+            return False
+        found = loaded(material.load(self._loading))
+        if isinstance(found, Fault):
+            return self._take(place, found)
+        tries = self._earlier.tries_of(found.question)
+        if not tries:
+            return False
+        opened.keep(position, found, tries)
+        self._settle(opened)
+        return True
+
+    def _on_loaded(self, ticket: int, found: Loaded | Fault) -> None:
+        if self._take(self._ordered[ticket], found):
+            del self._ordered[ticket]
+
+    def _take(self, place: tuple[OpenShard, int], found: Loaded | Fault) -> bool:
+        """Take a loaded entry in; True when it needs nothing more."""
+        opened, position = place
+        is_settled = opened.take(position, found, num_samples=self._config.num_samples)
+        if is_settled:
+            self._settle(opened)
+        return is_settled
+
+    def _note(self, ticket: int, tried: Attempt) -> None:
+        opened, position = self._ordered[ticket]
         self._failures.count(tried)
         if opened.add(position, tried, num_samples=self._config.num_samples):
-            self._num_asked -= 1
+            del self._ordered[ticket]
             self._settle(opened)
 
     def _settle(self, opened: OpenShard) -> None:
@@ -216,9 +231,6 @@ class Builder:
         self.counts[split].add(done.counts)
         self.files |= done.files
 
-    def _scenes(self) -> dict[str, tuple[Scene, WorldQuestion]]:
-        return self._origin.scenes if isinstance(self._origin, DrawnWorld) else {}
-
 
 class _Failures:
     """Tries that failed for our reasons: a few are the weather, many are a broken teacher or judge."""
@@ -228,12 +240,12 @@ class _Failures:
         self._num_tries = self._num_failed = 0
         self._last = ""
 
-    def count(self, tried: Tried) -> None:
+    def count(self, tried: Attempt) -> None:
         """Count a try. Raises EngineError when too many of enough failed."""
         self._num_tries += 1
-        if tried.record.reason in OUR_FAILURES:
+        if tried.reason in OUR_FAILURES:
             self._num_failed += 1
-            self._last = tried.record.verdicts[-1].evidence
+            self._last = tried.evidence
         if self._num_tries >= _MIN_TRIES:
             self.check()
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from models.config import Look, VLIRConfig
 from models.errors import RecordError
-from models.records import SCHEMA_VERSION, Question, VLIRRecord, sha256, with_rationale
+from models.records import SCHEMA_VERSION, Question, sha256
+from models.vlir.askers import Attempt
 from models.vlir.checks import read_manifest
 from models.vlir.entries import digest_of
 from models.vlir.filters import OUR_FAILURES
@@ -71,23 +72,42 @@ class EarlierSet:
         order = np.argsort(keys, kind="stable")
         self._keys, self._group_of, self._place_of = keys[order], groups[order], places[order]
 
-    def tries_of(self, question: Question) -> tuple[VLIRRecord, ...]:
-        """What the same question came to, in order, with its pictures and licence note of now; empty when it
-        must be asked.
+    def knows(self, source: str, id: str) -> bool:
+        """Whether it has tries at a question of that name, be it the same question or another."""
+        first, last = self._places(source, id)
+        return first < last
+
+    def tries_of(self, question: Question) -> tuple[Attempt, ...]:
+        """What the same question came to, in order; empty when it must be asked.
 
         The same is: source, id, picture, words, answers and annotated boxes.
         """
-        boxes = [list(box.corners()) for box in question.gold_boxes]
-        key = _key(
-            question.source, question.id, question.image_sha256, question.text, question.answers, boxes
+        wanted = _identity(
+            question.source,
+            question.id,
+            question.image_sha256,
+            question.text,
+            question.answers,
+            [box.corners() for box in question.gold_boxes],
         )
-        first, last = (np.searchsorted(self._keys, key, side) for side in ("left", "right"))
-        found = tuple(
-            with_rationale(question, self._row(int(self._group_of[place]), int(self._place_of[place])))
-            for place in range(first, last)
+        rows = (
+            self._row(int(self._group_of[place]), int(self._place_of[place]))
+            for place in range(*self._places(question.source, question.id))
         )
-        is_accepted = any(not each.reason for each in found)
-        return () if self._ask_rejected_again and not is_accepted else found
+        same = [row for row in rows if _identity(*(row[name] for name in _IDENTITY)) == wanted]
+        is_accepted = any(not row["reason"] for row in same)
+        if self._ask_rejected_again and not is_accepted:
+            return ()
+        return tuple(
+            Attempt(
+                number=number,
+                rationale={name: row[name] for name in _RATIONALE},
+                judge_counts={},
+                prompt_tokens=0,
+                sampled_tokens=0,
+            )
+            for number, row in enumerate(same)
+        )
 
     def describe(self, kept: Mapping[str, Counter[str]]) -> dict[str, Any]:
         """For the manifest of the new set; ``kept`` has what was kept of each split."""
@@ -133,15 +153,19 @@ class EarlierSet:
             self._groups.append(group)
             for place, row in enumerate(rows):
                 if row["reason"] not in OUR_FAILURES:
-                    keys.append(_key(*(row[name] for name in _IDENTITY)))
+                    keys.append(_key(row["source"], row["id"]))
                     groups.append(len(self._groups) - 1)
                     places.append(place)
         return np.array(keys, np.uint64), np.array(groups, np.int32), np.array(places, np.int32)
 
+    def _places(self, source: str, id: str) -> tuple[int, int]:
+        key = _key(source, id)
+        return int(np.searchsorted(self._keys, key, "left")), int(np.searchsorted(self._keys, key, "right"))
+
     def _row(self, group: int, place: int) -> dict[str, Any]:
         if group not in self._rows:
             found = self._groups[group]
-            table = pq.ParquetFile(found.path).read_row_group(found.number, columns=_RATIONALE)
+            table = pq.ParquetFile(found.path).read_row_group(found.number, columns=[*_IDENTITY, *_RATIONALE])
             self._rows[group] = table.to_pylist()
             if len(self._rows) > _NUM_CACHED:
                 self._rows.popitem(last=False)
@@ -160,21 +184,25 @@ def _read_groups(path: Path) -> Iterator[tuple[_Group, list[dict[str, Any]]]]:
     try:
         file = pq.ParquetFile(path)
         for number in range(file.num_row_groups):
-            rows = file.read_row_group(number, columns=[*_IDENTITY, "reason"]).to_pylist()
+            rows = file.read_row_group(number, columns=["source", "id", "reason"]).to_pylist()
             yield _Group(path, number), rows
     except (pa.ArrowInvalid, OSError) as error:
         raise RecordError(f"{path} of the earlier set cannot be read: {error}. Fetch it again.") from error
 
 
-def _key(
+def _key(source: str, id: str) -> np.uint64:
+    """Sixty-four bits of a question's name."""
+    return np.uint64(int(digest_of([source, id])[:16], 16))
+
+
+def _identity(
     source: str,
     id: str,
     image_sha256: str,
     text: str,
     answers: Sequence[str],
     gold_boxes: Sequence[Sequence[float]],
-) -> np.uint64:
-    """Sixty-four bits that are the same for the same question only."""
-    boxes = [[float(side) for side in box] for box in gold_boxes]
-    digest = digest_of([source, id, image_sha256, text, list(answers), boxes])
-    return np.uint64(int(digest[:16], 16))
+) -> tuple[object, ...]:
+    """What must be the same."""
+    boxes = tuple(tuple(float(side) for side in box) for box in gold_boxes)
+    return source, id, image_sha256, text, tuple(answers), boxes

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
+from models.config import Look, VLIRConfig
 from models.records import Question
 from models.rollout import Asked
+from models.vlir.leakage import HeldOut
 from models.vlir.sources.base import Fault
 
 # The pictures of a shard are in memory together, as files: a shard of large ones is shorter.
@@ -45,15 +48,32 @@ class FaultyRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Loading:
+    """What is needed to make a row ready, beside the row. ``look`` holds the teacher's limits."""
+
+    look: Look
+    config: VLIRConfig
+    held_out: HeldOut
+
+
+class Material(Protocol):
+    """What a question is made from; it can be sent to another process."""
+
+    def load(self, loading: Loading) -> Ready | Fault:
+        """Decode the picture and write the prompt. Raises RecordError for a leak."""
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """One row's place in a shard. ``key`` is a digest of all that makes the row, ``size`` its bytes in
-    memory; ``load`` decodes the picture and may find a fault.
+    """One row's place in a shard. ``key`` is a digest of all that makes the row, ``id`` that of its question,
+    ``size`` its bytes in memory.
     """
 
     key: str
     source: str
+    id: str
     size: int
-    load: Callable[[], Ready | Fault]
+    material: Material | Fault
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from models.rollout import Episode, Loop, derive_seed
 from models.trajectory import CropSpan, Trajectory
 from models.vlir.entries import Ready
 from models.vlir.filters import Candidate, Judges, screen
+from models.vlir.judges import Nobody
 
 # Asked when the judges have nothing new: how long the teacher is left alone.
 _POLL_SECONDS = 0.05
@@ -197,12 +198,16 @@ class _Waiting:
 class _Judging:
     """All filters in a thread of their own: judges at an endpoint take as long as the teacher.
 
-    One batch is judged at a time, of everything that came meanwhile.
+    One batch is judged at a time, of everything that came meanwhile. Where nobody judges there is nothing to
+    wait for, and no thread: handing Python's lock to and fro costs more than the rules.
     """
 
     def __init__(self, look: Look, judges: Judges) -> None:
         self._look, self._judges = look, judges
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="judging")
+        self._waits_for_judges = not (
+            isinstance(judges.semantic_unit, Nobody) and isinstance(judges.coherence, Nobody)
+        )
         self._waiting: deque[_Waiting] = deque()
         self._running: Future[list[Tried]] | None = None
         self.num_waiting = 0
@@ -215,6 +220,10 @@ class _Judging:
 
     def take(self, *, wait: bool) -> list[Tried]:
         """What is judged by now; waits a moment for it when asked to. Raises what a judge raised."""
+        if not self._waits_for_judges:
+            batch = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            self.num_waiting = 0
+            return self._judge(batch)
         if self._running is None:
             return []
         if wait:
@@ -232,7 +241,7 @@ class _Judging:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _go_on(self) -> None:
-        if self._running is None and self._waiting:
+        if self._waits_for_judges and self._running is None and self._waiting:
             number = min(len(self._waiting), _MAX_JUDGED_TOGETHER)
             batch = [self._waiting.popleft() for _ in range(number)]
             self._running = self._pool.submit(self._judge, batch)

@@ -6,16 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from models.config import Look, QuestionMix
+from models.config import QuestionMix
 from models.records import QUESTION_SCHEMA, Question, RowWriter, write_questions
 from models.rollout import derive_seed
 from models.run_config import VLIRRun
 from models.tiny.world import SPLITS as DRAWN_SPLITS
 from models.tiny.world import Scene, Split, WorldQuestion
-from models.vlir.drawn import LICENCE, SOURCE, DrawnQuestion, check_no_leakage, draw_questions
-from models.vlir.entries import Entry, FaultyRow, Ready, digest_of
-from models.vlir.leakage import HeldOut
-from models.vlir.reading import TEST, TRAIN, VALIDATION, Opened, entry_of, load, make_ready, read_rows, survey
+from models.vlir.drawn import LICENCE, SOURCE, check_no_leakage, draw_questions
+from models.vlir.entries import Entry, FaultyRow, Loading, Ready, digest_of
+from models.vlir.reading import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Opened,
+    SampleRow,
+    entry_of,
+    make_ready,
+    read_rows,
+    survey,
+)
 from models.vlir.versions import drawn_version
 
 # The held-out set is a benchmark: the same for every run, so that versions made from different seeds are
@@ -55,10 +64,10 @@ class Origin(Protocol):
 class DrawnWorld:
     """The drawn world: every set of questions is a function of a seed, and of how it grew."""
 
-    def __init__(self, request: VLIRRun, look: Look, earlier: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, request: VLIRRun, earlier: Mapping[str, Any] | None = None) -> None:
         """``earlier`` is the manifest of a set to go on from: its questions come first, then further ones."""
         self.scenes: dict[str, tuple[Scene, WorldQuestion]] = {}
-        self._request, self._look = request, look
+        self._request = request
         self._config = request.vlir
         self._pictures: dict[str, set[str]] = {split: set() for split in DRAWN_SPLITS}
         self._held_out: list[Question] = []
@@ -81,7 +90,7 @@ class DrawnWorld:
                     self.scenes[drawn.question.id] = (drawn.scene, drawn.asked)
                     if split == "validation":
                         self._held_out.append(drawn.question)
-                    yield split, self._entry(drawn)
+                    yield split, _drawn_entry(drawn.question)
 
     def write_questions(self, folder: Path, on_question: OnQuestion) -> Written:
         """Fresh questions, and those that were asked for the validation records."""
@@ -107,14 +116,21 @@ class DrawnWorld:
         drawn = draw_questions(split, mix, seed=seed, used_pictures=self._pictures[split])
         return (item.question for item in drawn)
 
-    def _entry(self, drawn: DrawnQuestion) -> Entry:
-        question = drawn.question
 
-        def make() -> Ready:
-            return make_ready(question, question.image(), self._look, self._config.teacher, "auto")
+@dataclass(frozen=True, slots=True)
+class DrawnRow:
+    """A drawn question is ready but for its prompt."""
 
-        key = digest_of([question.id, question.answers, [box.corners() for box in question.gold_boxes]])
-        return Entry(key, SOURCE, len(question.image_bytes), make)
+    question: Question
+
+    def load(self, loading: Loading) -> Ready:
+        """Decode the picture and write the prompt."""
+        return make_ready(self.question, self.question.image(), loading, "auto")
+
+
+def _drawn_entry(question: Question) -> Entry:
+    key = digest_of([question.id, question.answers, [box.corners() for box in question.gold_boxes]])
+    return Entry(key, SOURCE, question.id, len(question.image_bytes), DrawnRow(question))
 
 
 def drawn_in(request: VLIRRun, earlier: Mapping[str, Any] | None) -> dict[Split, list[int]]:
@@ -143,19 +159,21 @@ def drawn_in(request: VLIRRun, earlier: Mapping[str, Any] | None) -> dict[Split,
 class RealSources:
     """Public training sets and manifests. Raises RecordError for leaks and for pictures in two splits."""
 
-    def __init__(
-        self, request: VLIRRun, look: Look, opened: Opened, held_out: HeldOut, on_row: OnQuestion
-    ) -> None:
-        self._request, self._look = request, look
+    def __init__(self, request: VLIRRun, opened: Opened, loading: Loading, on_row: OnQuestion) -> None:
         self._config = request.vlir
-        self._opened, self._held_out = opened, held_out
+        self._opened, self._loading = opened, loading
         wanted = {
             TRAIN: request.rgrpo_questions.num_questions,
             VALIDATION: request.evaluation_questions.num_questions,
             TEST: request.evaluation_questions.num_questions,
         }
         self._survey = survey(
-            opened, self._config, held_out=held_out, num_wanted=wanted, seed=request.seed, on_row=on_row
+            opened,
+            self._config,
+            held_out=loading.held_out,
+            num_wanted=wanted,
+            seed=request.seed,
+            on_row=on_row,
         )
 
     @property
@@ -168,7 +186,7 @@ class RealSources:
         """The rows of the training and validation splits, in the order of the sources."""
         for row in read_rows(self._opened, self._config):
             if row.split != TEST:
-                yield row.split, entry_of(row, self._look, self._config, self._held_out)
+                yield row.split, entry_of(row)
 
     def write_questions(self, folder: Path, on_question: OnQuestion) -> Written:
         """The questions that the survey chose; one whose picture turns out unusable is left out."""
@@ -182,7 +200,8 @@ class RealSources:
             for row in read_rows(self._opened, self._config):
                 if row.key not in chosen[row.split]:
                     continue
-                found = load(row, self._look, self._config, self._held_out)
+                material = row.material
+                found = material.load(self._loading) if isinstance(material, SampleRow) else material
                 if isinstance(found, Ready):
                     writers[row.split].write_question(found.question)
                 elif row.split == TEST:

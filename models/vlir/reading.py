@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
-from models.config import Look, SourceConfig, TeacherConfig, VLIRConfig
+from models.config import SourceConfig, VLIRConfig
 from models.errors import RecordError, RegionError
 from models.pictures import PictureFault, read_picture
 from models.records import Question, sha256
 from models.rollout import Asked
-from models.vlir.entries import Entry, Ready, digest_of
+from models.vlir.entries import Entry, Loading, Ready, digest_of
 from models.vlir.leakage import HeldOut
 from models.vlir.prompts import BARE_QUESTION, ask
 from models.vlir.sources.base import Fault, FaultKind, Sample, Source
@@ -46,6 +46,14 @@ class Row:
     def size(self) -> int:
         """Bytes of its picture's file."""
         return len(self.found.image_bytes) if isinstance(self.found, Sample) else 0
+
+    @property
+    def material(self) -> "SampleRow | Fault":
+        """What its question is made from, or why there is none."""
+        if isinstance(self.found, Fault):
+            return self.found
+        licence = self.found.licence or self.source.licence
+        return SampleRow(self.found, self.source.label, licence, self.split, self.config.prompt)
 
 
 @dataclass(slots=True)
@@ -153,54 +161,59 @@ def split_of(picture_sha256: str, config: VLIRConfig) -> str:
     return VALIDATION if place < config.test_share + config.validation_share else TRAIN
 
 
-def entry_of(row: Row, look: Look, config: VLIRConfig, held_out: HeldOut) -> Entry:
+@dataclass(frozen=True, slots=True)
+class SampleRow:
+    """A usable row, and what its source says of all its rows."""
+
+    sample: Sample
+    source: str
+    licence: str
+    split: str
+    prompt: PromptChoice
+
+    def load(self, loading: Loading) -> Ready | Fault:
+        """Decode the row's picture and write the prompt. Raises RecordError for a picture of an evaluation
+        set.
+        """
+        sample, config = self.sample, loading.config
+        try:
+            picture = read_picture(
+                sample.image_bytes, max_pixels=config.max_picture_pixels, max_bytes=config.max_picture_bytes
+            )
+        except PictureFault as fault:
+            return Fault(sample.row, sample.id, FaultKind(fault.kind), f"{sample.picture}: {fault}")
+        leak = loading.held_out.find_leak(sample, [picture])
+        if leak:
+            raise leak_error([f"{self.source} row {sample.row} ({sample.id}): {leak}"])
+        question = Question(
+            id=sample.id,
+            source=self.source,
+            split=self.split,
+            image_bytes=picture.data,
+            image_sha256=sha256(picture.data),
+            width=picture.image.width,
+            height=picture.image.height,
+            text=sample.text,
+            answers=sample.answers,
+            gold_boxes=sample.boxes,
+            licence=self.licence,
+            kind=sample.kind,
+        )
+        try:
+            return make_ready(question, picture.image, loading, self.prompt, changes=picture.changes)
+        except RegionError as error:
+            return Fault(sample.row, sample.id, FaultKind.UNUSABLE_SIZE, f"{sample.picture}: {error}")
+
+
+def entry_of(row: Row) -> Entry:
     """The row's place in a shard."""
-    return Entry(row.key, row.source.label, row.size, lambda: load(row, look, config, held_out))
-
-
-def load(row: Row, look: Look, config: VLIRConfig, held_out: HeldOut) -> Ready | Fault:
-    """Decode the row's picture and write the prompt. Raises RecordError for a picture of an evaluation
-    set.
-    """
-    if isinstance(row.found, Fault):
-        return row.found
-    sample = row.found
-    try:
-        picture = read_picture(
-            sample.image_bytes, max_pixels=config.max_picture_pixels, max_bytes=config.max_picture_bytes
-        )
-    except PictureFault as fault:
-        return Fault(sample.row, sample.id, FaultKind(fault.kind), f"{sample.picture}: {fault}")
-    leak = held_out.find_leak(sample, [picture])
-    if leak:
-        raise leak_error([f"{row.source.label} row {sample.row} ({sample.id}): {leak}"])
-    question = Question(
-        id=sample.id,
-        source=row.source.label,
-        split=row.split,
-        image_bytes=picture.data,
-        image_sha256=sha256(picture.data),
-        width=picture.image.width,
-        height=picture.image.height,
-        text=sample.text,
-        answers=sample.answers,
-        gold_boxes=sample.boxes,
-        licence=sample.licence or row.source.licence,
-        kind=sample.kind,
-    )
-    try:
-        return make_ready(
-            question, picture.image, look, config.teacher, row.config.prompt, changes=picture.changes
-        )
-    except RegionError as error:
-        return Fault(sample.row, sample.id, FaultKind.UNUSABLE_SIZE, f"{sample.picture}: {error}")
+    return Entry(row.key, row.source.label, row.found.id, row.size, row.material)
 
 
 def make_ready(
     question: Question,
     image: Image.Image,
-    look: Look,
-    teacher: TeacherConfig,
+    loading: Loading,
     choice: PromptChoice,
     *,
     changes: tuple[str, ...] = (),
@@ -209,10 +222,11 @@ def make_ready(
 
     Raises RegionError for a picture that cannot be used.
     """
+    teacher = loading.config.teacher
     if teacher.prompts == "look-again" or teacher.kind == "drawn-world":
-        asked = Asked.about(question.id, question.text, [image], look)
+        asked = Asked.about(question.id, question.text, [image], loading.look)
         return Ready(question, asked, BARE_QUESTION, changes=changes)
-    given = ask(question, image, look, choice)
+    given = ask(question, image, loading.look, choice)
     return Ready(question, given.asked, given.prompt_id, given.operations, changes)
 
 

@@ -11,16 +11,16 @@ Tries that failed for our reasons are not in the journal: they are made again.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO
 
-from models.records import VLIRRecord, rationale_row, with_rationale, write_records
+from models.records import RECORD_SCHEMA, Question, record_row, write_rows
 from models.rundir import write_atomically
-from models.vlir.entries import FaultyRow, Ready, Shard
+from models.vlir.askers import Attempt, Loaded
+from models.vlir.entries import FaultyRow, Shard
 from models.vlir.filters import OUR_FAILURES
-from models.vlir.generate import Tried
 from models.vlir.layout import REJECTED
 from models.vlir.sources.base import Fault
 
@@ -144,20 +144,12 @@ class ShardFolder:
         found = json.loads(self._note(shard).read_text(encoding="utf-8"))["faults"]
         return [FaultyRow(**fault) for fault in found]
 
-    def _write(self, name: str, records: Iterable[VLIRRecord]) -> dict[str, Any]:
-        num_rows = write_records(self.out / name, records)
+    def _write(self, name: str, rows: Iterable[dict[str, object]]) -> dict[str, Any]:
+        num_rows = write_rows(self.out / name, RECORD_SCHEMA, rows)
         return {"num_rows": num_rows, "sha256": digest_of_file(self.out / name)}
 
     def _note(self, shard: Shard) -> Path:
         return self._work / f"{shard.name}.done.json"
-
-
-@dataclass(slots=True)
-class _Try:
-    record: VLIRRecord
-    judge_counts: Counter[str]
-    prompt_tokens: int
-    sampled_tokens: int
 
 
 class OpenShard:
@@ -169,7 +161,8 @@ class OpenShard:
         self._path = journal
         self._journal: TextIO | None = None
         self._kept = _read_journal(journal, settings)
-        self._tries: dict[int, dict[int, _Try]] = {}
+        self._questions: dict[int, Question] = {}
+        self._tries: dict[int, dict[int, Attempt]] = {}
         self._faults: dict[int, Fault] = {}
         self._changes: Counter[str] = Counter()
         self._num_kept: Counter[str] = Counter()
@@ -180,76 +173,79 @@ class OpenShard:
         """True when nothing is left to ask."""
         return len(self._settled) == len(self.shard.entries)
 
-    def load(self, position: int, found: Ready | Fault, *, num_samples: int) -> int | None:
-        """Take a loaded entry in, with the tries that the journal has; the number of its next try, or None
-        when it is settled.
-        """
+    def next_attempt(self, position: int, *, num_samples: int) -> int | None:
+        """The number of an entry's next try by what the journal has; None when it needs no more."""
+        lines = self._kept.get(self.shard.entries[position].key, ())
+        made = {line["attempt"] for line in lines}
+        # Tries before a missing one are whole; one of ours that failed is asked again under its number.
+        attempt = next(number for number in range(len(made) + 1) if number not in made)
+        is_settled = attempt >= num_samples or any(not line["record"]["reason"] for line in lines)
+        return None if is_settled else attempt
+
+    def take(self, position: int, found: Loaded | Fault, *, num_samples: int) -> bool:
+        """Take a loaded entry in, with the tries that the journal has; True when it needs no more."""
         if isinstance(found, Fault):
             self._faults[position] = found
             self._settled.add(position)
-            return None
+            return True
+        attempt = self.next_attempt(position, num_samples=num_samples)
         self._changes.update(found.changes)
-        tries = self._tries.setdefault(position, {})
-        for line in self._kept.pop(self.shard.entries[position].key, ()):
-            record = with_rationale(found.question, line["record"])
-            tries[line["attempt"]] = _Try(
-                record, Counter(line["judges"]), line["prompt_tokens"], line["sampled_tokens"]
-            )
-        # Tries before a missing one are whole; one of ours that failed is asked again under its number.
-        next_try = next(number for number in range(len(tries) + 1) if number not in tries)
-        if any(not each.record.reason for each in tries.values()) or next_try >= num_samples:
+        self._questions[position] = found.question
+        lines = self._kept.pop(self.shard.entries[position].key, ())
+        self._tries[position] = {line["attempt"]: _attempt(line) for line in lines}
+        if attempt is None:
             self._settled.add(position)
-            return None
-        return next_try
+        return attempt is None
 
-    def keep(self, position: int, found: Ready, tries: Sequence[VLIRRecord]) -> None:
+    def keep(self, position: int, found: Loaded, tries: Sequence[Attempt]) -> None:
         """Settle a loaded entry by what an earlier set has of it."""
         self._changes.update(found.changes)
-        self._tries[position] = {number: _Try(record, Counter(), 0, 0) for number, record in enumerate(tries)}
-        self._num_kept.update(["records" if any(not each.reason for each in tries) else "rejected"])
+        self._questions[position] = found.question
+        self._tries[position] = {tried.number: tried for tried in tries}
+        self._num_kept.update(["records" if any(not tried.reason for tried in tries) else "rejected"])
         self._settled.add(position)
 
-    def add(self, position: int, tried: Tried, *, num_samples: int) -> bool:
+    def add(self, position: int, tried: Attempt, *, num_samples: int) -> bool:
         """Note a finished try; True when its entry needs no more."""
-        attempt = tried.task.attempt
-        record = tried.record
-        self._tries[position][attempt] = _Try(
-            record, tried.judge_counts, tried.prompt_tokens, tried.sampled_tokens
-        )
-        if record.reason not in OUR_FAILURES:
+        self._tries[position][tried.number] = tried
+        if tried.reason not in OUR_FAILURES:
             self._append(
                 {
                     "key": self.shard.entries[position].key,
-                    "attempt": attempt,
+                    "attempt": tried.number,
                     "prompt_tokens": tried.prompt_tokens,
                     "sampled_tokens": tried.sampled_tokens,
                     "judges": tried.judge_counts,
-                    "record": rationale_row(record),
+                    "record": tried.rationale,
                 }
             )
-        is_settled = not record.reason or attempt + 1 >= num_samples
+        is_settled = not tried.reason or tried.number + 1 >= num_samples
         if is_settled:
             self._settled.add(position)
         return is_settled
 
-    def accepted(self) -> list[VLIRRecord]:
-        """At most one record per entry, in the order of the entries."""
-        return [each.record for _, _, each in self._in_order() if not each.record.reason]
+    def accepted(self) -> Iterator[dict[str, object]]:
+        """Rows (``RECORD_SCHEMA``): at most one per entry, in the order of the entries."""
+        for position, tried in self._in_order():
+            if not tried.reason:
+                yield record_row(self._questions[position], tried.rationale)
 
-    def rejected(self) -> list[VLIRRecord]:
-        """Every rejected try: all first ones, then all second ones, and so on."""
-        tries = sorted((attempt, position, each) for position, attempt, each in self._rejected())
-        return [each.record for _, _, each in tries]
+    def rejected(self) -> Iterator[dict[str, object]]:
+        """A row of every rejected try: all first ones, then all second ones, and so on."""
+        rejected = [found for found in self._in_order() if found[1].reason]
+        for position, tried in sorted(rejected, key=lambda found: (found[1].number, found[0])):
+            yield record_row(self._questions[position], tried.rationale)
 
     def counts(self) -> Counts:
         """What came of the shard."""
-        counts = Counts(num_questions=len(self._tries), num_records=len(self.accepted()))
-        for _, _, each in self._in_order():
+        counts = Counts(num_questions=len(self._tries))
+        for _, tried in self._in_order():
             counts.num_tries += 1
-            counts.prompt_tokens += each.prompt_tokens
-            counts.sampled_tokens += each.sampled_tokens
-            counts.judge_counts += each.judge_counts
-            counts.reasons.update([each.record.reason] if each.record.reason else [])
+            counts.num_records += not tried.reason
+            counts.prompt_tokens += tried.prompt_tokens
+            counts.sampled_tokens += tried.sampled_tokens
+            counts.judge_counts += Counter(tried.judge_counts)  # leaves out what is 0
+            counts.reasons.update([tried.reason] if tried.reason else [])
         counts.faults.update(fault.kind.value for fault in self._faults.values())
         counts.changes.update(self._changes)
         counts.kept.update(self._num_kept)
@@ -269,15 +265,12 @@ class OpenShard:
         if not keep_journal:
             self._path.unlink(missing_ok=True)
 
-    def _in_order(self) -> list[tuple[int, int, _Try]]:
+    def _in_order(self) -> list[tuple[int, Attempt]]:
         return [
-            (position, attempt, tries[attempt])
+            (position, tries[number])
             for position, tries in sorted(self._tries.items())
-            for attempt in sorted(tries)
+            for number in sorted(tries)
         ]
-
-    def _rejected(self) -> list[tuple[int, int, _Try]]:
-        return [found for found in self._in_order() if found[2].record.reason]
 
     def _append(self, line: Mapping[str, Any]) -> None:
         if self._journal is None:
@@ -293,6 +286,16 @@ def digest_of_file(path: Path) -> str:
         return ""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _attempt(line: Mapping[str, Any]) -> Attempt:
+    return Attempt(
+        number=line["attempt"],
+        rationale=line["record"],
+        judge_counts=line["judges"],
+        prompt_tokens=line["prompt_tokens"],
+        sampled_tokens=line["sampled_tokens"],
+    )
 
 
 def _open_journal(path: Path, settings: str) -> TextIO:

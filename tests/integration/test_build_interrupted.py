@@ -5,12 +5,12 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -43,13 +43,15 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def make_run(folder: Path, manifest: Path, endpoint: str, **changes: object) -> RunDir:
+def make_run(
+    folder: Path, manifest: Path, endpoint: str, *, num_connections: int = NUM_CONNECTIONS, **changes: object
+) -> RunDir:
     """A run directory that asks for a build."""
     engine = PRESET.engine.model_dump() | {
         "kind": "http",
         "endpoint": endpoint,
         "served_model": "simulated",
-        "max_num_seqs": NUM_CONNECTIONS,
+        "max_num_seqs": num_connections,
         "backoff_seconds": 0.05,
     }
     nobody = FilterJudge(kind="none")
@@ -72,9 +74,9 @@ def make_run(folder: Path, manifest: Path, endpoint: str, **changes: object) -> 
     return RunDir.create(folder, request)
 
 
-def build(run: RunDir, **options: object) -> subprocess.Popen[bytes]:
+def build(run: RunDir, **options: object) -> psutil.Popen:
     command = [sys.executable, "-m", "models.vlir.build", str(run.path)]
-    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **options)
+    return psutil.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **options)
 
 
 def digests(run: RunDir) -> dict[str, str]:
@@ -92,9 +94,9 @@ def test_a_killed_build_asks_only_what_is_missing_and_gives_the_same_bytes(
     with teaching(0.02) as whole:
         first = make_run(tmp_path / "whole", manifest, whole.url)
         assert build(first).wait() == 0
-        needed = num_requests(whole)
+        needed = _num_requests(whole)
         assert build(first).wait() == 0
-        assert num_requests(whole) == needed, "a finished build asks nothing"
+        assert _num_requests(whole) == needed, "a finished build asks nothing"
     with teaching(0.1) as broken:
         second = make_run(tmp_path / "broken", manifest, broken.url)
         for least in (120, 260):
@@ -105,8 +107,48 @@ def test_a_killed_build_asks_only_what_is_missing_and_gives_the_same_bytes(
         assert build(second).wait() == 0
         # What was in flight, or waited for its judges, when it was killed is lost; what was settled is not.
         lost = 2 * (NUM_CONNECTIONS + NUM_CONNECTIONS) * 2
-        assert num_requests(broken) <= needed + lost < needed + 260
+        assert _num_requests(broken) <= needed + lost < needed + 260
     assert digests(second) == digests(first)
+
+
+def test_a_process_that_asks_the_teacher_and_is_lost_loses_only_what_it_held(
+    manifest: Path, tmp_path: Path
+) -> None:
+    with teaching(0.02) as whole:
+        first = make_run(tmp_path / "whole", manifest, whole.url)
+        assert build(first).wait() == 0
+        needed = _num_requests(whole)
+    with teaching(0.1) as broken:
+        second = make_run(tmp_path / "broken", manifest, broken.url, num_connections=2 * NUM_CONNECTIONS)
+        child = build(second)
+        _wait_for(broken, 120)
+        workers = _workers(child)
+        assert len(workers) == min(2, len(os.sched_getaffinity(0)))
+        workers[0].kill()
+        assert child.wait() == 1
+        assert "exit code -9" in second.result().reason
+        assert "run the stage again" in second.result().reason
+        assert not any(worker.is_running() for worker in workers)
+        assert build(second).wait() == 0
+        lost = 2 * (2 * NUM_CONNECTIONS + 2 * NUM_CONNECTIONS)
+        assert _num_requests(broken) <= needed + lost
+    assert digests(second) == digests(first)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_ended_build_leaves_no_process(manifest: Path, tmp_path: Path, number: signal.Signals) -> None:
+    with teaching(0.3) as teacher:
+        run = make_run(tmp_path / "run", manifest, teacher.url, num_connections=2 * NUM_CONNECTIONS)
+        child = build(run)
+        _wait_for(teacher, 30)
+        workers = _workers(child)
+        assert workers
+        child.send_signal(number)
+        child.wait(timeout=15)
+        _, alive = psutil.wait_procs(workers, timeout=5)
+        assert not alive
+    if number == signal.SIGTERM:
+        assert run.result().status == "cancelled"
 
 
 def test_rows_that_are_added_cost_nothing_but_themselves(manifest: Path, tmp_path: Path) -> None:
@@ -143,10 +185,13 @@ def test_shards_of_any_size_with_one_connection_come_to_an_end(
     lines[1:1] = ["{no json"] * 20  # settled at once, in shards of their own
     (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
     with teaching(0.0) as teacher:
-        run = make_run(tmp_path / "run", folder / "manifest.jsonl", teacher.url, shard_size=shard_size)
-        config = json.loads(run.config_text())
-        config["vlir"]["teacher"]["engine"]["max_num_seqs"] = 1
-        (run.path / "config.json").write_text(json.dumps(config))
+        run = make_run(
+            tmp_path / "run",
+            folder / "manifest.jsonl",
+            teacher.url,
+            num_connections=1,
+            shard_size=shard_size,
+        )
         child = build(run)
         assert child.wait(timeout=120) == 0
     metrics = run.result().metrics
@@ -285,12 +330,16 @@ def _write_bad_rows(folder: Path) -> dict[str, bytes]:
     }
 
 
-def num_requests(teacher: Simulated) -> int:
+def _num_requests(teacher: Simulated) -> int:
     return sum(teacher.counts().values())
+
+
+def _workers(child: psutil.Popen) -> list[psutil.Process]:
+    return [each for each in child.children() if "models.vlir.worker" in each.cmdline()]
 
 
 def _wait_for(teacher: Simulated, least: int) -> None:
     deadline = time.monotonic() + 60
-    while num_requests(teacher) < least:
+    while _num_requests(teacher) < least:
         assert time.monotonic() < deadline, "the build does not ask"
         time.sleep(0.02)

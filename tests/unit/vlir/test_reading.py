@@ -10,9 +10,9 @@ from PIL import Image
 from models.config import SourceConfig, TeacherConfig, VLIRConfig
 from models.errors import RecordError
 from models.records import png_bytes
-from models.vlir.entries import Ready
+from models.vlir.entries import Loading, Ready
 from models.vlir.leakage import HeldOut
-from models.vlir.reading import TEST, TRAIN, VALIDATION, Survey, load, read_rows, split_of, survey
+from models.vlir.reading import TEST, TRAIN, VALIDATION, Survey, entry_of, read_rows, split_of, survey
 from models.vlir.sources.base import Fault, FaultKind, Sample
 
 SOURCE = SourceConfig(kind="manifest", data="unused")
@@ -108,7 +108,7 @@ def test_the_digest_of_a_source_is_that_of_its_rows() -> None:
 
 def test_a_loaded_row_is_a_question_with_the_prompt_of_its_source(look) -> None:
     (row,) = read_rows([(SOURCE, Rows([sample(1)]))], CONFIG)
-    ready = load(row, look, CONFIG, HeldOut())
+    ready = entry_of(row).material.load(Loading(look, CONFIG, HeldOut()))
     assert isinstance(ready, Ready)
     assert ready.prompt_id == "listing-1"
     assert ready.question.text == "question 1"
@@ -116,6 +116,6 @@ def test_a_loaded_row_is_a_question_with_the_prompt_of_its_source(look) -> None:
     assert ready.asked.prompt.system is None
     assert ready.question.licence == "mine to use"
     ours = CONFIG.model_copy(update={"teacher": CONFIG.teacher.model_copy(update={"prompts": "look-again"})})
-    ready = load(row, look, ours, HeldOut())
+    ready = entry_of(row).material.load(Loading(look, ours, HeldOut()))
     assert (ready.prompt_id, ready.asked.prompt.text) == ("question", "question 1")
     assert ready.asked.prompt.system == look.system
