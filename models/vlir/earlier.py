@@ -36,8 +36,8 @@ _RATIONALE = [
     *("teacher", "prompt_id", "verdicts", "reason"),
 ]
 _WAY_OUT = "Leave vlir.earlier empty (for retraining: retrain.keep_earlier=false) to ask everything again."
-# Row groups in memory: accepted and rejected tries of the same questions lie in different files.
-_NUM_CACHED = 4
+# Row groups in memory: tries of neighbours lie in four files (by split, accepted or not), at most in two of each.
+_NUM_CACHED = 8
 
 
 @dataclass(frozen=True, slots=True)
