@@ -60,10 +60,16 @@ class Row:
     total: float = 0.0
     shown: dict[str, float] = field(default_factory=dict)
     written: float = 0.0
+    # When the first step was told of, and which: models are loaded and sources read before, and a stage that
+    # goes on does not begin at 0.
+    first: tuple[float, float] | None = None
 
     def update(self, line: Mapping[str, Any]) -> None:
         """Take what one line of metrics says about it."""
-        self.done = float(line.get("progress/done", self.done))
+        done = float(line.get("progress/done", self.done))
+        if done and (self.first is None or done < self.done):
+            self.first = time.monotonic(), done
+        self.done = done
         self.total = float(line.get("progress/total", self.total))
         self.shown |= {name: float(line[key]) for key, name in _SHOWN if key in line}
 
@@ -74,9 +80,12 @@ class Row:
 
     def rate(self) -> str:
         """Steps per second and the time that is left, once they can be told."""
-        if not self.done or self.ended is not None:
+        if self.first is None or self.ended is not None:
             return ""
-        per_second = self.done / max(self.seconds, 1e-6)
+        began, first = self.first
+        if self.done == first:
+            return ""
+        per_second = (self.done - first) / max(time.monotonic() - began, 1e-6)
         left = (self.total - self.done) / per_second if self.total else 0.0
         return f"{per_second:.1f}/s, {duration(left)} left" if left > 0 else f"{per_second:.1f}/s"
 

@@ -151,7 +151,7 @@ class Builder:
             if isinstance(material, Fault):
                 self._take(place, material)
                 continue
-            if self._settled_before(place, material):
+            if self._is_kept(place, material):
                 continue
             attempt = opened.next_attempt(position, num_samples=num_samples)
             if attempt is None:
@@ -161,6 +161,20 @@ class Builder:
             self._ordered[ticket] = place
             seed = derive_seed(self._request.seed, opened.shard.split, opened.shard.index)
             yield Order(ticket, material, attempt, seed)
+
+    def _is_kept(self, place: tuple[OpenShard, int], material: Material) -> bool:
+        """Settle a question by what the earlier set has of it, if it has."""
+        if self._earlier is None or not self._earlier.knows(*material.identity):
+            return False
+        found = loaded(material.load(self._loading))
+        tries = self._earlier.tries_of(found.question) if isinstance(found, Loaded) else ()
+        if not tries:
+            return False
+        assert isinstance(found, Loaded), "a fault has no tries"
+        opened, position = place
+        opened.keep(position, found, tries)
+        self._settle(opened)
+        return True
 
     @property
     def _max_open(self) -> int:
@@ -183,22 +197,6 @@ class Builder:
             self._num_open += 1
             for position in range(len(shard.entries)):
                 yield opened, position
-
-    def _settled_before(self, place: tuple[OpenShard, int], material: Material) -> bool:
-        """Settle an entry by what the earlier set has of it; False when there is nothing to keep."""
-        opened, position = place
-        entry = opened.shard.entries[position]
-        if self._earlier is None or not self._earlier.knows(entry.source, entry.id):
-            return False
-        found = loaded(material.load(self._loading))
-        if isinstance(found, Fault):
-            return self._take(place, found)
-        tries = self._earlier.tries_of(found.question)
-        if not tries:
-            return False
-        opened.keep(position, found, tries)
-        self._settle(opened)
-        return True
 
     def _on_loaded(self, ticket: int, found: Loaded | Fault) -> None:
         if self._take(self._ordered[ticket], found):

@@ -1,8 +1,8 @@
 """An earlier set that a build goes on from: what its questions came to, so that nobody is asked again.
 
-Only an index of it is in memory: sixteen bytes per stored try. The tries themselves are read when their
-question's turn comes, without pictures, a row group at a time; questions come in the order of their sources,
-so that a group is read once.
+Only an index of it is in memory: sixteen bytes per stored try, and eight per question. The tries themselves
+are read when their question's turn comes, without pictures, a row group at a time; questions come in the
+order of their sources, so that a group is read once.
 """
 
 from collections import Counter, OrderedDict
@@ -36,7 +36,7 @@ _RATIONALE = [
     *("teacher", "prompt_id", "verdicts", "reason"),
 ]
 _WAY_OUT = "Leave vlir.earlier empty (for retraining: retrain.keep_earlier=false) to ask everything again."
-# Row groups in memory: tries of neighbours lie in four files (by split, accepted or not), at most in two of each.
+# Row groups in memory: neighbours lie in four files (by split, accepted or not), and in at most two of each.
 _NUM_CACHED = 8
 
 
@@ -64,50 +64,37 @@ class EarlierSet:
         self._groups: list[_Group] = []
         self._rows: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
         parts = [self._index(folder / name) for name in self._files(folder)]
-        keys, groups, places = (
+        names, keys, groups, places = (
             np.concatenate([np.array([], dtype), *(part[column] for part in parts)])
-            for column, dtype in enumerate((np.uint64, np.int32, np.int32))
+            for column, dtype in enumerate((np.uint64, np.uint64, np.int32, np.int32))
         )
+        self._names = np.unique(names)
         # Stable: of one question the tries stay in their order, rejected ones before the accepted one.
         order = np.argsort(keys, kind="stable")
         self._keys, self._group_of, self._place_of = keys[order], groups[order], places[order]
 
     def knows(self, source: str, id: str) -> bool:
-        """Whether it has tries at a question of that name, be it the same question or another."""
-        first, last = self._places(source, id)
-        return first < last
+        """Whether a question of this name was asked, which may have been another one."""
+        name = _name(source, id)
+        place = np.searchsorted(self._names, name)
+        return bool(place < len(self._names) and self._names[place] == name)
 
     def tries_of(self, question: Question) -> tuple[Attempt, ...]:
         """What the same question came to, in order; empty when it must be asked.
 
         The same is: source, id, picture, words, answers and annotated boxes.
         """
-        wanted = _identity(
-            question.source,
-            question.id,
-            question.image_sha256,
-            question.text,
-            question.answers,
-            [box.corners() for box in question.gold_boxes],
+        boxes = [list(box.corners()) for box in question.gold_boxes]
+        key = _key(
+            question.source, question.id, question.image_sha256, question.text, question.answers, boxes
         )
-        rows = (
-            self._row(int(self._group_of[place]), int(self._place_of[place]))
-            for place in range(*self._places(question.source, question.id))
+        first, last = (np.searchsorted(self._keys, key, side) for side in ("left", "right"))
+        found = tuple(
+            Attempt(number, self._row(int(self._group_of[place]), int(self._place_of[place])), {}, 0, 0)
+            for number, place in enumerate(range(first, last))
         )
-        same = [row for row in rows if _identity(*(row[name] for name in _IDENTITY)) == wanted]
-        is_accepted = any(not row["reason"] for row in same)
-        if self._ask_rejected_again and not is_accepted:
-            return ()
-        return tuple(
-            Attempt(
-                number=number,
-                rationale={name: row[name] for name in _RATIONALE},
-                judge_counts={},
-                prompt_tokens=0,
-                sampled_tokens=0,
-            )
-            for number, row in enumerate(same)
-        )
+        is_accepted = any(not each.reason for each in found)
+        return () if self._ask_rejected_again and not is_accepted else found
 
     def describe(self, kept: Mapping[str, Counter[str]]) -> dict[str, Any]:
         """For the manifest of the new set; ``kept`` has what was kept of each split."""
@@ -146,26 +133,28 @@ class EarlierSet:
             raise RecordError(f"The earlier set {folder} lacks {', '.join(gone[:3])}. Fetch it again.")
         return names
 
-    def _index(self, path: Path) -> tuple[NDArray[np.uint64], NDArray[np.int32], NDArray[np.int32]]:
-        """Key, group and place of every try of a file that says something about its question."""
-        keys, groups, places = [], [], []
+    def _index(self, path: Path) -> tuple[NDArray[Any], ...]:
+        """Name, key, group and place of every try of a file that says something about its question."""
+        names, keys, groups, places = [], [], [], []
         for group, rows in _read_groups(path):
             self._groups.append(group)
             for place, row in enumerate(rows):
                 if row["reason"] not in OUR_FAILURES:
-                    keys.append(_key(row["source"], row["id"]))
+                    names.append(_name(row["source"], row["id"]))
+                    keys.append(_key(*(row[name] for name in _IDENTITY)))
                     groups.append(len(self._groups) - 1)
                     places.append(place)
-        return np.array(keys, np.uint64), np.array(groups, np.int32), np.array(places, np.int32)
-
-    def _places(self, source: str, id: str) -> tuple[int, int]:
-        key = _key(source, id)
-        return int(np.searchsorted(self._keys, key, "left")), int(np.searchsorted(self._keys, key, "right"))
+        return (
+            np.array(names, np.uint64),
+            np.array(keys, np.uint64),
+            np.array(groups, np.int32),
+            np.array(places, np.int32),
+        )
 
     def _row(self, group: int, place: int) -> dict[str, Any]:
         if group not in self._rows:
             found = self._groups[group]
-            table = pq.ParquetFile(found.path).read_row_group(found.number, columns=[*_IDENTITY, *_RATIONALE])
+            table = pq.ParquetFile(found.path).read_row_group(found.number, columns=_RATIONALE)
             self._rows[group] = table.to_pylist()
             if len(self._rows) > _NUM_CACHED:
                 self._rows.popitem(last=False)
@@ -184,25 +173,28 @@ def _read_groups(path: Path) -> Iterator[tuple[_Group, list[dict[str, Any]]]]:
     try:
         file = pq.ParquetFile(path)
         for number in range(file.num_row_groups):
-            rows = file.read_row_group(number, columns=["source", "id", "reason"]).to_pylist()
+            rows = file.read_row_group(number, columns=[*_IDENTITY, "reason"]).to_pylist()
             yield _Group(path, number), rows
     except (pa.ArrowInvalid, OSError) as error:
         raise RecordError(f"{path} of the earlier set cannot be read: {error}. Fetch it again.") from error
 
 
-def _key(source: str, id: str) -> np.uint64:
-    """Sixty-four bits of a question's name."""
-    return np.uint64(int(digest_of([source, id])[:16], 16))
-
-
-def _identity(
+def _key(
     source: str,
     id: str,
     image_sha256: str,
     text: str,
     answers: Sequence[str],
     gold_boxes: Sequence[Sequence[float]],
-) -> tuple[object, ...]:
-    """What must be the same."""
-    boxes = tuple(tuple(float(side) for side in box) for box in gold_boxes)
-    return source, id, image_sha256, text, tuple(answers), boxes
+) -> np.uint64:
+    """Sixty-four bits that are the same for the same question only."""
+    boxes = [[float(side) for side in box] for box in gold_boxes]
+    return _sixty_four(digest_of([source, id, image_sha256, text, list(answers), boxes]))
+
+
+def _name(source: str, id: str) -> np.uint64:
+    return _sixty_four(digest_of([source, id]))
+
+
+def _sixty_four(digest: str) -> np.uint64:
+    return np.uint64(int(digest[:16], 16))

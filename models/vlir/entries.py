@@ -59,19 +59,22 @@ class Loading:
 class Material(Protocol):
     """What a question is made from; it can be sent to another process."""
 
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Its source, and its id there."""
+
     def load(self, loading: Loading) -> Ready | Fault:
         """Decode the picture and write the prompt. Raises RecordError for a leak."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One row's place in a shard. ``key`` is a digest of all that makes the row, ``id`` that of its question,
-    ``size`` its bytes in memory.
+    """One row's place in a shard. ``key`` is a digest of all that makes the row, ``size`` its bytes in
+    memory.
     """
 
     key: str
     source: str
-    id: str
     size: int
     material: Material | Fault
 

@@ -123,6 +123,11 @@ class DrawnRow:
 
     question: Question
 
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Source and id."""
+        return self.question.source, self.question.id
+
     def load(self, loading: Loading) -> Ready:
         """Decode the picture and write the prompt."""
         return make_ready(self.question, self.question.image(), loading, "auto")
@@ -130,7 +135,7 @@ class DrawnRow:
 
 def _drawn_entry(question: Question) -> Entry:
     key = digest_of([question.id, question.answers, [box.corners() for box in question.gold_boxes]])
-    return Entry(key, SOURCE, question.id, len(question.image_bytes), DrawnRow(question))
+    return Entry(key, SOURCE, len(question.image_bytes), DrawnRow(question))
 
 
 def drawn_in(request: VLIRRun, earlier: Mapping[str, Any] | None) -> dict[Split, list[int]]:

@@ -171,6 +171,11 @@ class SampleRow:
     split: str
     prompt: PromptChoice
 
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Source and id."""
+        return self.source, self.sample.id
+
     def load(self, loading: Loading) -> Ready | Fault:
         """Decode the row's picture and write the prompt. Raises RecordError for a picture of an evaluation
         set.
@@ -207,7 +212,7 @@ class SampleRow:
 
 def entry_of(row: Row) -> Entry:
     """The row's place in a shard."""
-    return Entry(row.key, row.source.label, row.found.id, row.size, row.material)
+    return Entry(row.key, row.source.label, row.size, row.material)
 
 
 def make_ready(

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from models.evaluation.results import Results
 from models.evidence import Evidence
 from models.records import RECORD_SCHEMA, read_records, read_rows
 from models.source_versions import all_digest
 from models.vlir.checks import read_manifest
+from tasks.evaluation import read_results
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
@@ -185,15 +185,13 @@ def test_a_world_that_grew_is_trained_on_with_what_there_was(place: Place, grown
 
 
 def test_champion_and_challenger_answer_the_same_questions(place: Place, grown: Done) -> None:
-    kept = folder_of(place.evidence("2").evaluation.artifact.uri)
-    results = Results.load(kept)
+    evidence = place.evidence("2").evaluation
+    assert evidence.baseline == "champion"
+    results, models = read_results(folder_of(evidence.artifact.uri))
+    assert models["champion"] == place.evidence("1").model.sha256
     compared = results.comparison("rgrpo", "champion")
     assert compared is not None
-    assert compared.num_questions == 20
-    assert {name: results.variant(name) is not None for name in ("champion", "rgrpo")} == {
-        "champion": True,
-        "rgrpo": True,
-    }
+    assert (compared.num_questions, compared.num_unscored) == (20, 0)
 
 
 def test_a_grown_world_that_was_trained_on_is_nothing_new(place: Place, grown: Done) -> None:

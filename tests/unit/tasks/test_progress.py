@@ -23,10 +23,21 @@ def test_durations_are_for_people(seconds: float, text: str) -> None:
 
 def test_a_running_stage_tells_share_rate_and_time_left(clock: list[float]) -> None:
     row = Row("sft", began=clock[0])
+    clock[0] += 60  # a model is loaded
+    row.update({"progress/done": 10, "progress/total": 200})
+    assert row.line("[3/9]") == "[3/9] sft: 10/200 (5%)"
+    clock[0] += 20
     row.update({"step": 50, "progress/done": 50, "progress/total": 200, "sft/loss": 0.3126})
-    clock[0] += 25
-    # 50 steps in 25 s are 2 per second; 150 are left: 75 s.
+    # 40 steps in 20 s are 2 per second; 150 are left: 75 s.
     assert row.line("[3/9]") == "[3/9] sft: 50/200 (25%), 2.0/s, 1 min 15 s left, loss 0.313"
+
+
+def test_another_count_of_steps_begins_anew(clock: list[float]) -> None:
+    row = Row("build_vlir", began=clock[0])
+    for done, total in ((5000, 9000), (9000, 9000), (10, 100), (30, 100)):
+        clock[0] += 2
+        row.update({"progress/done": done, "progress/total": total})
+    assert row.line("[1/1]") == "[1/1] build_vlir: 30/100 (30%), 10.0/s, 7 s left"
 
 
 def test_lines_come_now_and_then_and_at_the_end(clock: list[float]) -> None:
@@ -38,7 +49,8 @@ def test_lines_come_now_and_then_and_at_the_end(clock: list[float]) -> None:
             board.update("sft", {"progress/done": step, "progress/total": 40, "sft/loss": 1.0})
     # The first update at once, then one every 10 s (after 11, 21 and 31 s), then the end.
     assert len(lines) == 5
-    assert lines[0] == "[2/2] sft: 1/40 (2%), 1.0/s, 39 s left, loss 1"
+    assert lines[0] == "[2/2] sft: 1/40 (2%), loss 1"
+    assert lines[1] == "[2/2] sft: 11/40 (28%), 1.0/s, 29 s left, loss 1"
     assert lines[-1] == "[2/2] sft: done in 40 s, loss 1"
 
 
