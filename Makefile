@@ -34,8 +34,10 @@ $(UV):
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q "$$(grep '^uv==' requirements/cpu.lock)"
 
+# Compiled once: where Python writes no bytecode (PYTHONDONTWRITEBYTECODE), every process would spend seconds
+# on compiling torch, vLLM and DeepSpeed again.
 $(VENV)/.ok: requirements/cpu.lock pyproject.toml | $(UV)
-	$(UV) pip sync -q --python $(BIN)/python $(TORCH) requirements/cpu.lock
+	$(UV) pip sync -q --compile-bytecode --python $(BIN)/python $(TORCH) requirements/cpu.lock
 	$(UV) pip install -q --no-deps --no-build-isolation --python $(BIN)/python -e .
 	@touch $@
 
