@@ -194,10 +194,8 @@ def test_champion_and_challenger_answer_the_same_questions(place: Place, grown: 
     assert (compared.num_questions, compared.num_unscored) == (20, 0)
 
 
-def test_a_grown_world_that_was_trained_on_is_nothing_new(place: Place, grown: Done) -> None:
-    assert place.retrain(*GROWN).out.startswith("Nothing new: version 2 was trained on exactly these")
-    # The smaller one was trained on before, too.
-    assert place.retrain().out.startswith("Nothing new: version 1 was trained on exactly these")
+def test_any_version_that_had_these_sources_is_enough(place: Place, grown: Done) -> None:
+    assert place.retrain().out.startswith("Nothing new: version 1 was trained on exactly these sources")
 
 
 def test_the_champion_writes_the_rationales_of_new_rows(place: Place, grown: Done) -> None:
