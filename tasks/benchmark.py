@@ -62,7 +62,7 @@ async def run_benchmark(
         # Another judge reads the same answers: the model is not asked again.
         named_by = request.without_judge
         config = request.model_copy(update={"verdicts_path": str(stage.settings.verdicts)})
-        run = stage.directory(_BENCHMARK, config, (), named_by=named_by)
+        run = await stage.directory(_BENCHMARK, config, (), named_by=named_by)
         async with _answering(run, request, num_threads=num_threads):
             _, result = await stage.child(
                 _BENCHMARK,

@@ -5,13 +5,16 @@ run that asked for it reads it there. Only references cross: the artifacts thems
 """
 
 import asyncio
+import logging
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, cast, get_type_hints
-from uuid import UUID
+from uuid import UUID, uuid4
 
+import httpx
 from prefect import Flow
 from prefect.artifacts import Artifact
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
@@ -29,7 +32,12 @@ from models.errors import ConfigError, LaunchError
 
 _KEY = "stage-output"
 _POLL_SECONDS = 2.0
+# How long a server may be away before who waits for a stage gives up.
+_PATIENCE_SECONDS = 600.0
 
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 OutputT = TypeVar("OutputT", bound=BaseModel)
 StageFlow = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -57,51 +65,74 @@ async def hand_over(output: OutputT) -> OutputT:
         kept = Artifact(
             type="json", key=_KEY, data=output.model_dump(mode="json"), description="What the run made"
         )
-        await cast("Coroutine[Any, Any, Any]", kept.acreate())
+        await _patiently(lambda: cast("Coroutine[Any, Any, Any]", kept.acreate()))
     return output
 
 
 async def _run(flow: "Flow[..., Any]", name: str, parameters: dict[str, Any]) -> Any:
     plain = {key: _plain(value) for key, value in parameters.items()}
-    try:
-        run = await arun_deployment(name, parameters=plain, timeout=0)
-    except ObjectNotFound as error:
-        raise ConfigError(
-            f"There is no deployment {name!r}. Deploy it (vlm-r3 deploy), or leave stages empty to run "
-            "in this process."
-        ) from error
-    try:
-        run = await _ended(run.id)
-    except BaseException:
-        _cancel(run.id)
-        raise
-    if run.state is None or not run.state.is_completed():
-        found = f"{run.state.name}: {run.state.message}" if run.state else "no state"
-        raise LaunchError(f"The run {run.name!r} of {name} ended as {found}. See its log in Prefect.")
-    return TypeAdapter(get_type_hints(flow.fn)["return"]).validate_json(await _output(run, name))
-
-
-async def _ended(run_id: UUID) -> FlowRun:
+    once = str(uuid4())  # asked twice, because the first answer was lost, it is still one run
     async with get_client() as client:
-        while True:
-            run = await client.read_flow_run(run_id)
-            if run.state and run.state.is_final():
-                return run
-            await asyncio.sleep(_POLL_SECONDS)
+        try:
+            run = await _patiently(
+                lambda: arun_deployment(
+                    name, client=client, parameters=plain, timeout=0, idempotency_key=once
+                )
+            )
+        except ObjectNotFound as error:
+            raise ConfigError(
+                f"There is no deployment {name!r}. Deploy it (vlm-r3 deploy), or leave stages empty to run "
+                "in this process."
+            ) from error
+        try:
+            run = await _ended(client, run.id)
+        except BaseException:
+            _cancel(run.id)
+            raise
+        if run.state is None or not run.state.is_completed():
+            found = f"{run.state.name}: {run.state.message}" if run.state else "no state"
+            raise LaunchError(f"The run {run.name!r} of {name} ended as {found}. See its log in Prefect.")
+        left = await _output(client, run, name)
+    return TypeAdapter(get_type_hints(flow.fn)["return"]).validate_json(left)
 
 
-async def _output(run: FlowRun, name: str) -> str:
-    async with get_client() as client:
-        found = await client.read_artifacts(
+async def _ended(client: PrefectClient, run_id: UUID) -> FlowRun:
+    while True:
+        run = await _patiently(lambda: client.read_flow_run(run_id))
+        if run.state and run.state.is_final():
+            return run
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+async def _output(client: PrefectClient, run: FlowRun, name: str) -> str:
+    found = await _patiently(
+        lambda: client.read_artifacts(
             artifact_filter=ArtifactFilter(
                 flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]), key=ArtifactFilterKey(any_=[_KEY])
             ),
             sort=ArtifactSort.CREATED_DESC,
             limit=1,
         )
+    )
     if not found:
         raise LaunchError(f"The run {run.name!r} of {name} ended well and left no {_KEY}. Is its code older?")
     return str(found[0].data)  # JSON, as every artifact of this kind
+
+
+async def _patiently(call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """What Prefect's server answers, also when it restarts meanwhile: the stages go on without it."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return await call()
+        except httpx.TransportError as error:
+            if time.monotonic() > deadline:
+                raise LaunchError(
+                    f"Prefect's server has not answered for {_PATIENCE_SECONDS:.0f} s ({error!r}), so this "
+                    "run ends. Start the server and the run again: finished stages are taken from the cache."
+                ) from error
+            logger.warning("Prefect's server does not answer (%r). Waiting for it.", error)
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 def _cancel(run_id: UUID) -> None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import psutil
 
@@ -34,11 +34,14 @@ Process = subprocess.Popen[bytes]
 
 
 class Tail:
-    """The lines that were appended to a growing file since the last look; a half-written line waits."""
+    """The lines that were appended to a growing file since the last look; a half-written line waits.
 
-    def __init__(self, path: Path) -> None:
+    ``is_new_only`` leaves out what is there already.
+    """
+
+    def __init__(self, path: Path, *, is_new_only: bool = False) -> None:
         self._path = path
-        self._offset = 0
+        self._offset = path.stat().st_size if is_new_only and path.exists() else 0
 
     def lines(self) -> list[str]:
         """Complete new lines, without their line ends."""
@@ -58,6 +61,7 @@ async def run_child(
     *,
     num_ranks: int = 1,
     num_threads: int = 0,
+    held: Sequence[TextIO] = (),
     on_start: Callable[[], None] = lambda: None,
     on_line: Callable[[str], None] = lambda line: None,
     on_metrics: Callable[[Mapping[str, Any]], None] = lambda line: None,
@@ -65,8 +69,10 @@ async def run_child(
     """The result of ``python -m module RUN_DIR``, on ``num_ranks`` ranks, once it has ended well.
 
     It waits for free cores first (``num_threads`` 0 wants all of them), then calls ``on_start``. ``on_line``
-    gets its output line by line, ``on_metrics`` the lines of ``metrics.jsonl``. Raises LaunchError with the
-    end of the log when it failed; however this coroutine is left, no process stays behind.
+    gets its output line by line, ``on_metrics`` the lines of ``metrics.jsonl``. The child inherits the files
+    that are ``held`` (:mod:`tasks.locks`): should we be killed, they stay taken until it has ended. Raises
+    LaunchError with the end of the log when it failed; however this coroutine is left, no process stays
+    behind.
     """
     log = run.path / "log.txt"
     (run.path / "result.json").unlink(missing_ok=True)
@@ -76,9 +82,10 @@ async def run_child(
     async with free_cores(num_ranks * (num_threads or num_cores())):
         on_start()
         with nodes.shared(ranks), log.open("ab") as output:
-            process = start(_command(ranks, nodes), output=output, environment=environment)
+            logged = Tail(log, is_new_only=True)  # earlier tries have told theirs
+            process = start(_command(ranks, nodes), output=output, environment=environment, held=held)
             (run.path / "process.json").write_text(json.dumps({"pid": process.pid, "started": time.time()}))
-            logged, measured = Tail(log), Tail(run.metrics_path)
+            measured = Tail(run.metrics_path)
             try:
                 while process.poll() is None:
                     _forward(logged, measured, on_line=on_line, on_metrics=on_metrics)
@@ -96,8 +103,12 @@ def start(
     environment: Mapping[str, str],
     grace_seconds: float = GRACE_SECONDS,
     folder: Path | None = None,
+    held: Sequence[TextIO] = (),
 ) -> Process:
-    """Start a command under the supervisor, in a session of its own; its output goes to an open file."""
+    """Start a command under the supervisor, in a session of its own; its output goes to an open file.
+
+    Both inherit the files that are ``held``.
+    """
     return subprocess.Popen(
         [sys.executable, "-I", str(_SUPERVISOR), str(grace_seconds), str(os.getpid()), *command],
         stdin=subprocess.DEVNULL,
@@ -105,6 +116,7 @@ def start(
         stderr=subprocess.STDOUT,
         env=dict(environment),
         cwd=folder,
+        pass_fds=[file.fileno() for file in held],
         start_new_session=True,
     )
 

@@ -4,9 +4,7 @@ It listens on a free port of this machine only, keeps its database in the work d
 run whatever happens to it (:mod:`tasks.launch`).
 """
 
-import fcntl
 import importlib.util
-import os
 import socket
 import sys
 import time
@@ -17,7 +15,7 @@ from pathlib import Path
 import httpx
 
 from models.errors import ConfigError, LaunchError
-from tasks import launch
+from tasks import launch, locks
 from tasks.settings import Settings, child_environment, prepare
 
 _STARTUP_SECONDS = 120.0
@@ -77,19 +75,14 @@ def prefect_server(settings: Settings) -> Iterator[PrefectServer | None]:
 @contextmanager
 def sole_use(settings: Settings) -> Iterator[None]:
     """The work directory for one run alone. Raises ConfigError when another run is using it."""
-    settings.work_dir.mkdir(parents=True, exist_ok=True)
-    with (settings.work_dir / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise ConfigError(
-                f"Another run (process {file.read().strip() or 'unknown'}) is using {settings.work_dir}. "
-                "Wait for it, or give this one a work directory of its own: --work-dir."
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    path = settings.work_dir / "lock"
+    file = locks.take(path)
+    if file is None:
+        raise ConfigError(
+            f"Another run ({locks.holder(path)}) is using {settings.work_dir}. Wait for it, or give this one "
+            "a work directory of its own: --work-dir."
+        )
+    with file:
         yield
 
 

@@ -10,9 +10,9 @@ import logging
 import shutil
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from prefect import Task
 from prefect.context import FlowRunContext, TaskRunContext
@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from models.config import Preset
 from models.errors import TrackingError
 from models.rundir import Result, RunDir
-from tasks import tracking
+from tasks import locks, tracking
 from tasks.artifacts import ArtifactRef, Store, open_store
 from tasks.caching import code_version
 from tasks.launch import run_child
@@ -33,6 +33,7 @@ from tasks.settings import Settings
 RECORD_FILES = ("config.json", "metrics.jsonl", "result.json", "log.txt")
 # How long a run waits between stages for a tracker that has gone, and between two looks at it.
 _PATIENCE_SECONDS, _PATIENCE_STEP_SECONDS = 600.0, 10.0
+_HELD_STEP_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class StageRun:
         self._stage = stage
         self._label = label
         self._refreshed: set[Path] = set()
+        self._held: dict[Path, TextIO] = {}
 
     async def child(
         self,
@@ -75,7 +77,7 @@ class StageRun:
         A finished one is not run again, unless ``is_repeated``: its child then decides what is left to do.
         ``named_by`` names the directory in place of ``config``, a part of which may change between starts.
         """
-        run = self.directory(module, config, inputs, named_by=named_by)
+        run = await self.directory(module, config, inputs, named_by=named_by)
         if _is_done(run) and not is_repeated:
             for line in run.metrics():  # nothing of it has reached this tracked run
                 self.tracked.forward(line)
@@ -86,13 +88,14 @@ class StageRun:
             run,
             num_ranks=num_ranks,
             num_threads=num_threads,
+            held=[self._held[run.path]],
             on_start=lambda: board().start(self._label),
             on_line=log.info,
             on_metrics=self.measured,
         )
         return run, result
 
-    def directory(
+    async def directory(
         self,
         module: str,
         config: BaseModel,
@@ -100,15 +103,37 @@ class StageRun:
         *,
         named_by: BaseModel | None = None,
     ) -> RunDir:
-        """The run directory of this work: the same inputs, configuration and code give the same one."""
+        """The run directory of this work: the same inputs, configuration and code give the same one.
+
+        Until this stage ends nobody else gets it; it is waited for while another run works in it.
+        """
         name = (named_by or config).model_dump_json()
         parts = [name, code_version(module), *(ref.sha256 for ref in inputs)]
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         path = self.settings.runs / f"{self._label}-{digest[:12]}"
+        await self._hold(path)
         if self.settings.refresh and path not in self._refreshed:
             shutil.rmtree(path, ignore_errors=True)
             self._refreshed.add(path)
         return RunDir.create(path, config, may_change=named_by is not None)
+
+    async def _hold(self, path: Path) -> None:
+        """Two runs never write the same directory, also when one has outlived the worker that started it."""
+        lock = path.parent / ".locks" / path.name
+        is_told = False
+        while path not in self._held:
+            if file := locks.take(lock):
+                self._held[path] = file
+            else:
+                if not is_told:
+                    _logger().warning("%s: %s works there. Waiting for it.", path.name, locks.holder(lock))
+                    is_told = True
+                await asyncio.sleep(_HELD_STEP_SECONDS)
+
+    def close(self) -> None:
+        """Others may have the run directories."""
+        for file in self._held.values():
+            file.close()
 
     def measured(self, line: Mapping[str, Any]) -> None:
         """Show and track one line of metrics."""
@@ -149,19 +174,22 @@ async def stage_run(
     board().start(label or stage)
     tags = {"stage": stage, **_prefect_tags()}
     title = name or label or stage
-    if parent:
-        await _tracker_back(settings)
-    with tracking.tracked_run(settings, title, parent=parent, params=params, tags=tags) as tracked:
-        yield StageRun(settings, tracked, stage=stage, label=label or stage)
+    experiment = await _tracker_back(settings) if parent else ""
+    with (
+        tracking.tracked_run(
+            settings, title, parent=parent, params=params, tags=tags, experiment=experiment
+        ) as tracked,
+        closing(StageRun(settings, tracked, stage=stage, label=label or stage)) as run,
+    ):
+        yield run
 
 
-async def _tracker_back(settings: Settings) -> None:
-    """Wait for a tracker that went away between two stages: what ran before is not lost for it."""
+async def _tracker_back(settings: Settings) -> str:
+    """The experiment, once a tracker that went away between two stages is back: nothing is lost for it."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
         try:
-            tracking.experiment_id(settings)
-            return
+            return tracking.experiment_id(settings)
         except TrackingError as error:
             if time.monotonic() > deadline:
                 raise

@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
-_WATCHED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
+_ENDING = {signal.SIGTERM, signal.SIGINT}
+_WATCHED = {signal.SIGCHLD, *_ENDING}
 # How often it looks whether its parent still lives, and how long leftovers get between SIGTERM and SIGKILL.
 _POLL_SECONDS = 0.2
 _LEFTOVER_SECONDS = 1.0
@@ -31,7 +32,8 @@ def supervise(command: list[str], *, grace_seconds: float, parent: int) -> int:
     deadline = float("inf")
     while status is None and time.monotonic() < deadline:
         received = signal.sigtimedwait(_WATCHED, _POLL_SECONDS)
-        told_to_end = received is not None and received.si_signo != signal.SIGCHLD
+        # After a pause (SIGSTOP, SIGCONT; a frozen container) Python returns a signal that nobody has sent.
+        told_to_end = received is not None and received.si_signo in _ENDING
         if (told_to_end or os.getppid() != parent) and deadline == float("inf"):
             os.kill(main, signal.SIGTERM)
             deadline = time.monotonic() + grace_seconds

@@ -50,10 +50,12 @@ class State(BaseModel):
             return None
         state = cls.model_validate_json(path.read_text())
         try:
-            is_same = abs(psutil.Process(state.pid).create_time() - state.created) < 1.0
+            keeper = psutil.Process(state.pid)
+            is_same = abs(keeper.create_time() - state.created) < 1.0
+            has_ended = keeper.status() == psutil.STATUS_ZOMBIE  # we started it, and nobody has asked since
         except psutil.NoSuchProcess:
             return None
-        return state if is_same else None
+        return state if is_same and not has_ended else None
 
 
 class Found(BaseModel):

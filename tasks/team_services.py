@@ -21,6 +21,7 @@ from tasks.team_config import HOST, S3_PORTS, USER, TeamConfig, services_folder,
 
 BUCKETS = ("artifacts", "mlflow")
 _DATABASES = ("prefect", "mlflow", "mlflow_auth")
+LEASES = "prefect.server.concurrency.lease_storage.filesystem"  # in PREFECT_HOME
 _SERVER_USER = "nobody"  # who runs PostgreSQL where we are root, which it refuses to be
 _AUTH_INI = """\
 [mlflow]
@@ -96,6 +97,8 @@ def _prefect(config: TeamConfig, folder: Path) -> Service:
             PREFECT_SERVER_DATABASE_CONNECTION_URL=config.database("prefect", "postgresql+asyncpg"),
             PREFECT_SERVER_API_AUTH_STRING=f"{USER}:{config.prefect_password}",
             PREFECT_SERVER_ANALYTICS_ENABLED="false",
+            # Who holds which slot of a limit outlives a restart: a run whose slot is forgotten is cancelled.
+            PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=LEASES,
             # How often a run that waits for its turn looks again: by default stages wait half a minute.
             PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS="5",
             DO_NOT_TRACK="1",

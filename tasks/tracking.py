@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Param, RunTag
 from mlflow.entities.logged_model_status import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
@@ -289,10 +289,10 @@ class TrackedRun:
         return True
 
     def _set_tags(self) -> None:
-        """Set the tags that wait."""
-        for name in list(self._tags):
-            self._client.set_tag(self.id, name, self._tags[name])
-            del self._tags[name]
+        """Set the tags that wait, in one call: each costs the tracker a transaction."""
+        if self._tags:
+            self._client.log_batch(self.id, tags=[RunTag(*tag) for tag in self._tags.items()])
+            self._tags = {}
 
     def _undelivered(self, status: str) -> backlog.Undelivered:
         return backlog.Undelivered(
@@ -315,12 +315,14 @@ def tracked_run(
     parent: str = "",
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, str] | None = None,
+    experiment: str = "",
 ) -> Iterator[TrackedRun]:
     """An MLflow run around a block; nested under ``parent`` (a run id) when there is one.
 
-    The run ends as FINISHED, as FAILED when the block raises, as KILLED when it is cancelled.
+    ``experiment`` is its id where that has just been asked. The run ends as FINISHED, as FAILED when the
+    block raises, as KILLED when it is cancelled.
     """
-    experiment = experiment_id(settings)
+    experiment = experiment or experiment_id(settings)
     backlog.deliver(settings, tracker=place(settings), send=partial(_send_late, settings))
     links = {"mlflow.parentRunId": parent} if parent else {}
     mlflow = client(settings)

@@ -9,7 +9,8 @@ RUN python -m venv /opt/venv \
 
 FROM ${PYTHON}
 LABEL org.opencontainers.image.title="vlm-r3-services"
-RUN groupadd --gid 10001 vlm && useradd --uid 10001 --gid vlm --create-home vlm
+RUN groupadd --gid 10001 vlm && useradd --uid 10001 --gid vlm --create-home vlm \
+    && install -d -o vlm -g vlm /home/vlm/.prefect
 COPY --from=build /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
 WORKDIR /home/vlm

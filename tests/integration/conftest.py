@@ -6,6 +6,7 @@ import pytest
 
 from tests.s3_proxy import Proxy, proxy_of
 from tests.s3_server import S3Server, s3_server
+from tests.team_server import Team, listening, team_server
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +23,17 @@ def s3_proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         for name, value in s3.environment(endpoint=proxy.endpoint).items():
             monkeypatch.setenv(name, value)
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def messages() -> Iterator[tuple[str, list[str]]]:
+    """Where the team server sends messages, and those that it has sent."""
+    with listening() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def team(messages: tuple[str, list[str]]) -> Iterator[Team]:
+    """A running team server; it takes a minute to start."""
+    with team_server(messages[0]) as started:
+        yield started

@@ -1,3 +1,5 @@
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +24,16 @@ def model_path(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture
 def policy(untied_model: Path) -> Policy:
     return load_policy(untied_model)
+
+
+def test_code_that_a_model_brings_along_is_not_run(untied_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(untied_model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    brought = {name: f"brought.{name}" for name in ("AutoConfig", "AutoModelForImageTextToText")}
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": brought}))
+    (folder / "brought.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    load_policy(folder)
+    assert not (tmp_path / "ran").exists()
 
 
 def encoded_turns(policy, numbers_of_crops=range(5)):

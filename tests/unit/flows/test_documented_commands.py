@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flows.cli import parser
 
@@ -34,3 +35,16 @@ def test_a_documented_command_is_one(page: str, line: str, capsys: pytest.Captur
         parser().parse_args(arguments)
     except SystemExit:
         pytest.fail(f"{page}: {line}\n{capsys.readouterr().err}")
+
+
+def test_documented_deployments_and_files_are_there() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    files = [ROOT / "prefect.yaml", *(ROOT / "infra" / "deployments").glob("*.yaml")]
+    declared = [one for file in files for one in yaml.safe_load(file.read_text())["deployments"]]
+    names = {f"{Path(one['entrypoint']).stem.replace('_', '-')}/{one['name']}" for one in declared}
+    asked = set(re.findall(r"prefect deployment run ([\w-]+/[\w-]+)", text))
+    assert "pipeline/tiny" in asked
+    assert asked <= names
+    paths = set(re.findall(r"(?:apply -f|compose -f|--prefect-file|build -f) (\S+/\S+)", text))
+    assert "infra/k8s/" in paths
+    assert [path for path in paths if not (ROOT / path).exists()] == []

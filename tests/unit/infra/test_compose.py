@@ -8,6 +8,8 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
+from tasks.team_services import LEASES
+
 FILE = Path(__file__).parents[3] / "infra" / "compose.yaml"
 TEXT = FILE.read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
@@ -46,6 +48,13 @@ def test_nothing_starts_before_what_it_needs_is_healthy() -> None:
     for name, service in SERVICES.items():
         for needed, condition in service.get("depends_on", {}).items():
             assert condition == {"condition": "service_healthy"}, (name, needed)
+
+
+def test_the_server_knows_after_a_restart_who_holds_which_slot() -> None:
+    server = SERVICES["prefect"]
+    assert server["environment"]["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"] == LEASES
+    assert server["volumes"] == ["prefect:/home/vlm/.prefect"]
+    assert "prefect" in COMPOSE["volumes"]
 
 
 def test_images_are_pinned() -> None:

@@ -8,6 +8,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from tasks.team_services import LEASES
+
 FOLDER = Path(__file__).parents[3] / "infra" / "k8s"
 KUBERNETES = "1.37"
 
@@ -60,6 +62,12 @@ def test_its_health_is_looked_at_and_its_memory_bounded(one: dict[str, Any]) -> 
         assert "livenessProbe" in container
         assert "memory" in container["resources"]["limits"]
         assert container["image"].rpartition(":")[2] not in ("latest", container["image"])
+
+
+def test_the_server_knows_after_a_restart_who_holds_which_slot() -> None:
+    (server,) = (container for name, container in containers() if name == "Deployment/prefect/prefect")
+    assert {"name": "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "value": LEASES} in server["env"]
+    assert {"name": "home", "mountPath": "/home/vlm/.prefect"} in server["volumeMounts"]
 
 
 def test_services_and_claims_point_to_what_exists() -> None:

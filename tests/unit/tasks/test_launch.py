@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from models.errors import LaunchError
 from models.rundir import RunDir
-from tasks import launch
+from tasks import launch, locks
 
 # A child that starts two grandchildren: one in a session of its own whose parent ends at once (as a daemon
 # does), one that ignores SIGTERM. It writes their pids, then does what argv asks.
@@ -134,6 +134,24 @@ def test_a_run_without_a_good_result_has_failed_whatever_its_exit_code(
     assert caught.value.exit_code == 1  # type: ignore[attr-defined]
 
 
+def test_what_an_earlier_try_said_is_not_said_again_but_its_metrics_count(run_dir: Path) -> None:
+    run = RunDir.create(run_dir, ChildConfig(then="result"))
+    (run_dir / "log.txt").write_text("Traceback of the try before\n")
+    run.log(0, {"train/loss": 2.0})
+    lines: list[str] = []
+    metrics: list[float] = []
+    asyncio.run(
+        launch.run_child(
+            "talker",
+            run,
+            on_line=lines.append,
+            on_metrics=lambda values: metrics.append(values["train/loss"]),
+        )
+    )
+    assert lines == ["line 0", "line 1", "line 2"]
+    assert metrics == [2.0, 1.0, 0.5, 1.0 / 3]
+
+
 def test_a_stale_result_is_not_read(run_dir: Path) -> None:
     run = RunDir.create(run_dir, ChildConfig(then="nothing"))
     (run_dir / "result.json").write_text('{"status": "done"}')
@@ -185,6 +203,53 @@ def test_no_process_outlives_a_parent_that_is_ended_by_a_signal(
     finally:
         parent.kill()
     assert_gone([*pids, supervisor], within_seconds=10)
+
+
+def test_a_child_that_is_paused_goes_on_afterwards(work_dir: Path) -> None:
+    """Python's sigtimedwait makes up a signal when it is interrupted that long."""
+    process = launch.start(["sleep", "600"], output=subprocess.DEVNULL, environment=os.environ)
+    try:
+        supervisor = psutil.Process(process.pid)
+        while not (below := supervisor.children()):
+            time.sleep(0.01)
+        time.sleep(0.3)  # it watches
+        supervisor.suspend()
+        time.sleep(0.5)  # longer than it waits for a signal
+        supervisor.resume()
+        time.sleep(0.5)
+        assert process.poll() is None
+        assert alive([below[0].pid])
+    finally:
+        launch.stop(process)
+
+
+HOLDER = """
+import asyncio, sys
+from pathlib import Path
+from models.rundir import RunDir
+from tasks import locks
+from tasks.launch import run_child
+run = RunDir.open(Path(sys.argv[1]))
+asyncio.run(run_child("family", run, held=[locks.take(run.path / "lock")]))
+"""
+
+
+def test_what_a_killed_parent_held_is_free_only_when_its_children_have_ended(run_dir: Path) -> None:
+    RunDir.create(run_dir, ChildConfig(then="wait"))
+    parent = subprocess.Popen([sys.executable, "-c", HOLDER, str(run_dir)], stderr=subprocess.DEVNULL)
+    try:
+        pids = wait_for_pids(run_dir)
+        os.kill(parent.pid, signal.SIGKILL)
+        parent.wait(timeout=30)
+        found_alive = 0
+        while (file := locks.take(run_dir / "lock")) is None:
+            found_alive += bool(alive(pids))
+            time.sleep(0.01)
+    finally:
+        parent.kill()
+    file.close()
+    assert alive(pids) == []
+    assert found_alive > 0, "the lock was free at once: the test is void"
 
 
 def test_two_children_run_together_only_when_allowed(work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
