@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -84,7 +84,8 @@ async def run_child(
         with nodes.shared(ranks), log.open("ab") as output:
             logged = Tail(log, is_new_only=True)  # earlier tries have told theirs
             process = start(_command(ranks, nodes), output=output, environment=environment, held=held)
-            (run.path / "process.json").write_text(json.dumps({"pid": process.pid, "started": time.time()}))
+            about = {"pid": process.pid, "started": time.time()}
+            (run.path / "process.json").write_text(json.dumps(about))
             measured = Tail(run.metrics_path)
             try:
                 while process.poll() is None:
@@ -92,6 +93,8 @@ async def run_child(
                     await asyncio.sleep(_POLL_SECONDS)
             finally:
                 stop(process)
+                with suppress(OSError):  # on a full disk what the child says of it counts
+                    (run.path / "process.json").write_text(json.dumps({**about, "ended": time.time()}))
                 _forward(logged, measured, on_line=on_line, on_metrics=on_metrics)
     return _checked_result(run, process.returncode, log)
 

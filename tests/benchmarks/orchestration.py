@@ -103,13 +103,9 @@ def shares(work_dir: Path) -> dict[str, float]:
 
 
 def _children(work_dir: Path) -> list[tuple[float, float]]:
-    """When each child of a pipeline was started, and when it wrote its result."""
-    found = []
-    for path in work_dir.glob("runs/*/process.json"):
-        result = path.with_name("result.json")
-        if result.exists():
-            found.append((json.loads(path.read_text())["started"], result.stat().st_mtime))
-    return sorted(found)
+    """When each child that has ended was started, and when it had ended."""
+    found = [json.loads(path.read_text()) for path in work_dir.glob("runs/*/process.json")]
+    return sorted((child["started"], child["ended"]) for child in found if "ended" in child)
 
 
 def _covered(intervals: Sequence[tuple[float, float]]) -> float:

@@ -115,6 +115,8 @@ def test_output_and_metrics_arrive_while_the_child_runs(run_dir: Path) -> None:
     assert metrics == [1.0, 0.5, 1.0 / 3]
     assert arrivals[-1] - arrivals[0] > 0.2  # not all at the end: the child slept 0.3 s between lines
     assert result.artifacts == {"model": "model"}
+    about = json.loads((run_dir / "process.json").read_text())
+    assert 0.6 < about["ended"] - about["started"] < 60  # the child slept 0.9 s
 
 
 @pytest.mark.parametrize(
