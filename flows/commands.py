@@ -14,7 +14,7 @@ from models.errors import GateError
 from models.presets import DEFAULT_PRESET, load_preset
 from tasks import progress
 from tasks.preflight import check_preset, check_tracker
-from tasks.settings import prepare
+from tasks.settings import Settings, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -27,13 +27,7 @@ if TYPE_CHECKING:
 def run_flow(options: argparse.Namespace) -> int:
     """Run a stage with what it needs, or the whole pipeline, on this machine."""
     started = time.monotonic()
-    name = options.preset or DEFAULT_PRESET
-    overrides = data_overrides(options, name, options.overrides)
-    preset = load_preset(name, overrides)
-    check_preset(preset)
-    settings = prepare(options.work_dir, refresh=options.refresh)
-    check_data(preset, settings)
-    check_tracker(settings)
+    name, overrides, settings = checked(options)
     inputs = {"version": options.version} if options.command == "promote" else {}
 
     def load() -> Start:
@@ -43,6 +37,21 @@ def run_flow(options: argparse.Namespace) -> int:
     if options.command == "run":
         return close_pipeline(outcome, time.monotonic() - started)
     return _close_stage(options.command, outcome)
+
+
+def checked(options: argparse.Namespace) -> tuple[str, list[str], Settings]:
+    """Preset, overrides and settings of a command that runs stages, when all that is cheap to know is good.
+
+    Raises ConfigError or TrackingError when it is not.
+    """
+    name = options.preset or DEFAULT_PRESET
+    overrides = data_overrides(options, name, options.overrides)
+    preset = load_preset(name, overrides)
+    check_preset(preset)
+    settings = prepare(options.work_dir, refresh=options.refresh)
+    check_data(preset, settings)
+    check_tracker(settings)
+    return name, overrides, settings
 
 
 def doctor(options: argparse.Namespace) -> int:

@@ -36,8 +36,8 @@ _RATIONALE = [
     *("teacher", "prompt_id", "verdicts", "reason"),
 ]
 _WAY_OUT = "Leave vlir.earlier empty (for retraining: retrain.keep_earlier=false) to ask everything again."
-# Row groups in memory: accepted and rejected tries of the same questions lie in different files.
-_NUM_CACHED = 4
+# Row groups in memory: neighbours lie in four files (by split, accepted or not), and in at most two of each.
+_NUM_CACHED = 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ def test_every_deployment_is_accepted_with_a_form(api_url: str) -> None:
     for one in found:
         assert one["tags"]
         assert one["global_concurrency_limit"]["limit"] == 1
-    for name in ("pipeline", *STAGES):
+    for name in ("pipeline", "retrain", *STAGES):
         fields = by_entrypoint[f"flows/{name}.py:{name}"]["parameter_openapi_schema"]["properties"]
         assert fields["preset"]["enum"] == preset_names()
         unexplained = [field for field, schema in fields.items() if not schema.get("description")]

@@ -1,19 +1,22 @@
 """A schedule of Prefect, and a message that there are new data, really create runs of retrain/tiny.
 
-A whole server, scheduler and automations included, and no worker: what is created is not carried out.
+A whole server, scheduler and automations included, and no worker: what is created is not carried out. The
+commands are those of the README.
 """
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import yaml
 
 from tasks.services import free_port
 from tasks.settings import prepare
@@ -70,34 +73,43 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+def documented() -> list[list[str]]:
+    """The commands on a server that the README names, word by word."""
+    section = (ROOT / "README.md").read_text().split("## Run it on a schedule")[1].split("\n## ")[0]
+    lines = re.search(r"```bash\n(vlm-r3 deploy\n.*?)```", section, re.DOTALL)
+    assert lines is not None
+    return [shlex.split(line, comments=True) for line in lines[1].splitlines()]
+
+
 def test_schedule_and_announced_data_create_runs(api_url: str, work_dir: Path) -> None:
-    said = run("flows.cli", "deploy", "--work-dir", str(work_dir))
+    deploy, *others = documented()
+    said = run("flows.cli", *deploy[1:], "--work-dir", str(work_dir))
     assert "automation   a new data-set version starts retrain\n" in said
     deployment = httpx.get(f"{api_url}/deployments/name/retrain/tiny").json()
     (schedule,) = deployment["schedules"]
-    declared = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    (wanted,) = [one["schedules"][0] for one in declared if one["entrypoint"] == "flows/retrain.py:retrain"]
-    assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == (
-        wanted["cron"],
-        wanted["timezone"],
-    )
 
-    def runs(*, scheduled: bool) -> list[dict[str, Any]]:
+    def runs(by: str) -> list[dict[str, Any]]:
         query = {"deployments": {"id": {"any_": [deployment["id"]]}}}
         found = httpx.post(f"{api_url}/flow_runs/filter", json=query).json()
-        return [one for one in found if one["auto_scheduled"] == scheduled]
+        return [one for one in found if (one["created_by"] or {"type": ""})["type"] == by]
 
-    waiting = wait_for(lambda: runs(scheduled=True), "scheduled run")
+    waiting = wait_for(lambda: runs("SCHEDULE"), "scheduled run")
     assert {one["state"]["type"] for one in waiting} == {"SCHEDULED"}
-    assert all("T03:00:00" in one["expected_start_time"] for one in waiting)
+    # Monday at 3:00, as prefect.yaml says.
+    due = [datetime.fromisoformat(one["expected_start_time"]) for one in waiting]
+    assert {(each.weekday(), each.hour, each.minute) for each in due} == {(0, 3, 0)}
 
-    assert runs(scheduled=False) == []
-    place = "s3://BUCKET/sources/mine"
-    run("prefect", "event", "emit", "vlm-r3.dataset.ready", "--resource-id", place)
-    (started,) = wait_for(lambda: runs(scheduled=False), "run that the event started")
-    assert started["parameters"] == {"preset": "tiny"}
-    assert set(started["tags"]) >= {"pipeline", "retrain", "tiny"}
+    assert runs("AUTOMATION") == []
+    for words in others:
+        run(*words)
+    (started,) = wait_for(lambda: runs("AUTOMATION"), "run that the event started")
+    (asked,) = wait_for(lambda: runs(""), "run that was asked for")
+    for one in (started, asked):
+        assert one["parameters"] == {"preset": "tiny"}
+        assert set(one["tags"]) >= {"pipeline", "retrain", "tiny"}
 
     # Paused, the schedule makes no runs, and those that it had made are gone.
     run("prefect", "deployment", "schedule", "pause", "retrain/tiny", schedule["id"])
-    wait_for(lambda: not runs(scheduled=True), "end of the scheduled runs")
+    wait_for(lambda: not runs("SCHEDULE"), "end of the scheduled runs")
+    run("flows.cli", *deploy[1:], "--work-dir", str(work_dir))
+    wait_for(lambda: runs("SCHEDULE"), "scheduled run after another deployment")
