@@ -1,4 +1,4 @@
-"""A process that asks a teacher at an endpoint: ``python -m models.vlir.worker DESCRIPTOR``.
+"""A process that asks a teacher at an endpoint, and what it and its parent tell each other.
 
 Started by :class:`models.vlir.workers.Workers` with its end of a pipe. It answers the orders that come in,
 reports what was done, and ends when it is told, or when the pipe closes.
@@ -11,24 +11,52 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 
 from models.child import configure_logging
 from models.errors import VLMR3Error
+from models.run_config import VLIRRun
 from models.usage import Usage
 from models.vlir.askers import Attempt, Loaded, Order, open_judges, task_of
+from models.vlir.entries import Loading
 from models.vlir.filters import Judges
 from models.vlir.generate import Task, Teacher, generate
 from models.vlir.sources.base import Fault
 from models.vlir.spending import Metered
 from models.vlir.teachers import open_teacher
-from models.vlir.workers import NAMES, Report, Setup
 
+NAMES = ("teacher", "semantic_unit", "coherence")
 # While there is work, results go out together: a message costs both ends more than a result.
 _SECONDS_BETWEEN_REPORTS = 0.02
 _WAIT_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a worker is told first."""
+
+    request: VLIRRun
+    loading: Loading
+
+
+@dataclass(slots=True)
+class Report:
+    """What a worker has done since its last one. ``usages`` are totals, ``failure`` ends it."""
+
+    loaded: list[tuple[int, Loaded | Fault]] = field(default_factory=list)
+    attempts: list[tuple[int, Attempt]] = field(default_factory=list)
+    usages: Mapping[str, Usage] = field(default_factory=dict)
+    failure: tuple[type[VLMR3Error], str] | None = None
+    has_ended: bool = False
+
+    def check(self) -> None:
+        """Raises what the worker failed with."""
+        if self.failure is not None:
+            kind, message = self.failure
+            raise kind(message)
 
 
 class _Worker:
@@ -132,13 +160,12 @@ def _read(connection: Connection, inbox: "SimpleQueue[bytes]") -> None:
         os._exit(1)
 
 
-def main(descriptor: int) -> int:
-    """Work at the other end of a pipe."""
+def work(connection: Connection) -> None:
+    """Answer what comes in at this end of a pipe, then end the process."""
     configure_logging(rank=0)
     # The parent decides when we end, and closes the pipe.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    connection = Connection(descriptor)
     inbox: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_read, args=(connection, inbox), name="orders", daemon=True).start()
     try:
@@ -147,11 +174,6 @@ def main(descriptor: int) -> int:
         connection.send(Report(failure=(type(error), str(error)), has_ended=True))
     else:
         worker.run()
-    return 0
-
-
-if __name__ == "__main__":
-    code = main(int(sys.argv[1]))
     sys.stdout.flush()
     # Connections of a client may still be closing; nobody waits for that.
-    os._exit(code)
+    os._exit(0)

@@ -5,21 +5,21 @@ it, and asked again at the next start; a worker whose parent is gone ends itself
 """
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
-from models.errors import EngineError, VLMR3Error
+from models.errors import EngineError
 from models.run_config import VLIRRun
 from models.usage import Usage
-from models.vlir.askers import Attempt, Loaded, OnLoaded, Order
+from models.vlir.askers import Attempt, OnLoaded, Order
 from models.vlir.entries import Loading
 from models.vlir.sources.base import Fault
+from models.vlir.worker import NAMES, Report, Setup, work
 
-NAMES = ("teacher", "semantic_unit", "coherence")
 _MAX_WORKERS = 8
 # Fewer do not keep a process busy.
 _MIN_CONNECTIONS = 16
@@ -31,34 +31,9 @@ _WAIT_SECONDS = 0.05
 _END_SECONDS = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What a worker is told first."""
-
-    request: VLIRRun
-    loading: Loading
-
-
-@dataclass(slots=True)
-class Report:
-    """What a worker has done since its last one. ``usages`` are totals, ``failure`` ends it."""
-
-    loaded: list[tuple[int, Loaded | Fault]] = field(default_factory=list)
-    attempts: list[tuple[int, Attempt]] = field(default_factory=list)
-    usages: Mapping[str, Usage] = field(default_factory=dict)
-    failure: tuple[type[VLMR3Error], str] | None = None
-    has_ended: bool = False
-
-    def check(self) -> None:
-        """Raises what the worker failed with."""
-        if self.failure is not None:
-            kind, message = self.failure
-            raise kind(message)
-
-
 @dataclass(eq=False, slots=True)
 class _Worker:
-    process: subprocess.Popen[bytes]
+    process: BaseProcess
     connection: Connection
     room: int
     tickets: set[int] = field(default_factory=set)
@@ -108,11 +83,9 @@ class Workers:
         for worker in self._workers:
             worker.connection.close()
         for worker in self._workers:
-            try:
-                worker.process.wait(_END_SECONDS)
-            except subprocess.TimeoutExpired:
-                worker.process.kill()
-                worker.process.wait()
+            worker.process.join(_END_SECONDS)
+            worker.process.kill()
+            worker.process.join()
 
     def _hand_out(self, orders: Iterator[Order | None]) -> bool:
         """Give every worker what it has room for, a few orders at a time; True when there are no more."""
@@ -214,11 +187,11 @@ def _part(total: int, index: int, number: int) -> int:
 
 
 def _start(setup: Setup, num_ahead: int) -> _Worker:
-    ours, theirs = Pipe()
-    descriptor = theirs.fileno()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "models.vlir.worker", str(descriptor)], pass_fds=(descriptor,)
-    )
+    # Spawned: a fork would share threads and connections.
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(theirs,), name="vlir-worker")
+    process.start()
     theirs.close()
     engine = setup.request.vlir.teacher.engine
     assert engine is not None, "a teacher at an endpoint"
@@ -243,11 +216,9 @@ def _receive(worker: _Worker) -> Report:
 
 
 def _lost(worker: _Worker) -> EngineError:
-    try:
-        code = worker.process.wait(_END_SECONDS)
-    except subprocess.TimeoutExpired:
-        code = None
+    worker.process.join(_END_SECONDS)
+    code = worker.process.exitcode
     return EngineError(
-        f"A process that asks the teacher has ended (exit code {code}), see the log above. What was answered "
-        "is kept: run the stage again; an exit code of -9 means that the machine ran out of memory."
+        f"A process that asks the teacher has ended (exit code {code}), see the log above; "
+        "-9 means that the machine ran out of memory. What was answered is kept: run the stage again."
     )

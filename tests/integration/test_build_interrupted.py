@@ -335,7 +335,7 @@ def _num_requests(teacher: Simulated) -> int:
 
 
 def _workers(child: psutil.Popen) -> list[psutil.Process]:
-    return [each for each in child.children() if "models.vlir.worker" in each.cmdline()]
+    return [each for each in child.children() if "--multiprocessing-fork" in each.cmdline()]
 
 
 def _wait_for(teacher: Simulated, least: int) -> None:

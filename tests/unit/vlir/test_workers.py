@@ -6,7 +6,8 @@ from models.config import EngineConfig, FilterJudge, QuestionMix, TeacherConfig,
 from models.errors import EngineError
 from models.presets import load_preset
 from models.run_config import VLIRRun
-from models.vlir.workers import Report, num_workers, split_connections
+from models.vlir.worker import Report
+from models.vlir.workers import num_workers, split_connections
 
 PRESET = load_preset("tiny")
 
