@@ -11,9 +11,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -113,3 +114,44 @@ def test_schedule_and_announced_data_create_runs(api_url: str, work_dir: Path) -
     wait_for(lambda: not runs("SCHEDULE"), "end of the scheduled runs")
     run("flows.cli", *deploy[1:], "--work-dir", str(work_dir))
     wait_for(lambda: runs("SCHEDULE"), "scheduled run after another deployment")
+
+
+def test_a_run_that_is_stuck_is_cancelled_and_one_without_heartbeat_crashed(
+    api_url: str, work_dir: Path
+) -> None:
+    run("flows.cli", "deploy", "--work-dir", str(work_dir))
+
+    def wait_only(name: str, seconds: int) -> None:
+        query = {"automations": {"name": {"any_": [name]}}}
+        (found,) = httpx.post(f"{api_url}/automations/filter", json=query).json()
+        found["trigger"]["within"] = seconds
+        changed = {key: found[key] for key in ("name", "description", "enabled", "trigger", "actions")}
+        done = httpx.put(f"{api_url}/automations/{found['id']}", json=changed)
+        assert done.status_code == 204, done.text
+
+    deployment = httpx.get(f"{api_url}/deployments/name/rollback/tiny").json()["id"]
+
+    def start() -> str:
+        made = httpx.post(f"{api_url}/deployments/{deployment}/create_flow_run", json={}).json()["id"]
+        state = {"state": {"type": "RUNNING", "name": "Running"}, "force": True}
+        httpx.post(f"{api_url}/flow_runs/{made}/set_state", json=state).raise_for_status()
+        return str(made)
+
+    def state(of: str) -> str:
+        return str(httpx.get(f"{api_url}/flow_runs/{of}").json()["state_type"])
+
+    # As declared, but for their patience: a week and a quarter of an hour.
+    wait_only("a stuck run is cancelled", 10)
+    stuck = start()
+    wait_for(lambda: state(stuck) in ("CANCELLING", "CANCELLED"), "end of the stuck run", 90)
+    wait_only("a stuck run is cancelled", 3600)
+    wait_only("a run without a heartbeat is crashed", 10)
+    lost = start()
+    heartbeat = {
+        "id": str(uuid4()),
+        "occurred": datetime.now(UTC).isoformat(),
+        "event": "prefect.flow-run.heartbeat",
+        "resource": {"prefect.resource.id": f"prefect.flow-run.{lost}"},
+    }
+    httpx.post(f"{api_url}/events", json=[heartbeat]).raise_for_status()
+    wait_for(lambda: state(lost) == "CRASHED", "end of the lost run", 90)
