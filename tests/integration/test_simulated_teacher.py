@@ -91,7 +91,8 @@ def test_a_teacher_that_does_not_reply_is_asked_again() -> None:
 
 
 def test_junk_ends_a_try_with_its_reason_and_loses_nothing_else() -> None:
-    with teaching(0.01, ("ok", "ok", *JUNK)) as teacher:
+    # As many good replies as bad ones: a question needs two, in whatever order requests come.
+    with teaching(0.01, (*("ok",) * len(JUNK), *JUNK)) as teacher:
         trajectories, usage = ask(teacher.url)
         counts = teacher.counts()
     stops = Counter(trajectory.stop for trajectory in trajectories)
