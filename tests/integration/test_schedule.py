@@ -9,8 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import pytest
 
 from tasks.services import free_port
 from tasks.settings import prepare
+from tests.team_server import wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -50,15 +50,6 @@ def is_well(url: str) -> bool:
         return httpx.get(f"{url}/health").status_code == 200
     except httpx.TransportError:
         return False
-
-
-def wait_for(found: Callable[[], Any], what: str, seconds: float = 300) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if result := found():
-            return result
-        time.sleep(0.2)
-    raise AssertionError(f"no {what} in {seconds} s")
 
 
 def run(*command: str) -> str:
