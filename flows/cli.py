@@ -17,6 +17,7 @@ FLOWS = {
     "build-vlir": "make questions and interleaved rationales",
     "validate": "judge the data before any accelerator is used",
     "sft": "fine-tune on the rationales",
+    "preflight": "try on one real batch what must hold before R-GRPO's hours are spent",
     "rgrpo": "improve the policy by R-GRPO",
     "evaluate": "measure all models of a run on the held-out questions",
     "promote": "make a registered version champion, if the gate agrees",
@@ -86,7 +87,7 @@ LIMITS = {
     "num-decoders": "threads that decode images",
 }
 # The commands that may be about one's own data.
-OWN_DATA = ("run", "retrain", "build-vlir", "validate", "sft", "rgrpo")
+OWN_DATA = ("run", "retrain", "build-vlir", "validate", "sft", "preflight", "rgrpo")
 # Options that mean something only beside --benchmark.
 _BENCHMARK_OPTIONS = (
     *("data", "split", "style", "variant", "baseline", "model", "endpoint", "served_model", "allow_partial"),
@@ -167,6 +168,8 @@ def parser() -> argparse.ArgumentParser:
         if name == "evaluate":
             _add_benchmark(command)
             command.set_defaults(preset="")  # a known model brings its own
+        if name == "preflight":
+            command.add_argument("--model", default="", help=f"{_MODELS} (what the stage sft made)")
         if name == "promote":
             command.add_argument("--version", default="challenger", help="number or alias (challenger)")
     _add_analyse(commands.add_parser("analyse", help="make Table 2, Figure 4 or Figure 5 of the paper"))

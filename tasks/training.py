@@ -1,9 +1,11 @@
 """Tasks of the stages sft and rgrpo: train in a child process, keep the model."""
 
 import json
+from typing import Any
 
 from prefect import task
 
+from models.check import PREFLIGHT
 from models.config import EngineConfig, Look, ModelConfig, RGRPOConfig, SFTConfig, resolve_model_path
 from models.errors import TrainingError
 from models.records import count_questions, count_records
@@ -12,10 +14,11 @@ from models.rundir import RunDir
 from models.vlir.layout import QUESTIONS, RECORDS, VALIDATION
 from tasks.artifacts import ArtifactRef, reference
 from tasks.caching import cached
-from tasks.stage import StageOutput, read_store, stage_run
+from tasks.stage import StageOutput, StageRun, read_store, stage_run
 
 _SFT = "models.sft.train"
 _RGRPO = "models.rgrpo.train"
+_PREFLIGHT = "models.rgrpo.preflight"
 ROLLOUTS = "rollouts"  # the folder in R-GRPO's run directory, and the artifact
 
 
@@ -96,17 +99,8 @@ async def train_rgrpo(
     The rollouts are those of the first, the middle and the last step, as the report shows them.
     """
     async with stage_run("rgrpo", label=label, parent=parent, params=config.model_dump()) as stage:
-        questions = stage.store.fetch(data) / QUESTIONS
-        held_out = questions / "validation.parquet"
-        request = RGRPORun(
-            model_path=str(stage.store.fetch(model)),
-            questions_path=str(questions / "train.parquet"),
-            probe_path=str(held_out) if count_questions(held_out) else "",
-            look=look,
-            rgrpo=config,
-            engine=engine,
-            freeze_vision=freeze_vision,
-            seed=seed,
+        request = _rgrpo_run(
+            stage, model, data, rgrpo=config, engine=engine, look=look, freeze_vision=freeze_vision, seed=seed
         )
         run, result = await stage.child(
             _RGRPO,
@@ -120,6 +114,49 @@ async def train_rgrpo(
         trained = stage.publish(run, [result.artifacts["model"]], kind="model")
         shown = stage.publish(run, [f"{ROLLOUTS}/{name}" for name in _shown(run)], kind=ROLLOUTS)
         return stage.output(run, result, {"model": trained, ROLLOUTS: shown})
+
+
+@task
+async def look_before(
+    model: ArtifactRef,
+    data: ArtifactRef,
+    config: RGRPOConfig,
+    engine: EngineConfig,
+    look: Look,
+    freeze_vision: bool,
+    seed: int,
+    label: str = "preflight",
+    parent: str = "",
+) -> StageOutput:
+    """Everything that the stage rgrpo looks at before it begins; artifact ``preflight``.
+
+    Raises GateError when it would not begin.
+    """
+    async with stage_run("preflight", label=label, parent=parent, params=config.model_dump()) as stage:
+        request = _rgrpo_run(
+            stage, model, data, rgrpo=config, engine=engine, look=look, freeze_vision=freeze_vision, seed=seed
+        )
+        run, result = await stage.child(
+            _PREFLIGHT,
+            request,
+            inputs=(model, data),
+            num_ranks=config.num_ranks,
+            num_threads=config.num_threads,
+            is_repeated=True,
+        )
+        return stage.output(run, result, {"preflight": stage.publish(run, [PREFLIGHT], kind="preflight")})
+
+
+def _rgrpo_run(stage: StageRun, model: ArtifactRef, data: ArtifactRef, **settings: Any) -> RGRPORun:
+    """The request of R-GRPO's children; the probe gets held-out questions where the data have any."""
+    questions = stage.store.fetch(data) / QUESTIONS
+    held_out = questions / "validation.parquet"
+    return RGRPORun(
+        model_path=str(stage.store.fetch(model)),
+        questions_path=str(questions / "train.parquet"),
+        probe_path=str(held_out) if count_questions(held_out) else "",
+        **settings,
+    )
 
 
 def _shown(run: RunDir) -> list[str]:

@@ -13,22 +13,19 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from models import checkpoints, distributed
 from models.checkpoints import Progress
 from models.child import run_stage
-from models.config import resolve_model_path
-from models.distributed import DeepSpeedEngine
 from models.errors import GuardError
-from models.policy import load_policy
-from models.records import Question, read_questions
+from models.records import Question
+from models.rgrpo.actors import Actors, opened
 from models.rgrpo.batch import Batch, score_and_compare
 from models.rgrpo.guards import Guards, steps_so_far
+from models.rgrpo.preflight import check_before
 from models.rgrpo.probe import measure_crop_gain
 from models.rgrpo.rollouts import write_rollouts
-from models.rgrpo.samplers import open_sampler, refresh
+from models.rgrpo.samplers import refresh
 from models.rgrpo.stopwatch import Stopwatch
 from models.rgrpo.update import update_policy
 from models.rollout import derive_seed, rollout
@@ -37,48 +34,34 @@ from models.rundir import Result, RunDir
 from models.schedule import warmup_then_cosine
 from models.shuffling import endless_shuffle
 from models.trajectory import Trajectory
-from models.transformers_engine import TransformersEngine
-
-if TYPE_CHECKING:
-    from models.vllm_engine import VLLMEngine
 
 log = logging.getLogger(__name__)
 
 
 def train(run: RunDir, config: RGRPORun) -> Result:
-    """Train to the end, from the latest checkpoint when there is one; the model is then in ``model/``."""
-    world = distributed.start(num_threads=config.rgrpo.num_threads)
-    model_path = resolve_model_path(config.model_path)
-    policy = load_policy(model_path, freeze_vision=config.freeze_vision).to(world.device)
-    engine = distributed.initialise(policy, config.rgrpo)
-    questions = read_questions(Path(config.questions_path))
-    held_out = read_questions(Path(config.probe_path)) if config.probe_path else []
-    sampler = open_sampler(policy, model_path, config.engine, look=config.look, seed=config.seed)
-    try:
-        training = Training(run, config, engine, sampler, questions, held_out)
-        training.run_to_the_end(checkpoints.resume(run, engine))
-    finally:
-        sampler.close()  # while the process group that it joined still exists
-    checkpoints.save_model(run, engine)
+    """Train to the end, from the latest checkpoint when there is one; the model is then in ``model/``.
+
+    Raises GateError when one real batch shows that training is not to be begun, and GuardError when a guard
+    pauses it.
+    """
+    with opened(config) as actors:
+        training = Training(run, config, actors)
+        progress = checkpoints.resume(run, actors.engine)
+        if config.rgrpo.preflight.enabled and not progress.step:
+            check_before(run, config, actors)
+        training.run_to_the_end(progress)
+    checkpoints.save_model(run, actors.engine)
     return Result(status="done", artifacts={"model": "model"}, metrics=training.last_metrics)
 
 
 class Training:
     """One R-GRPO run, on one of its ranks."""
 
-    def __init__(
-        self,
-        run: RunDir,
-        config: RGRPORun,
-        engine: DeepSpeedEngine,
-        sampler: "VLLMEngine | TransformersEngine",
-        questions: Sequence[Question],
-        held_out: Sequence[Question] = (),
-    ) -> None:
+    def __init__(self, run: RunDir, config: RGRPORun, actors: Actors) -> None:
         self._run, self._config, self._look, self._seed = run, config.rgrpo, config.look, config.seed
-        self._engine, self._policy = engine, engine.module
-        self._sampler, self._questions = sampler, questions
-        self._held_out = held_out[: config.rgrpo.guards.probe_questions]
+        self._engine, self._policy = actors.engine, actors.engine.module
+        self._sampler, self._questions = actors.sampler, actors.questions
+        self._held_out = actors.held_out[: config.rgrpo.guards.probe_questions]
         self._guards = Guards(config.rgrpo.guards)
         self._watch = Stopwatch()
         self.last_metrics: dict[str, float] = {}

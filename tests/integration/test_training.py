@@ -14,7 +14,15 @@ from deepspeed.utils import safe_get_full_grad
 from safetensors.torch import load_file
 
 from models import distributed
-from models.config import EngineConfig, GuardsConfig, ObjectiveConfig, RewardConfig, RGRPOConfig, SFTConfig
+from models.config import (
+    EngineConfig,
+    GuardsConfig,
+    ObjectiveConfig,
+    PreflightConfig,
+    RewardConfig,
+    RGRPOConfig,
+    SFTConfig,
+)
 from models.errors import GuardError, RunDirError, TrainingError
 from models.policy import load_policy
 from models.presets import load_preset
@@ -53,6 +61,7 @@ RGRPO = RGRPOConfig(
     precision="float32",
     checkpoint_every=2,
     objective=ObjectiveConfig(aggregation="seq-mean-token-mean"),
+    preflight=PreflightConfig(enabled=False),
 )
 
 
