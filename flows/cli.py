@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from flows.replay_options import add_replay
 from flows.team_options import add_team_commands
 
 FLOWS = {
@@ -30,6 +31,7 @@ MODULES = {
     "retrain": ("retrain_command", "retrain"),
     "ask": ("ask_command", "ask"),
     "serve": ("serve_command", "serve"),
+    "replay": ("replay_command", "replay"),
     "fetch": ("store_commands", "fetch"),
     "prune": ("store_commands", "prune"),
     "rollback": ("registry_commands", "rollback"),
@@ -177,6 +179,7 @@ def parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="answer questions over HTTP, as OpenAI's interface does")
     _add_common(serve)
     _add_serving(serve)
+    _add_place(add_replay(commands))
     _add_table(commands.add_parser("table", help="print the measured benchmarks beside the published ones"))
     for command in add_team_commands(commands):
         _add_place(command)

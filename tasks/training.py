@@ -10,7 +10,7 @@ from models.config import EngineConfig, Look, ModelConfig, RGRPOConfig, SFTConfi
 from models.errors import TrainingError
 from models.records import count_questions, count_records
 from models.run_config import RGRPORun, SFTRun
-from models.rundir import RunDir
+from models.rundir import ROLLOUTS
 from models.vlir.layout import QUESTIONS, RECORDS, VALIDATION
 from tasks.artifacts import ArtifactRef, reference
 from tasks.caching import cached
@@ -19,7 +19,6 @@ from tasks.stage import StageOutput, StageRun, read_store, stage_run
 _SFT = "models.sft.train"
 _RGRPO = "models.rgrpo.train"
 _PREFLIGHT = "models.rgrpo.preflight"
-ROLLOUTS = "rollouts"  # the folder in R-GRPO's run directory, and the artifact
 
 
 def training_seconds(output: StageOutput) -> float:
@@ -94,10 +93,7 @@ async def train_rgrpo(
     label: str = "rgrpo",
     parent: str = "",
 ) -> StageOutput:
-    """A model improved by R-GRPO on the training questions; artifacts ``model`` and ``rollouts``.
-
-    The rollouts are those of the first, the middle and the last step, as the report shows them.
-    """
+    """A model improved by R-GRPO on the training questions; artifacts ``model`` and ``rollouts``."""
     async with stage_run("rgrpo", label=label, parent=parent, params=config.model_dump()) as stage:
         request = _rgrpo_run(
             stage, model, data, rgrpo=config, engine=engine, look=look, freeze_vision=freeze_vision, seed=seed
@@ -112,8 +108,8 @@ async def train_rgrpo(
             named_by=request.model_copy(update={"rgrpo": config.without_trust()}),
         )
         trained = stage.publish(run, [result.artifacts["model"]], kind="model")
-        shown = stage.publish(run, [f"{ROLLOUTS}/{name}" for name in _shown(run)], kind=ROLLOUTS)
-        return stage.output(run, result, {"model": trained, ROLLOUTS: shown})
+        sampled = stage.publish(run, [ROLLOUTS], kind=ROLLOUTS)
+        return stage.output(run, result, {"model": trained, ROLLOUTS: sampled})
 
 
 @task
@@ -157,10 +153,3 @@ def _rgrpo_run(stage: StageRun, model: ArtifactRef, data: ArtifactRef, **setting
         probe_path=str(held_out) if count_questions(held_out) else "",
         **settings,
     )
-
-
-def _shown(run: RunDir) -> list[str]:
-    """The files of the first, the middle and the last step's rollouts."""
-    numbers = sorted(int(path.stem.removeprefix("step-")) for path in (run.path / ROLLOUTS).glob("*.parquet"))
-    chosen = dict.fromkeys((numbers[0], numbers[len(numbers) // 2], numbers[-1]))
-    return [f"step-{number}.parquet" for number in chosen]

@@ -24,7 +24,7 @@ CROP_GAIN = "rgrpo/probe/crop_gain"
 
 
 class Rule(NamedTuple):
-    """What a field of :class:`GuardsConfig` limits, its name says from which side, and what breaking it means.
+    """What a field of :class:`GuardsConfig` limits (from the side in its name), and what breaking it means.
 
     ``is_kept``: it binds only where the first window was within it. ``is_relative``: it looks at how many
     times larger or smaller a mean is than the first window's. Without ``is_mean`` every value counts alone.

@@ -31,15 +31,13 @@ from models.config import Look
 from models.distributed import DeepSpeedEngine
 from models.encoding import Encoded
 from models.errors import GateError, RegionError
-from models.packing import pack_groups
-from models.policy import Policy, collate_sharing_prompts
+from models.policy import Policy
 from models.records import Question
 from models.region import Size, View, look
 from models.rgrpo.actors import Actors, opened
 from models.rgrpo.batch import score_and_compare
-from models.rgrpo.objective import mismatch_k3
 from models.rgrpo.rewards import reward_floor
-from models.rgrpo.update import Sample
+from models.rgrpo.update import score_again
 from models.rollout import derive_seed, rollout
 from models.run_config import RGRPORun
 from models.rundir import Result, RunDir, write_atomically
@@ -130,7 +128,7 @@ def _checks(config: RGRPORun, actors: Actors) -> Iterator[Check]:
             [_positions_agree(policy, encoded) for _, encoded in pairs],
             "positions are those that transformers computes",
         )
-        yield _mismatch(engine, pairs, batch.spare, config)
+        yield _mismatch(engine, [encoded for _, encoded in pairs], batch.spare, config)
     yield _canary(engine, sampler, questions[0], config)
     share = batch.metrics["rgrpo/zero_variance_share"]
     limit = training.preflight.max_zero_variance_share
@@ -151,24 +149,15 @@ def _share(questions: Sequence[Question], config: RGRPORun) -> list[Question]:
     return [questions[index] for index in chosen[distributed.rank() * per_rank :][:per_rank]]
 
 
-@torch.no_grad()
-def _mismatch(
-    engine: DeepSpeedEngine, pairs: Sequence[tuple[Trajectory, Encoded]], spare: Encoded, config: RGRPORun
-) -> Check:
+def _mismatch(engine: DeepSpeedEngine, encoded: Sequence[Encoded], spare: Encoded, config: RGRPORun) -> Check:
     """KL(engine || trainer), k3, over the batch: what the guard of the training looks at in every step."""
     training = config.rgrpo
-    samples = [Sample(one.question_id, one.sample_index, encoded, 0.0) for one, encoded in pairs]
-    sizes = [sample.continuation for sample in samples]
-    kl, num_tokens = 0.0, 0.0
-    for chosen in distributed.in_lockstep(pack_groups(sizes, max_tokens=training.tokens_per_micro_batch)):
-        encoded = [samples[index].encoded for index in chosen or ()] or [spare]
-        batch = collate_sharing_prompts(encoded, engine.module)
-        logprobs = engine(batch, temperature=training.temperature)
-        if chosen:
-            sampled = batch.sampled[:, 1:]
-            kl += float(mismatch_k3(logprobs, batch.engine_logprobs[:, 1:], sampled))
-            num_tokens += float(sampled.sum())
-    kl, num_tokens = distributed.global_sums([kl, num_tokens])
+    gaps = [
+        again - one.engine_logprobs[one.sampled]
+        for one, again in zip(encoded, score_again(engine, encoded, training, spare=spare), strict=True)
+    ]
+    sums = [sum(float(np.sum(np.expm1(gap) - gap)) for gap in gaps), sum(map(len, gaps))]
+    kl, num_tokens = distributed.global_sums(sums)
     mean = kl / num_tokens if num_tokens else float("nan")
     return Check(
         name="engine and trainer",

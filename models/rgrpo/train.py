@@ -24,14 +24,13 @@ from models.rgrpo.batch import Batch, score_and_compare
 from models.rgrpo.guards import Guards, steps_so_far
 from models.rgrpo.preflight import check_before
 from models.rgrpo.probe import measure_crop_gain
-from models.rgrpo.rollouts import write_rollouts
+from models.rgrpo.rollouts import rollouts_path, write_rollouts
 from models.rgrpo.samplers import refresh
 from models.rgrpo.stopwatch import Stopwatch
-from models.rgrpo.update import update_policy
+from models.rgrpo.update import learning_rate, update_policy
 from models.rollout import derive_seed, rollout
 from models.run_config import RGRPORun
 from models.rundir import Result, RunDir
-from models.schedule import warmup_then_cosine
 from models.shuffling import endless_shuffle
 from models.trajectory import Trajectory
 
@@ -147,17 +146,8 @@ class Training:
                 spare=batch.spare,
                 totals=batch.totals,
                 config=self._config,
-                learning_rate=self._learning_rate(step),
+                learning_rate=learning_rate(self._config, step),
             )
-
-    def _learning_rate(self, step: int) -> float:
-        config = self._config
-        return warmup_then_cosine(
-            (step + 1) / config.num_steps,
-            peak=config.learning_rate,
-            warmup=min(1.0, config.warmup_steps / config.num_steps),
-            min_ratio=config.min_lr_ratio,
-        )
 
     def _show_the_sampler_new_weights(self, version: int) -> None:
         with self._watch("sync"), distributed.gathered(self._engine):
@@ -165,7 +155,7 @@ class Training:
 
     def _record(self, batch: Batch, step: int) -> None:
         with self._watch("record"):
-            write_rollouts(self._run.path / "rollouts" / f"step-{step}.parquet", batch.rollouts, step=step)
+            write_rollouts(rollouts_path(self._run.path, step), batch.rollouts, step=step)
 
     def _log(self, step: int, metrics: dict[str, float]) -> None:
         self.last_metrics |= metrics
