@@ -10,10 +10,13 @@ from models.vlir.build import build_vlir
 KINDS = {"read": 0.6, "add": 0.25, "where": 0.15}
 
 
-def build_small_set(out: Path, *, num_questions: int = 40) -> Path:
-    """Build a set with rationales about so many questions in ``out``, and return it."""
+def build_small_set(out: Path, *, num_questions: int = 40, num_others: int = 8) -> Path:
+    """Build a set with rationales about so many questions in ``out``, and return it.
+
+    R-GRPO and the evaluation get ``num_others`` questions each.
+    """
     preset = load_preset("tiny")
-    few = QuestionMix(num_questions=8, kinds=KINDS)
+    few = QuestionMix(num_questions=num_others, kinds=KINDS)
     request = VLIRRun(
         vlir=VLIRConfig(num_questions=num_questions, num_validation_questions=8, kinds=KINDS),
         look=preset.look,
