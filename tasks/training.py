@@ -26,8 +26,10 @@ def training_seconds(output: StageOutput) -> float:
     """
     path = read_store().fetch(output.artifacts["record"]) / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    # A resumed run logs the steps after its checkpoint again: the last line of a step counts.
-    last = {line["step"]: line for line in lines}
+    # A resumed run logs the steps after its checkpoint again: what was said last of a step counts.
+    last: dict[int, dict[str, float]] = {}
+    for line in lines:
+        last.setdefault(line["step"], {}).update(line)
     seconds = sum(
         value
         for line in last.values()

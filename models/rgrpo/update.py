@@ -32,6 +32,11 @@ class Sample:
     advantage: float
 
     @property
+    def id(self) -> str:
+        """Its name in messages."""
+        return f"{self.question_id}#{self.sample_index}"
+
+    @property
     def continuation(self) -> Continuation:
         """Its size for packing: the rollouts of a question share their prompt."""
         prompt_length = int(self.encoded.sampled.argmax())
@@ -50,12 +55,13 @@ def update_policy(
     """Train on this rank's samples; returns the update's metrics, the same on every rank.
 
     Nothing happens when no rank has a sample. Raises TrainingError before the optimiser step when a log-prob
-    is not finite, or when engine and trainer disagree by more than ``max_mismatch_kl``.
+    or a gradient is not finite, or when engine and trainer disagree by more than ``max_mismatch_kl``.
     """
     metrics = accumulate_gradient(engine, samples, spare=spare, totals=totals, config=config)
     if metrics is None:
         return {"rgrpo/updated": 0.0}
-    gradient_norm = distributed.update(engine, learning_rate=learning_rate)
+    ids = [sample.id for sample in samples]
+    gradient_norm = distributed.update(engine, learning_rate=learning_rate, ids=ids)
     return {
         "rgrpo/updated": 1.0,
         "rgrpo/gradient_norm": gradient_norm,
@@ -82,11 +88,15 @@ def accumulate_gradient(
     if not packed:
         return None
     seen = _Seen()
+    rows: list[range] = []  # of each micro-batch, among those that were seen
     for number, micro_batch in enumerate(packed, start=1):
         chosen = [samples[index] for index in micro_batch or ()]
+        first = rows[-1].stop if rows else 0
+        rows.append(range(first, first + len(chosen)))
         loss = _micro_batch_loss(engine, chosen, spare, totals=totals, config=config, seen=seen)
         distributed.accumulate(engine, loss, is_last=number == len(packed))
-    return seen.metrics(config)
+    broken = engine.module.gradients.take(rows, rows[-1].stop)
+    return seen.metrics(config, broken)
 
 
 def _micro_batch_loss(
@@ -114,7 +124,7 @@ def _micro_batch_loss(
         config=config.objective,
         engine_weight=truncated_weight(logprobs, engine_logprobs, cap=cap) if cap else None,
     )
-    ids = [f"{sample.question_id}#{sample.sample_index}" for sample in samples]
+    ids = [sample.id for sample in samples]
     seen.add(ids, logprobs.detach(), engine_logprobs, sampled, result.loss)
     return result.loss
 
@@ -141,10 +151,13 @@ class _Seen:
         self._gaps.append(torch.where(sampled, logprobs - engine_logprobs, 0.0).abs().max())
         self._num_tokens.append(sampled.sum())
 
-    def metrics(self, config: RGRPOConfig) -> dict[str, float]:
-        """Sums over all ranks. Raises TrainingError when the update must not happen."""
-        likelihoods = torch.cat(self._likelihoods) if self._likelihoods else torch.zeros(0)
-        distributed.require_finite(self._ids, likelihoods, what="The log-likelihood")
+    def metrics(self, config: RGRPOConfig, broken: Tensor) -> dict[str, float]:
+        """Sums over all ranks. Raises TrainingError when the update must not happen.
+
+        ``broken`` (N,) is NaN for a sample whose gradient is not finite.
+        """
+        likelihoods = torch.cat(self._likelihoods).cpu() if self._likelihoods else torch.zeros(0)
+        distributed.require_finite(self._ids, likelihoods + broken, what="The log-likelihood or its gradient")
         loss, mismatch, num_tokens = distributed.global_sums(
             [sum(map(float, values)) for values in (self._losses, self._mismatches, self._num_tokens)]
         )
