@@ -77,12 +77,19 @@ def save(run: RunDir, engine: DeepSpeedEngine, progress: Progress, *, keep: int 
         run.keep_checkpoints(keep)
 
 
-def resume(run: RunDir, engine: DeepSpeedEngine) -> Progress:
+def latest(run: RunDir) -> Path | None:
+    """The folder of the latest complete checkpoint; None where there is none."""
+    found = run.checkpoints()
+    return found[-1] if found else None
+
+
+def resume(run: RunDir, engine: DeepSpeedEngine, *, at_most: int | None = None) -> Progress:
     """Load the latest checkpoint into the engine, if there is one; all ranks call it.
 
-    Raises RunDirError when it is not one of this model.
+    With ``at_most`` the latest of those of at most so many steps. Raises RunDirError when it is not one of
+    this model.
     """
-    found = distributed.from_main(run.checkpoints)
+    found = distributed.from_main(lambda: [each for each in run.checkpoints() if _is_at_most(each, at_most)])
     if not found:
         return Progress()
     folder = found[-1]
@@ -104,6 +111,10 @@ def resume(run: RunDir, engine: DeepSpeedEngine) -> Progress:
     randomness.restore(folder / f"rng-{distributed.rank()}.json")
     log.info("resumed from %s", folder)
     return Progress(**json.loads((folder / "progress.json").read_text()))
+
+
+def _is_at_most(folder: Path, step: int | None) -> bool:
+    return step is None or int(folder.name.removeprefix("step-")) <= step
 
 
 def _write_state(folder: Path, engine: DeepSpeedEngine) -> None:
