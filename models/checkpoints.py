@@ -7,7 +7,8 @@
   changes; the version of the weights that the engine of rollouts has, which it is given again;
 * ``state-NUMBER.safetensors``: master weights and AdamW's state, whole, by parameter name
   (:mod:`models.training_state`), in files of about a GiB that the ranks share out among them;
-* ``rng-RANK.json``: every rank's random generators (Python, NumPy, torch, CUDA).
+* ``rng-RANK.json``: every rank's random generators (Python, NumPy, torch, CUDA);
+* ``metrics.jsonl``: the metrics so far, for a run that goes on in another directory.
 
 Nothing in it depends on the number of ranks or the stage of ZeRO: it loads on others, whose generators then
 go on as they began. Nothing is pickled: loading one runs no code.
@@ -37,6 +38,7 @@ from models.rundir import RunDir
 
 log = logging.getLogger(__name__)
 
+_METRICS = "metrics.jsonl"
 _FILE_BYTES = 1 << 30
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -70,6 +72,8 @@ def save(run: RunDir, engine: DeepSpeedEngine, progress: Progress, *, keep: int 
         distributed.barrier()  # the folder exists
         if is_main:
             (folder / "progress.json").write_text(json.dumps(asdict(progress)))
+            if run.metrics_path.exists():
+                shutil.copyfile(run.metrics_path, folder / _METRICS)
         randomness.write(folder / f"rng-{distributed.rank()}.json")
         _write_state(folder, engine)
         distributed.barrier()  # every rank has written its part
@@ -109,6 +113,8 @@ def resume(run: RunDir, engine: DeepSpeedEngine, *, at_most: int | None = None) 
 
         training_state.restore_state(engine, read)
     randomness.restore(folder / f"rng-{distributed.rank()}.json")
+    if distributed.is_main() and not run.metrics_path.exists() and (folder / _METRICS).exists():
+        shutil.copyfile(folder / _METRICS, run.metrics_path)
     log.info("resumed from %s", folder)
     return Progress(**json.loads((folder / "progress.json").read_text()))
 

@@ -103,12 +103,16 @@ class RunDir:
                 yield json.loads(line)
 
     def last_metrics(self, step: int) -> dict[str, float]:
-        """What was said last of every metric, up to a step."""
-        found: dict[str, float] = {}
+        """What was said last of every metric, up to a step, but of the progress."""
+        found: dict[str, Any] = {}
         for line in self.metrics():
             if line["step"] <= step:
-                found |= {name: value for name, value in line.items() if _METRIC_NAME.fullmatch(name)}
-        return found
+                found |= line
+        return {
+            name: value
+            for name, value in found.items()
+            if _METRIC_NAME.fullmatch(name) and not name.startswith("progress/")
+        }
 
     @contextmanager
     def checkpoint(self, step: int) -> Iterator[Path]:

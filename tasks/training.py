@@ -78,6 +78,8 @@ async def train_sft(
             inputs=(model, data),
             num_ranks=config.num_ranks,
             num_threads=config.num_threads,
+            named_by=request.anywhere(),
+            keep_checkpoints=config.keep_checkpoints,
         )
         trained = stage.publish(run, [result.artifacts["model"]], kind="model")
         return stage.output(run, result, {"model": trained})
@@ -106,8 +108,8 @@ async def train_rgrpo(
             inputs=(model, data),
             num_ranks=config.num_ranks,
             num_threads=config.num_threads,
-            # A run that a guard has paused goes on under other limits.
-            named_by=request.model_copy(update={"rgrpo": config.without_trust()}),
+            named_by=request.anywhere(),
+            keep_checkpoints=config.keep_checkpoints,
         )
         trained = stage.publish(run, [result.artifacts["model"]], kind="model")
         sampled = stage.publish(run, [ROLLOUTS], kind=ROLLOUTS)
