@@ -10,7 +10,6 @@ import os
 import shutil
 import threading
 from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 
 from models.errors import ArtifactError, VLMR3Error
@@ -70,11 +69,7 @@ class CheckpointCopies:
 
     def remove(self) -> None:
         """Remove all copies: the run is done. What the store refuses stays there, and is told."""
-        try:
-            for found in self._removed_first(self._s3.objects(self._place)):
-                self._s3.remove(found.uri)
-        except VLMR3Error as error:
-            log.warning("%s is left over, remove it: %s", self._place, error)
+        self._remove(count=None)
 
     def _copy_new_ones(self) -> None:
         last, pause = "", _LOOK_SECONDS
@@ -108,13 +103,25 @@ class CheckpointCopies:
                 Outgoing(links / name, place.child(name), entry.sha256, entry.size)
                 for name, entry in manifest.files.items()
             ]
+            # An earlier start on another machine may have left one, of which files are now replaced.
+            self._s3.remove(place.child(MANIFEST))
             upload(self._s3, files)
             self._s3.put(place.child(MANIFEST), manifest.text().encode())
         finally:
             shutil.rmtree(links.parent, ignore_errors=True)
-        for objects in list(self._complete().values())[: -self._keep]:
-            for found in self._removed_first(objects.values()):
-                self._s3.remove(found.uri)
+        self._remove(count=-self._keep)
+
+    def _remove(self, *, count: int | None) -> None:
+        """Remove the oldest copies, all but so many; each by its manifest first, so that none is in part."""
+        try:
+            for objects in list(self._complete().values())[:count]:
+                for found in sorted(objects.values(), key=lambda found: not found.uri.key.endswith(MANIFEST)):
+                    self._s3.remove(found.uri)
+            if count is None:
+                for left in self._s3.objects(self._place):
+                    self._s3.remove(left.uri)
+        except VLMR3Error as error:
+            log.warning("Old copies are left over under %s: %s", self._place, error)
 
     def _fetch(self, name: str, objects: dict[str, RemoteObject]) -> None:
         manifest = Manifest.read(self._s3.read(objects[MANIFEST]).decode())
@@ -132,11 +139,6 @@ class CheckpointCopies:
             name, _, file = self._place.name_of(found.uri).partition("/")
             copies[name][file] = found
         return {name: copies[name] for name in sorted(copies, key=_step) if MANIFEST in copies[name]}
-
-    @staticmethod
-    def _removed_first(objects: Iterable[RemoteObject]) -> list[RemoteObject]:
-        """Manifests before files: what is removed in part is no copy any more."""
-        return sorted(objects, key=lambda found: not found.uri.key.endswith(f"/{MANIFEST}"))
 
 
 def _step(name: str) -> int:
