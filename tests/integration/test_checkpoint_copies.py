@@ -1,14 +1,25 @@
 """Copies of checkpoints in a real S3 server, made beside the training and fetched on another machine."""
 
+import asyncio
+import json
+import shutil
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from models.rundir import RunDir
+from models.config import SFTConfig
+from models.errors import ChildLostError
+from models.records import write_records
+from models.run_config import SFTRun
+from models.rundir import Result, RunDir
 from tasks.checkpoint_copies import CheckpointCopies
+from tasks.stage import StageOutput, stage_run
 from tests.s3_proxy import Fault, Proxy
 from tests.s3_server import BUCKET, S3Server
+from tests.tiny_models import save_random_model
+from tests.training_data import LOOK, records
 
 pytestmark = pytest.mark.integration
 
@@ -125,3 +136,72 @@ def test_a_store_that_fails_stops_nothing_and_is_asked_again(
     copies.stop()
     assert copies.num_made == 1
     assert steps(s3, root) == ["step-2"]
+
+
+async def fine_tune(config: SFTRun) -> tuple[RunDir, Result, StageOutput]:
+    """The stage as its task runs it."""
+    async with stage_run("sft", params={}) as stage:
+        run, result = await stage.child(
+            "models.sft.train",
+            config,
+            inputs=(),
+            num_threads=1,
+            named_by=config.anywhere(),
+            keep_checkpoints=1,
+        )
+        return run, result, stage.output(run, result, {"model": stage.publish(run, ["model"], kind="model")})
+
+
+async def lose(config: SFTRun, runs: Path) -> None:
+    """The same, whose trainer is killed in the midst."""
+    training = asyncio.create_task(fine_tune(config))
+    while not any(max((line["step"] for line in run.metrics()), default=0) >= 7 for run in started(runs)):
+        assert not training.done()
+        await asyncio.sleep(0.05)
+    (run,) = started(runs)
+    supervisor = psutil.Process(json.loads((run.path / "process.json").read_text())["pid"])
+    for process in supervisor.children(recursive=True):
+        process.kill()
+    await training
+
+
+def started(runs: Path) -> list[RunDir]:
+    return [RunDir(path) for path in runs.glob("sft-*")]
+
+
+def test_a_stage_that_lost_its_machine_goes_on_on_another_one(
+    s3: S3Server, root: str, work_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLM_R3_ARTIFACTS", root)
+    write_records(tmp_path / "records.parquet", records(4))
+    config = SFTRun(
+        model_path=str(save_random_model(tmp_path / "model", tied=True)),
+        records_path=str(tmp_path / "records.parquet"),
+        look=LOOK,
+        sft=SFTConfig(num_epochs=80, batch_size=4, precision="float32", checkpoint_every=5, num_threads=1),
+        freeze_vision=True,
+        seed=0,
+    )
+    with pytest.raises(ChildLostError):
+        asyncio.run(lose(config, work_dir / "runs"))
+    (lost,) = started(work_dir / "runs")
+    kept = [path.name for path in lost.checkpoints()]
+    shutil.rmtree(work_dir / "runs")
+
+    moved = tmp_path / "moved.parquet"
+    (tmp_path / "records.parquet").rename(moved)
+    elsewhere = config.model_copy(
+        update={
+            "records_path": str(moved),
+            "sft": config.sft.model_copy(update={"checkpoint_every": 100}),
+        }
+    )
+    run, result, output = asyncio.run(fine_tune(elsewhere))
+    log = (run.path / "log.txt").read_text()
+    assert any(f"resumed from {run.path}/checkpoints/{name}" in log for name in kept)
+    assert run.path.name == lost.path.name
+    assert result.status == "done"
+    assert output.artifacts["model"].uri.startswith(root)
+    assert [line["step"] for line in run.metrics() if line["step"] < 5] == [0, 1, 2, 3, 4]
+    prefix = root.removeprefix(f"s3://{BUCKET}/")
+    assert "Contents" not in s3.client().list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/checkpoints/")
