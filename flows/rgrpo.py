@@ -3,7 +3,7 @@
 from prefect import flow
 
 from flows.build_vlir import build_vlir
-from flows.parameters import Data, Label, Model, Overrides, Parent, PresetName
+from flows.parameters import Data, Label, Model, Overrides, Parent, PresetName, Watched
 from flows.sft import sft
 from flows.validate import validate
 from models.presets import load_preset
@@ -20,8 +20,12 @@ async def rgrpo(
     model: Model = None,
     label: Label = "rgrpo",
     parent: Parent = "",
+    is_watched: Watched = True,
 ) -> StageOutput:
-    """Improve a model; artifact ``model``. It starts from ``model``, by default what the stage sft made."""
+    """Improve a model; artifact ``model``. It starts from ``model``, by default what the stage sft made.
+
+    Without ``is_watched`` there are no preflight and no guards: a control is measured whatever it does.
+    """
     run = load_preset(preset, overrides or ())
     if data is None:
         data = await build_vlir(preset, overrides, parent=parent)
@@ -34,7 +38,7 @@ async def rgrpo(
         parent=parent,
         model=model,
         data=data.artifacts["data"],
-        config=run.rgrpo,
+        config=run.rgrpo if is_watched else run.rgrpo.without_trust(),
         engine=run.engine,
         look=run.look,
         freeze_vision=run.model.freeze_vision,

@@ -66,6 +66,12 @@ def save(run: RunDir, engine: DeepSpeedEngine, progress: Progress) -> None:
             shutil.rmtree(_folder(run, step))
 
 
+def latest(run: RunDir) -> Path | None:
+    """The folder of the latest complete checkpoint; None where there is none."""
+    steps = _steps(run)
+    return _folder(run, steps[-1]) if steps else None
+
+
 def resume(run: RunDir, engine: DeepSpeedEngine) -> Progress:
     """Load the latest checkpoint into the engine, if there is one; all ranks call it.
 

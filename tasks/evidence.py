@@ -22,6 +22,7 @@ from models.evidence import (
     Spread,
     ValidationEvidence,
 )
+from models.rgrpo.guards import CROP_GAIN, limits
 from models.rundir import RunDir
 from models.source_versions import versions_in
 from models.vlir.checks import read_manifest
@@ -47,6 +48,9 @@ _GUARDED = (
     "rgrpo/entropy",
     "rgrpo/gradient_norm",
     "rgrpo/crops_per_trajectory",
+    "rgrpo/all_wrong_share",
+    "rgrpo/box_share",
+    CROP_GAIN,
     "rgrpo/reward",
 )
 
@@ -144,6 +148,10 @@ def _limits(values: Mapping[str, list[float]], config: RGRPOConfig) -> Iterator[
         if name in values:
             worst = max(values[name])
             yield Check(name=name, value=f"{worst:.3g}", rule=what.format(limit), passed=worst <= limit)
+    for guard in limits(config.guards):
+        found = guard.worst(values.get(guard.metric, []))
+        if found is not None:
+            yield Check(name=guard.metric, value=f"{found:.3g}", rule=guard.rule, passed=guard.allows(found))
 
 
 def _spread(values: list[float]) -> Spread:

@@ -6,7 +6,7 @@ from prefect import task
 
 from models.config import EngineConfig, Look, ModelConfig, RGRPOConfig, SFTConfig, resolve_model_path
 from models.errors import TrainingError
-from models.records import count_records
+from models.records import count_questions, count_records
 from models.run_config import RGRPORun, SFTRun
 from models.rundir import RunDir
 from models.vlir.layout import QUESTIONS, RECORDS, VALIDATION
@@ -96,9 +96,12 @@ async def train_rgrpo(
     The rollouts are those of the first, the middle and the last step, as the report shows them.
     """
     async with stage_run("rgrpo", label=label, parent=parent, params=config.model_dump()) as stage:
+        questions = stage.store.fetch(data) / QUESTIONS
+        held_out = questions / "validation.parquet"
         request = RGRPORun(
             model_path=str(stage.store.fetch(model)),
-            questions_path=str(stage.store.fetch(data) / QUESTIONS / "train.parquet"),
+            questions_path=str(questions / "train.parquet"),
+            probe_path=str(held_out) if count_questions(held_out) else "",
             look=look,
             rgrpo=config,
             engine=engine,
@@ -111,6 +114,8 @@ async def train_rgrpo(
             inputs=(model, data),
             num_ranks=config.num_ranks,
             num_threads=config.num_threads,
+            # A run that a guard has paused goes on under other limits.
+            named_by=request.model_copy(update={"rgrpo": config.without_trust()}),
         )
         trained = stage.publish(run, [result.artifacts["model"]], kind="model")
         shown = stage.publish(run, [f"{ROLLOUTS}/{name}" for name in _shown(run)], kind=ROLLOUTS)

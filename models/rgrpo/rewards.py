@@ -51,9 +51,7 @@ def score(trajectory: Trajectory, question: Question, config: RewardConfig) -> R
     return reward_of(trajectory, is_correct=correct, config=config)
 
 
-def reward_of(
-    trajectory: Trajectory | Transcript, *, is_correct: bool, config: RewardConfig
-) -> Reward:
+def reward_of(trajectory: Trajectory | Transcript, *, is_correct: bool, config: RewardConfig) -> Reward:
     """The weighted and capped parts of r_i, given whether the final answer is correct."""
     follows_format = not trajectory.stop.is_truncated and _follows_format(trajectory.sampled_text, config)
     earns_boxes = is_correct or not config.validity_needs_correct

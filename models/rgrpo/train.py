@@ -6,7 +6,7 @@
 Every rank holds a share of the questions, an inference engine and the trained policy. A step samples M
 rollouts of each question with the newest weights, scores them, and takes one optimiser step: strictly
 on-policy, as Eq. 2 is. Groups of equal rewards have advantage zero and are left out of the forward pass,
-which changes nothing but the time it takes.
+which changes nothing but the time it takes. Guards watch the run and pause it (:mod:`models.rgrpo.guards`).
 """
 
 import logging
@@ -21,9 +21,12 @@ from models.checkpoints import Progress
 from models.child import run_stage
 from models.config import resolve_model_path
 from models.distributed import DeepSpeedEngine
+from models.errors import GuardError
 from models.policy import load_policy
 from models.records import Question, read_questions
 from models.rgrpo.batch import Batch, score_and_compare
+from models.rgrpo.guards import Guards, steps_so_far
+from models.rgrpo.probe import measure_crop_gain
 from models.rgrpo.rollouts import write_rollouts
 from models.rgrpo.samplers import open_sampler, refresh
 from models.rgrpo.stopwatch import Stopwatch
@@ -49,9 +52,10 @@ def train(run: RunDir, config: RGRPORun) -> Result:
     policy = load_policy(model_path, freeze_vision=config.freeze_vision).to(world.device)
     engine = distributed.initialise(policy, config.rgrpo)
     questions = read_questions(Path(config.questions_path))
+    held_out = read_questions(Path(config.probe_path)) if config.probe_path else []
     sampler = open_sampler(policy, model_path, config.engine, look=config.look, seed=config.seed)
     try:
-        training = Training(run, config, engine, sampler, questions)
+        training = Training(run, config, engine, sampler, questions, held_out)
         training.run_to_the_end(checkpoints.resume(run, engine))
     finally:
         sampler.close()  # while the process group that it joined still exists
@@ -69,33 +73,60 @@ class Training:
         engine: DeepSpeedEngine,
         sampler: "VLLMEngine | TransformersEngine",
         questions: Sequence[Question],
+        held_out: Sequence[Question] = (),
     ) -> None:
         self._run, self._config, self._look, self._seed = run, config.rgrpo, config.look, config.seed
         self._engine, self._policy = engine, engine.module
         self._sampler, self._questions = sampler, questions
+        self._held_out = held_out[: config.rgrpo.guards.probe_questions]
+        self._guards = Guards(config.rgrpo.guards)
         self._watch = Stopwatch()
         self.last_metrics: dict[str, float] = {}
 
     def run_to_the_end(self, progress: Progress) -> None:
-        """All steps that are left."""
+        """All steps that are left. Raises GuardError when a guard pauses the run."""
         began = time.monotonic() - progress.seconds
         self._log(progress.step, {})
         if progress.step:
             self._show_the_sampler_new_weights(progress.step)
+            earlier = distributed.from_main(lambda: steps_so_far(self._run.metrics(), progress.step))
+            self._guards = Guards(self._config.guards, earlier)
         for step in range(progress.step, self._config.num_steps):
-            metrics = self._step(step)
-            self._log(step + 1, metrics | self._watch.lap())
+            try:
+                metrics = self._step(step)
+                self._log(step + 1, metrics | self._watch.lap())
+                self._guards.check(step + 1, metrics)
+            except GuardError as error:
+                raise self._paused(error) from error
             if (step + 1) % self._config.checkpoint_every == 0:
                 checkpoints.save(self._run, self._engine, Progress(step + 1, time.monotonic() - began))
 
+    def _paused(self, error: GuardError) -> GuardError:
+        """The same with the last good checkpoint: no guard has spoken when it was written."""
+        latest = distributed.from_main(lambda: checkpoints.latest(self._run))
+        if latest is None:
+            return GuardError(f"{error} No checkpoint had been written.")
+        name = latest.relative_to(self._run.path).as_posix()
+        return GuardError(f"{error} The last good checkpoint is {name}.", checkpoint=name)
+
     def _step(self, step: int) -> dict[str, float]:
+        probed = self._probe(step)
         questions = self._next_questions(step)
         trajectories = self._roll_out(questions, step)
         batch = self._compare(trajectories, questions)
         metrics = self._update(batch, step)
         self._show_the_sampler_new_weights(step + 1)
         self._record(batch, step)
-        return {**batch.metrics, **metrics}
+        return {**probed, **batch.metrics, **metrics}
+
+    def _probe(self, step: int) -> dict[str, float]:
+        """What crops are worth, now and then. Before the step, so that a resumed run does the same."""
+        guards = self._config.guards
+        if not (guards.enabled and guards.probe_every and self._held_out) or step % guards.probe_every:
+            return {}
+        share = self._held_out[distributed.rank() :: self._config.num_ranks]
+        with self._watch("probe"):
+            return measure_crop_gain(self._sampler, share, look=self._look)
 
     def _next_questions(self, step: int) -> list[Question]:
         """This rank's share of the step's questions."""

@@ -16,7 +16,7 @@ from models import distributed
 from models.config import RGRPOConfig
 from models.distributed import DeepSpeedEngine
 from models.encoding import Encoded
-from models.errors import TrainingError
+from models.errors import GuardError
 from models.packing import Continuation, pack_groups
 from models.policy import collate_sharing_prompts
 from models.rgrpo.objective import Totals, mismatch_k3, policy_loss, truncated_weight
@@ -49,8 +49,8 @@ def update_policy(
 ) -> dict[str, float]:
     """Train on this rank's samples; returns the update's metrics, the same on every rank.
 
-    Nothing happens when no rank has a sample. Raises TrainingError before the optimiser step when a log-prob
-    is not finite, or when engine and trainer disagree by more than ``max_mismatch_kl``.
+    Nothing happens when no rank has a sample. Before the optimiser step, raises TrainingError when a log-prob
+    is not finite, and GuardError when engine and trainer disagree by more than ``max_mismatch_kl``.
     """
     metrics = accumulate_gradient(engine, samples, spare=spare, totals=totals, config=config)
     if metrics is None:
@@ -75,7 +75,7 @@ def accumulate_gradient(
     """Add the gradient of the loss over all ranks' samples; None when no rank has any.
 
     ``spare`` is any sequence: a rank with fewer micro-batches than another passes it through with a gradient
-    of zero. Raises TrainingError as :func:`update_policy` does.
+    of zero. Raises what :func:`update_policy` does.
     """
     sizes = [sample.continuation for sample in samples]
     packed = distributed.in_lockstep(pack_groups(sizes, max_tokens=config.tokens_per_micro_batch))
@@ -142,7 +142,7 @@ class _Seen:
         self._num_tokens.append(sampled.sum())
 
     def metrics(self, config: RGRPOConfig) -> dict[str, float]:
-        """Sums over all ranks. Raises TrainingError when the update must not happen."""
+        """Sums over all ranks. Raises TrainingError or GuardError when the update must not happen."""
         likelihoods = torch.cat(self._likelihoods) if self._likelihoods else torch.zeros(0)
         distributed.require_finite(self._ids, likelihoods, what="The log-likelihood")
         loss, mismatch, num_tokens = distributed.global_sums(
@@ -150,7 +150,7 @@ class _Seen:
         )
         mismatch_kl = mismatch / max(num_tokens, 1.0)
         if mismatch_kl > config.max_mismatch_kl:
-            raise TrainingError(
+            raise GuardError(
                 f"Engine and trainer disagree: KL {mismatch_kl:.4f} nats per token, at most "
                 f"{config.max_mismatch_kl} is allowed. Nothing was trained. Stale weights or caches in the "
                 "engine, another temperature, or a shifted picture are the usual causes; compare both on one "
