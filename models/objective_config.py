@@ -43,7 +43,7 @@ class RewardConfig(Config):
     length_cap: float = Field(0.25, ge=0)
     length_rule: LengthRule = Field(
         "all-reasoning",
-        description="Characters of 'all-reasoning', or of the 'shortest-stretch' of it between crop commands.",
+        description="What counts: 'all-reasoning', or its 'shortest-stretch' between crop commands.",
     )
 
 
@@ -91,18 +91,18 @@ class Profile:
 PROFILES: Mapping[str, Profile] = MappingProxyType(
     {
         "paper": Profile(
-            about="Section 3.3 and Eq. 1-2 as written, beta 0 (A.3). What the paper leaves open is settled in "
-            "models/rgrpo/rewards.py and advantages.py.",
+            about="Section 3.3 and Eq. 1-2 as written, beta 0 (A.3). What the paper leaves open is settled "
+            "in models/rgrpo/rewards.py and advantages.py.",
             reward=RewardConfig(),
             objective=ObjectiveConfig(),
         ),
         "released": Profile(
             about="What the authors' code computes (github.com/justgogorunrun/VLM-R3, 76e2d8f, "
-            "src/r1-v/src/open_r1: rgrpo.py, trainer/vllm_rgrpo_trainer.py). Its faults are not followed: it "
-            "trains messages and line breaks of its own as if the model had written them, closes the answer "
-            "of a text that a limit cut off and then rewards its format, and falls back to another comparison "
-            "when its judge (a model of 72B) fails. Here only sampled tokens are trained, truncated text "
-            "earns no format, and one deterministic matcher decides.",
+            "src/r1-v/src/open_r1: rgrpo.py, trainer/vllm_rgrpo_trainer.py). Its faults are not followed: "
+            "it trains messages and line breaks of its own as if the model had written them, closes the "
+            "answer of a text that a limit cut off and then rewards its format, and compares in another way "
+            "without a word when its judge (a model of 72B) fails. Here only sampled tokens are trained, "
+            "truncated text earns no format, and one deterministic matcher decides.",
             reward=RewardConfig(
                 format=0.5,
                 format_rule="ends-with-answer",

@@ -5,22 +5,22 @@ The paper leaves words undefined; here they mean:
 * *correct final answer*: the last ``<answer>`` equals a gold answer (:func:`models.answers.matches`);
 * *correct <answer> tag format* (``think-then-answer``): exactly one ``<think>`` block followed by one
   non-empty ``<answer>`` and nothing else (:func:`models.protocol.is_well_formed`);
-* *syntactically correct and non-redundant bounding box command* (``shown``): one that the loop answered with a
-  crop. Refused are bad JSON, inverted, outside, too small or too long boxes, and, as *redundant*, a box whose
-  IoU with an earlier accepted one reaches ``look.repeated_iou``;
+* *syntactically correct and non-redundant bounding box command* (``shown``): one that the loop answered with
+  a crop. Refused are bad JSON, inverted, outside, too small or too long boxes, and, as *redundant*, a box
+  whose IoU with an earlier accepted one reaches ``look.repeated_iou``;
 * *per character for generating reasoning steps* (``all-reasoning``): characters before ``<answer>``, without
   tags, crop commands and surrounding white space (:func:`models.protocol.reasoning_text`).
 
 The authors' released code asks something else of three of them, which are rules of their own here:
 
 * ``ends-with-answer``: an ``<answer>`` that is closed where the text ends, whatever is before;
-* ``parsed``: distinct objects in braces that speak of a "bbox" and are JSON with a ``bbox_2d``, usable or not;
-  none when one of them is broken;
+* ``parsed``: distinct objects in braces that speak of a "bbox" and are JSON with a ``bbox_2d``, usable or
+  not; none when one of them is broken;
 * ``shortest-stretch``: characters of the shortest stretch of reasoning between crop commands, white space
-  collapsed. Empty stretches between two commands are no stretches; the first and the last are, empty or not.
+  collapsed. Empty stretches between two commands are none; the first and the last count, empty or not.
 
-Whatever the rule, a trajectory that a limit cut off has no format reward, and only text that the model sampled
-is read: what we told it about a refused box earns nothing.
+Whatever the rule, a trajectory that a limit cut off has no format reward, and only text that the model
+sampled is read: what we told it about a refused box earns nothing.
 """
 
 import json

@@ -6,7 +6,8 @@
 Every rank holds a share of the questions, an inference engine and the trained policy. A step samples M
 rollouts of each question with the newest weights, scores them, and takes one optimiser step: strictly
 on-policy, as Eq. 2 is. Groups of equal rewards have advantage zero and are left out of the forward pass,
-which changes nothing but the time it takes. Guards watch the run and pause it (:mod:`models.rgrpo.guards`).
+which changes nothing but the time it takes; with beta above 0 they stay, for the KL to the starting model
+moves them too. Guards watch the run and pause it (:mod:`models.rgrpo.guards`).
 """
 
 import logging
@@ -22,7 +23,7 @@ from models.child import run_stage
 from models.config import resolve_model_path
 from models.distributed import DeepSpeedEngine
 from models.errors import GuardError
-from models.policy import load_policy
+from models.policy import Policy, load_policy, load_reference
 from models.records import Question, read_questions
 from models.rgrpo.batch import Batch, score_and_compare
 from models.rgrpo.guards import Guards, steps_so_far
@@ -51,11 +52,14 @@ def train(run: RunDir, config: RGRPORun) -> Result:
     model_path = resolve_model_path(config.model_path)
     policy = load_policy(model_path, freeze_vision=config.freeze_vision).to(world.device)
     engine = distributed.initialise(policy, config.rgrpo)
+    reference = None
+    if config.rgrpo.objective.beta:  # else nothing would read it
+        reference = load_reference(model_path, policy, dtype=config.rgrpo.precision)
     questions = read_questions(Path(config.questions_path))
     held_out = read_questions(Path(config.probe_path)) if config.probe_path else []
     sampler = open_sampler(policy, model_path, config.engine, look=config.look, seed=config.seed)
     try:
-        training = Training(run, config, engine, sampler, questions, held_out)
+        training = Training(run, config, engine, sampler, questions, held_out, reference)
         training.run_to_the_end(checkpoints.resume(run, engine))
     finally:
         sampler.close()  # while the process group that it joined still exists
@@ -74,9 +78,10 @@ class Training:
         sampler: "VLLMEngine | TransformersEngine",
         questions: Sequence[Question],
         held_out: Sequence[Question] = (),
+        reference: Policy | None = None,
     ) -> None:
         self._run, self._config, self._look, self._seed = run, config.rgrpo, config.look, config.seed
-        self._engine, self._policy = engine, engine.module
+        self._engine, self._policy, self._reference = engine, engine.module, reference
         self._sampler, self._questions = sampler, questions
         self._held_out = held_out[: config.rgrpo.guards.probe_questions]
         self._guards = Guards(config.rgrpo.guards)
@@ -165,6 +170,7 @@ class Training:
                 totals=batch.totals,
                 config=self._config,
                 learning_rate=self._learning_rate(step),
+                reference=self._reference,
             )
 
     def _learning_rate(self, step: int) -> float:

@@ -18,8 +18,8 @@ from models.distributed import DeepSpeedEngine
 from models.encoding import Encoded
 from models.errors import GuardError
 from models.packing import Continuation, pack_groups
-from models.policy import collate_sharing_prompts
-from models.rgrpo.objective import Totals, mismatch_k3, policy_loss, truncated_weight
+from models.policy import Batch, Policy, collate_sharing_prompts
+from models.rgrpo.objective import PolicyLoss, Totals, mismatch_k3, policy_loss, truncated_weight
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,13 +46,17 @@ def update_policy(
     totals: Totals,
     config: RGRPOConfig,
     learning_rate: float,
+    reference: Policy | None = None,
 ) -> dict[str, float]:
     """Train on this rank's samples; returns the update's metrics, the same on every rank.
 
-    Nothing happens when no rank has a sample. Before the optimiser step, raises TrainingError when a log-prob
+    ``reference`` is the starting model, needed exactly when ``objective.beta`` is above 0. Nothing happens
+    when no rank has a sample. Before the optimiser step, raises TrainingError when a log-prob
     is not finite, and GuardError when engine and trainer disagree by more than ``max_mismatch_kl``.
     """
-    metrics = accumulate_gradient(engine, samples, spare=spare, totals=totals, config=config)
+    metrics = accumulate_gradient(
+        engine, samples, spare=spare, totals=totals, config=config, reference=reference
+    )
     if metrics is None:
         return {"rgrpo/updated": 0.0}
     gradient_norm = distributed.update(engine, learning_rate=learning_rate)
@@ -71,6 +75,7 @@ def accumulate_gradient(
     spare: Encoded,
     totals: Totals,
     config: RGRPOConfig,
+    reference: Policy | None = None,
 ) -> dict[str, float] | None:
     """Add the gradient of the loss over all ranks' samples; None when no rank has any.
 
@@ -84,7 +89,9 @@ def accumulate_gradient(
     seen = _Seen()
     for number, micro_batch in enumerate(packed, start=1):
         chosen = [samples[index] for index in micro_batch or ()]
-        loss = _micro_batch_loss(engine, chosen, spare, totals=totals, config=config, seen=seen)
+        loss = _micro_batch_loss(
+            engine, chosen, spare, totals=totals, config=config, reference=reference, seen=seen
+        )
         distributed.accumulate(engine, loss, is_last=number == len(packed))
     return seen.metrics(config)
 
@@ -96,6 +103,7 @@ def _micro_batch_loss(
     *,
     totals: Totals,
     config: RGRPOConfig,
+    reference: Policy | None,
     seen: "_Seen",
 ) -> Tensor:
     """This micro-batch's share of the global loss (scalar)."""
@@ -113,10 +121,19 @@ def _micro_batch_loss(
         totals=totals,
         config=config.objective,
         engine_weight=truncated_weight(logprobs, engine_logprobs, cap=cap) if cap else None,
+        reference_logprobs=_reference_logprobs(reference, batch, config),
     )
     ids = [f"{sample.question_id}#{sample.sample_index}" for sample in samples]
-    seen.add(ids, logprobs.detach(), engine_logprobs, sampled, result.loss)
+    seen.add(ids, logprobs.detach(), engine_logprobs, sampled, result)
     return result.loss
+
+
+def _reference_logprobs(reference: Policy | None, batch: Batch, config: RGRPOConfig) -> Tensor | None:
+    """(B, T - 1), at the policy's temperature and with its bans, else the two would differ from the start."""
+    if reference is None:
+        return None
+    with torch.no_grad():
+        return reference(batch, temperature=config.temperature)
 
 
 class _Seen:
@@ -129,17 +146,25 @@ class _Seen:
         self._mismatches: list[Tensor] = []
         self._gaps: list[Tensor] = []
         self._num_tokens: list[Tensor] = []
+        self._reference_kls: list[Tensor] = []
 
     def add(
-        self, ids: list[str], logprobs: Tensor, engine_logprobs: Tensor, sampled: Tensor, loss: Tensor
+        self,
+        ids: list[str],
+        logprobs: Tensor,
+        engine_logprobs: Tensor,
+        sampled: Tensor,
+        result: PolicyLoss,
     ) -> None:
         """Note one micro-batch; the tensors are (B, T - 1). Nothing is moved off the device yet."""
         self._ids += ids
         self._likelihoods.append(logprobs.sum(dim=1))
-        self._losses.append(loss.detach())
+        self._losses.append(result.loss.detach())
         self._mismatches.append(mismatch_k3(logprobs, engine_logprobs, sampled))
         self._gaps.append(torch.where(sampled, logprobs - engine_logprobs, 0.0).abs().max())
         self._num_tokens.append(sampled.sum())
+        if result.reference_kl is not None:
+            self._reference_kls.append(result.reference_kl)
 
     def metrics(self, config: RGRPOConfig) -> dict[str, float]:
         """Sums over all ranks. Raises TrainingError or GuardError when the update must not happen."""
@@ -161,4 +186,11 @@ class _Seen:
             "rgrpo/mismatch_kl": mismatch_kl,
             "rgrpo/mismatch_max": distributed.global_max(max(map(float, self._gaps), default=0.0)),
             "rgrpo/trained_tokens": num_tokens,
+            **(self._reference_kl(num_tokens) if config.objective.beta else {}),
         }
+
+    def _reference_kl(self, num_tokens: float) -> dict[str, float]:
+        kls = torch.cat(self._reference_kls) if self._reference_kls else torch.zeros(0)
+        distributed.require_finite(self._ids, kls, what="The KL to the reference")
+        (total,) = distributed.global_sums([kls.sum()])
+        return {"rgrpo/reference_kl": total / max(num_tokens, 1.0)}
