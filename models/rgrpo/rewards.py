@@ -25,6 +25,7 @@ sampled is read: what we told it about a refused box earns nothing.
 
 import json
 import re
+from collections.abc import Sequence
 
 from models.answers import matches
 from models.config import RewardConfig
@@ -61,6 +62,11 @@ def reward_of(trajectory: Trajectory | Transcript, *, is_correct: bool, config: 
         validity=min(config.validity_cap, config.validity * _num_boxes(trajectory, config)) * earns_boxes,
         length=min(config.length_cap, config.length_per_character * _num_characters(trajectory, config)),
     )
+
+
+def differ_in_length_only(rewards: Sequence[Reward]) -> bool:
+    """True when the parts of all rewards but the length are equal."""
+    return len({(reward.accuracy, reward.format, reward.validity) for reward in rewards}) == 1
 
 
 def _follows_format(text: str, config: RewardConfig) -> bool:

@@ -506,7 +506,8 @@ def test_two_ranks_compute_the_gradient_of_one(tmp_path, model_path, zero_stage)
         arguments = [str(script), str(model_path), str(zero_stage), str(tmp_path / f"{num_ranks}.pt")]
         subprocess.run([sys.executable, *launcher, *arguments], check=True, timeout=300)
     alone, together = (torch.load(tmp_path / f"{number}.pt") for number in (1, 2))
-    for stage in ("sft", "rgrpo"):
-        assert alone[stage].keys() == together[stage].keys()
-        assert_equal(together[stage], alone[stage])
-    assert max(gradient.abs().max() for gradient in alone["rgrpo"].values()) > 1e-3
+    assert alone.keys() == together.keys()
+    for batch in alone:
+        largest = max(float(gradient.abs().max()) for gradient in alone[batch].values())
+        assert largest > 1e-3
+        assert_equal(together[batch], alone[batch], tolerance=1e-5 * max(1.0, largest))
