@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models.errors import RunDirError
 
+ROLLOUTS = "rollouts"  # the folder with every step's rollouts
 _METRIC_NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_@.]+)+")
 
 

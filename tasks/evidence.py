@@ -7,18 +7,17 @@ from typing import Any
 
 import pyarrow.dataset as ds
 
+from models.check import Check, Preflight
 from models.config import Preset, RGRPOConfig
 from models.errors import ArtifactError
 from models.evaluation.results import Results
 from models.evidence import (
-    Check,
     DataEvidence,
     EarlierData,
     EvaluationEvidence,
     Evidence,
     Guards,
     Kept,
-    Preflight,
     Spread,
     ValidationEvidence,
 )
@@ -70,6 +69,7 @@ def evidence_of(
     verdict = outputs["validate"].artifacts["verdict"]
     folder = store.fetch(verdict)
     validation = read_verdict(folder)
+    record = store.fetch(outputs["rgrpo"].artifacts["record"])
     evaluation = _evaluation(outputs["evaluate"].artifacts["evaluation"])
     return Evidence(
         preset=preset.model_dump(mode="json"),
@@ -85,8 +85,8 @@ def evidence_of(
             passed=validation.passed,
             summary=validation.summary(),
         ),
-        preflight=preflight,
-        guards=guards_of(store.fetch(outputs["rgrpo"].artifacts["record"]), preset.rgrpo),
+        preflight=Preflight(checks=(*preflight.checks, *Preflight.read(record).checks)),
+        guards=guards_of(record, preset.rgrpo),
         evaluation=evaluation,
         parent_version=_parent(evaluation),
         tracking_run=parent,
@@ -151,7 +151,7 @@ def _limits(values: Mapping[str, list[float]], config: RGRPOConfig) -> Iterator[
     for guard in limits(config.guards):
         found = guard.worst(values.get(guard.metric, []))
         if found is not None:
-            yield Check(name=guard.metric, value=f"{found:.3g}", rule=guard.rule, passed=guard.allows(found))
+            yield Check(name=guard.metric, value=f"{found:.3g}", rule=str(guard), passed=guard.allows(found))
 
 
 def _spread(values: list[float]) -> Spread:

@@ -11,9 +11,9 @@ the optimiser's step. What is measured here is deterministic, so a run that goes
 other limits repeats its steps to the letter.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,33 +21,68 @@ from models.errors import GuardError
 from models.guard_config import GuardsConfig
 
 CROP_GAIN = "rgrpo/probe/crop_gain"
-_BOX_SHARE = "rgrpo/box_share"
+
+
+class Rule(NamedTuple):
+    """What a field of :class:`GuardsConfig` limits (from the side in its name), and what breaking it means.
+
+    ``is_kept``: it binds only where the first window was within it. ``is_relative``: it looks at how many
+    times larger or smaller a mean is than the first window's. Without ``is_mean`` every value counts alone.
+    """
+
+    setting: str
+    metric: str
+    danger: str
+    is_kept: bool = False
+    is_relative: bool = False
+    is_mean: bool = True
+
+
+_RULES = (
+    Rule("min_crops", "rgrpo/crops_per_trajectory", "the policy has stopped to look", is_kept=True),
+    Rule(
+        "min_crop_gain",
+        CROP_GAIN,
+        "crops no longer help: blank ones give the same answers",
+        is_kept=True,
+        is_mean=False,
+    ),
+    Rule("max_all_wrong_share", "rgrpo/all_wrong_share", "most groups teach form without one right answer"),
+    Rule("max_truncated_share", "rgrpo/truncated_share", "most trajectories never end"),
+    Rule("min_entropy", "rgrpo/entropy", "the policy has collapsed: its rollouts are all alike"),
+    Rule("max_entropy", "rgrpo/entropy", "the policy falls apart"),
+    Rule(
+        "max_box_drift",
+        "rgrpo/box_share",
+        "the size of boxes has drifted: look whether they win reward by rounding, not by sight",
+        is_relative=True,
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """``metric`` must stay at most or at least ``bound``; ``setting`` names the field that says so.
+    """A rule with its bound; means are over ``window`` steps."""
 
-    ``window`` steps are averaged. With ``is_kept`` the limit binds only where the first window was within it;
-    with ``is_relative`` it looks at how many times larger or smaller a mean is than the first window's.
-    """
-
-    metric: str
-    side: Literal["at most", "at least"]
+    rule: Rule
     bound: float
-    setting: str
-    danger: str
     window: int
-    is_kept: bool = False
-    is_relative: bool = False
 
     @property
-    def rule(self) -> str:
-        """The limit in words."""
-        what = "change of its mean" if self.is_relative else "mean"
-        since = ", where it began so" if self.is_kept else ""
-        steps = f" over {self.window} steps" if self.window > 1 else ""
-        return f"{what}{steps} {self.side} {self.bound:g}{since}"
+    def metric(self) -> str:
+        """What is looked at."""
+        return self.rule.metric
+
+    @property
+    def is_upper(self) -> bool:
+        """Whether more than the bound breaks it; else less does."""
+        return self.rule.setting.startswith("max_")
+
+    def __str__(self) -> str:
+        what = "change of its mean" if self.rule.is_relative else "mean"
+        steps = f"{what} over {self.window} steps " if self.rule.is_mean else ""
+        since = ", where it began so" if self.rule.is_kept else ""
+        return f"{steps}at {'most' if self.is_upper else 'least'} {self.bound:g}{since}"
 
     def judged(self, values: Sequence[float]) -> list[float]:
         """What the limit looks at, a number per window; nothing while no window is whole.
@@ -55,93 +90,37 @@ class Limit:
         ``values`` are the metric's, one per step that has it, in order.
         """
         means = _means(values, self.window)
-        if not means or (self.is_kept and not self.allows(means[0])):
+        if not means or (self.rule.is_kept and not self.allows(means[0])):
             return []
-        if not self.is_relative:
+        if not self.rule.is_relative:
             return means
         first = means[0]
         return [max(mean / first, first / mean) for mean in means if mean > 0 and first > 0]
 
     def worst(self, values: Sequence[float]) -> float | None:
         """The number of a whole run that is furthest on the wrong side; None where there is none."""
-        return (max if self.side == "at most" else min)(self.judged(values), default=None)
+        return (max if self.is_upper else min)(self.judged(values), default=None)
 
     def allows(self, value: float) -> bool:
         """Whether a value is on the right side."""
-        return value <= self.bound if self.side == "at most" else value >= self.bound
+        return value <= self.bound if self.is_upper else value >= self.bound
 
 
-def limits(config: GuardsConfig) -> Iterator[Limit]:
+def limits(config: GuardsConfig) -> list[Limit]:
     """The limits of a run, none when the guards are off."""
     if not config.enabled:
-        return
-    window = config.window
-    yield Limit(
-        "rgrpo/crops_per_trajectory",
-        "at least",
-        config.min_crops,
-        "min_crops",
-        "the policy has stopped to look",
-        window,
-        is_kept=True,
-    )
-    yield Limit(
-        CROP_GAIN,
-        "at least",
-        config.min_crop_gain,
-        "min_crop_gain",
-        "crops no longer help: blank ones give the same answers",
-        1,
-        is_kept=True,
-    )
-    yield Limit(
-        "rgrpo/all_wrong_share",
-        "at most",
-        config.max_all_wrong_share,
-        "max_all_wrong_share",
-        "most groups teach form without one right answer",
-        window,
-    )
-    yield Limit(
-        "rgrpo/truncated_share",
-        "at most",
-        config.max_truncated_share,
-        "max_truncated_share",
-        "most trajectories never end",
-        window,
-    )
-    yield Limit(
-        "rgrpo/entropy",
-        "at least",
-        config.min_entropy,
-        "min_entropy",
-        "the policy has collapsed: its rollouts are all alike",
-        window,
-    )
-    yield Limit(
-        "rgrpo/entropy",
-        "at most",
-        config.max_entropy,
-        "max_entropy",
-        "the policy falls apart",
-        window,
-    )
-    yield Limit(
-        _BOX_SHARE,
-        "at most",
-        config.max_box_drift,
-        "max_box_drift",
-        "the size of boxes has drifted: look whether they win reward by rounding, not by sight",
-        window,
-        is_relative=True,
-    )
+        return []
+    return [
+        Limit(rule, bound=getattr(config, rule.setting), window=config.window if rule.is_mean else 1)
+        for rule in _RULES
+    ]
 
 
 class Guards:
     """The guards over one run; ``earlier`` are the metrics of the steps that a resumed run goes on from."""
 
     def __init__(self, config: GuardsConfig, earlier: Iterable[Mapping[str, float]] = ()) -> None:
-        self._limits = tuple(limits(config))
+        self._limits = limits(config)
         self._values: dict[str, list[float]] = {limit.metric: [] for limit in self._limits}
         for metrics in earlier:
             self._note(metrics)
@@ -156,9 +135,9 @@ class Guards:
             found = limit.judged(self._values[limit.metric])[-1:]
             if not all(map(limit.allows, found)):
                 raise GuardError(
-                    f"Step {step}: {limit.danger}. {limit.metric} came to {found[0]:.4g}, and the rule is: "
-                    f"{limit.rule}. Look at the rollouts of this step; change what is rewarded, or go on "
-                    f"with another rgrpo.guards.{limit.setting}."
+                    f"Step {step}: {limit.rule.danger}. {limit.metric} came to {found[0]:.4g}, and the rule "
+                    f"is: {limit}. Look at the rollouts of this step; change what is rewarded, or go on "
+                    f"with another rgrpo.guards.{limit.rule.setting}."
                 )
 
     def _note(self, metrics: Mapping[str, float]) -> None:

@@ -28,14 +28,17 @@ import re
 from collections.abc import Sequence
 
 from models.answers import matches
-from models.config import RewardConfig
-from models.protocol import ANSWER_STOP, extract_answer, is_well_formed, reasoning_text
+from models.config import Look, RewardConfig
+from models.protocol import ANSWER_STOP, extract_answer, is_well_formed, reasoning_text, render_box
 from models.records import Question
-from models.trajectory import Reward, Trajectory
+from models.region import Box
+from models.trajectory import BoxEvent, Prompt, Reward, SampledSpan, StopReason, Trajectory
 from models.transcripts import Transcript
 
 _OBJECT = re.compile(r"\{[^}]*\}")
 _CROP_COMMAND = re.compile(r'\{"bbox_2d":\s*\[[^\]]*\]\}')
+# More than any length reward pays for.
+_MANY_CHARACTERS = 10_000
 
 
 def score(trajectory: Trajectory, question: Question, config: RewardConfig) -> Reward | None:
@@ -62,6 +65,27 @@ def reward_of(trajectory: Trajectory | Transcript, *, is_correct: bool, config: 
         validity=min(config.validity_cap, config.validity * _num_boxes(trajectory, config)) * earns_boxes,
         length=min(config.length_cap, config.length_per_character * _num_characters(trajectory, config)),
     )
+
+
+def reward_floor(config: RewardConfig, look: Look) -> tuple[float, float]:
+    """What a wrong and a right answer earn in full style: all crops that are allowed, reasoning without end,
+    the right form.
+
+    The first over the second is the share that can be earned without sight. Both come from :func:`score`.
+    """
+    boxes = [Box(0, 0, 10.0 + number, 10.0, space="seen") for number in range(look.max_crops)]
+    prose = "a" * _MANY_CHARACTERS
+    thought = "".join(f"{prose} {render_box(box)} " for box in boxes) + prose
+    question = Question("floor", "", "", b"", "", 1, 1, text="?", answers=("right",))
+    totals = []
+    for answer in ("wrong", "right"):
+        span = SampledSpan(f"<think>{thought}</think><answer>{answer}</answer>")
+        events = tuple(BoxEvent(box) for box in boxes)
+        trajectory = Trajectory("floor", 0, Prompt("?"), (span,), events, StopReason.ANSWERED)
+        reward = score(trajectory, question, config)
+        assert reward is not None, "nobody broke"
+        totals.append(reward.total)
+    return totals[0], totals[1]
 
 
 def differ_in_length_only(rewards: Sequence[Reward]) -> bool:

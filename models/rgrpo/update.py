@@ -9,6 +9,7 @@ stale weights in the engine all show there first.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from models.errors import GuardError
 from models.packing import Continuation, pack_groups
 from models.policy import Batch, Policy, collate_sharing_prompts
 from models.rgrpo.objective import PolicyLoss, Totals, mismatch_k3, policy_loss, truncated_weight
+from models.schedule import warmup_then_cosine
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,6 +136,36 @@ def _reference_logprobs(reference: Policy | None, batch: Batch, config: RGRPOCon
         return None
     with torch.no_grad():
         return reference(batch, temperature=config.temperature)
+
+
+@torch.no_grad()
+def score_again(
+    engine: DeepSpeedEngine, encoded: Sequence[Encoded], config: RGRPOConfig, *, spare: Encoded | None = None
+) -> list[np.ndarray]:
+    """The policy's log-probs of each sequence's sampled tokens, (N,) nats each; all ranks call it.
+
+    By the way that an update takes. Every sequence has sampled tokens; a rank without any needs a ``spare``.
+    """
+    samples = [Sample(str(number), 0, one, 0.0) for number, one in enumerate(encoded)]
+    sizes = [sample.continuation for sample in samples]
+    found: dict[int, np.ndarray] = {}
+    for chosen in distributed.in_lockstep(pack_groups(sizes, max_tokens=config.tokens_per_micro_batch)):
+        rows = [encoded[index] for index in chosen or ()] or [one for one in (spare,) if one is not None]
+        batch = collate_sharing_prompts(rows, engine.module)
+        logprobs = engine(batch, temperature=config.temperature)
+        for row, index in enumerate(chosen or ()):
+            found[index] = logprobs[row][batch.sampled[row, 1:]].cpu().numpy()
+    return [found[index] for index in range(len(encoded))]
+
+
+def learning_rate(config: RGRPOConfig, step: int) -> float:
+    """The rate of update ``step``, from 0."""
+    return warmup_then_cosine(
+        (step + 1) / config.num_steps,
+        peak=config.learning_rate,
+        warmup=min(1.0, config.warmup_steps / config.num_steps),
+        min_ratio=config.min_lr_ratio,
+    )
 
 
 class _Seen:

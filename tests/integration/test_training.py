@@ -15,7 +15,15 @@ from safetensors.torch import load_file
 
 from models import distributed
 from models.checkpoints import Progress
-from models.config import EngineConfig, GuardsConfig, ObjectiveConfig, RewardConfig, RGRPOConfig, SFTConfig
+from models.config import (
+    EngineConfig,
+    GuardsConfig,
+    ObjectiveConfig,
+    PreflightConfig,
+    RewardConfig,
+    RGRPOConfig,
+    SFTConfig,
+)
 from models.errors import GuardError, RunDirError, TrainingError
 from models.objective_config import PROFILES
 from models.packing import pack_groups
@@ -24,6 +32,7 @@ from models.presets import load_preset
 from models.records import write_questions, write_records
 from models.rgrpo import train as rgrpo
 from models.rgrpo import update
+from models.rgrpo.actors import Actors
 from models.rgrpo.objective import Totals
 from models.rgrpo.update import Sample
 from models.run_config import RGRPORun, SFTRun
@@ -59,6 +68,7 @@ RGRPO = RGRPOConfig(
     precision="float32",
     checkpoint_every=2,
     objective=ObjectiveConfig(aggregation="seq-mean-token-mean"),
+    preflight=PreflightConfig(enabled=False),
 )
 
 
@@ -420,14 +430,14 @@ def test_equal_rewards_are_trained_on_where_a_reference_pulls(tmp_path, model_pa
     run = RunDir.create(tmp_path / "run", config)
     policy = load_policy(other_model_path)  # it has moved away from the starting model
     engine = distributed.initialise(policy, config.rgrpo)
-    training = rgrpo.Training(
-        run,
-        config,
+    actors = Actors(
         engine,
         TransformersEngine(policy, config.engine),
         questions(8),
+        held_out=[],
         reference=load_reference(model_path, policy, dtype="float32"),
     )
+    training = rgrpo.Training(run, config, actors)
     training.run_to_the_end(Progress())
     (line,) = [line for line in run.metrics() if line["step"] == 1]
     assert line["rgrpo/zero_variance_share"] == 1.0

@@ -100,7 +100,7 @@ def test_a_resumed_run_remembers_the_steps_before_its_checkpoint():
 
 
 def test_the_worst_of_a_run_is_what_its_evidence_shows():
-    by_setting = {limit.setting: limit for limit in limits(CONFIG)}
+    by_setting = {limit.rule.setting: limit for limit in limits(CONFIG)}
     assert by_setting["max_truncated_share"].worst([0.0, 0.3, 0.6, 0.9, 0.0]) == pytest.approx(0.6)
     assert by_setting["min_crops"].worst([1.0, 1.0, 1.0, 0.4]) == pytest.approx(0.8)
     assert by_setting["max_box_drift"].worst([0.03, 0.03, 0.03, 0.03]) == pytest.approx(1.0)
