@@ -27,9 +27,8 @@ ADVANTAGES = (1.0, -1.0, 0.5, -0.5, 2.0)
 OBJECTIVES = {
     "paper-eq2": ObjectiveConfig(aggregation="paper-eq2"),
     "seq-mean-token-mean": ObjectiveConfig(aggregation="seq-mean-token-mean"),
-    "token-mean": ObjectiveConfig(aggregation="token-mean"),
     "seq-mean-token-sum-norm": ObjectiveConfig(aggregation="seq-mean-token-sum-norm"),
-    "beta": ObjectiveConfig(aggregation="token-mean", beta=0.5),
+    "token-mean-beta": ObjectiveConfig(aggregation="token-mean", beta=0.5),
 }
 
 

@@ -115,6 +115,7 @@ def _micro_batch_loss(
         return logprobs.sum() * 0.0
     sampled, engine_logprobs = batch.sampled[:, 1:], batch.engine_logprobs[:, 1:]
     cap = config.objective.engine_weight_cap
+    engine_weight = truncated_weight(logprobs, engine_logprobs, cap=cap) if cap else None
     result = policy_loss(
         logprobs,
         old_logprobs=logprobs.detach(),
@@ -122,11 +123,13 @@ def _micro_batch_loss(
         sampled=sampled,
         totals=totals,
         config=config.objective,
-        engine_weight=truncated_weight(logprobs, engine_logprobs, cap=cap) if cap else None,
+        engine_weight=engine_weight,
         reference_logprobs=_reference_logprobs(reference, batch, config),
     )
     ids = [f"{sample.question_id}#{sample.sample_index}" for sample in samples]
     seen.add(ids, logprobs.detach(), engine_logprobs, sampled, result)
+    if engine_weight is not None:
+        seen.add_cut((engine_weight >= cap) & sampled)
     return result.loss
 
 
@@ -178,6 +181,8 @@ class _Seen:
         self._mismatches: list[Tensor] = []
         self._gaps: list[Tensor] = []
         self._num_tokens: list[Tensor] = []
+        self._num_clipped: list[Tensor] = []
+        self._num_cut: list[Tensor] = []
         self._reference_kls: list[Tensor] = []
 
     def add(
@@ -195,15 +200,21 @@ class _Seen:
         self._mismatches.append(mismatch_k3(logprobs, engine_logprobs, sampled))
         self._gaps.append(torch.where(sampled, logprobs - engine_logprobs, 0.0).abs().max())
         self._num_tokens.append(sampled.sum())
+        self._num_clipped.append(result.num_clipped)
         if result.reference_kl is not None:
             self._reference_kls.append(result.reference_kl)
+
+    def add_cut(self, is_cut: Tensor) -> None:
+        """Note which tokens' engine weight was cut at its cap, (B, T - 1)."""
+        self._num_cut.append(is_cut.sum())
 
     def metrics(self, config: RGRPOConfig) -> dict[str, float]:
         """Sums over all ranks. Raises TrainingError or GuardError when the update must not happen."""
         likelihoods = torch.cat(self._likelihoods) if self._likelihoods else torch.zeros(0)
         distributed.require_finite(self._ids, likelihoods, what="The log-likelihood")
-        loss, mismatch, num_tokens = distributed.global_sums(
-            [sum(map(float, values)) for values in (self._losses, self._mismatches, self._num_tokens)]
+        counted = (self._losses, self._mismatches, self._num_tokens, self._num_clipped, self._num_cut)
+        loss, mismatch, num_tokens, num_clipped, num_cut = distributed.global_sums(
+            [sum(map(float, values)) for values in counted]
         )
         mismatch_kl = mismatch / max(num_tokens, 1.0)
         if mismatch_kl > config.max_mismatch_kl:
@@ -218,6 +229,8 @@ class _Seen:
             "rgrpo/mismatch_kl": mismatch_kl,
             "rgrpo/mismatch_max": distributed.global_max(max(map(float, self._gaps), default=0.0)),
             "rgrpo/trained_tokens": num_tokens,
+            "rgrpo/clipped_share": num_clipped / max(num_tokens, 1.0),
+            "rgrpo/engine_weight_cut_share": num_cut / max(num_tokens, 1.0),
             **(self._reference_kl(num_tokens) if config.objective.beta else {}),
         }
 

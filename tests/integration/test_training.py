@@ -1,6 +1,7 @@
 """SFT and R-GRPO with DeepSpeed: a random tiny Qwen2.5-VL in this process, several ranks under torchrun."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -225,6 +226,34 @@ def test_rgrpo_gradient_is_the_same_as_1x8_2x4_and_8x1(model_path, other_model_p
         assert found_metrics["rgrpo/loss"] == pytest.approx(metrics["rgrpo/loss"], rel=1e-4, abs=1e-5)
         assert_equal(found, expected, tolerance=1e-5 * max(1.0, float(largest)))
     assert ("rgrpo/reference_kl" in metrics) == (objective.beta > 0)
+    # These records have log-probs of 0 for the engine's: every ratio is below the cap.
+    assert (metrics["rgrpo/clipped_share"], metrics["rgrpo/engine_weight_cut_share"]) == (0, 0)
+
+
+def test_tokens_that_the_engine_deemed_unlikely_weigh_as_much_as_the_cap(model_path):
+    found = []
+    for cap in (0.0, 2.0):
+        policy = load_policy(model_path)
+        engine = distributed.initialise(policy, RGRPO)
+        samples = [
+            replace(
+                one,
+                encoded=replace(one.encoded, engine_logprobs=np.full_like(one.encoded.engine_logprobs, -99)),
+            )
+            for one in two_groups_of_four(policy)
+        ]
+        objective = ObjectiveConfig(aggregation="token-mean", engine_weight_cap=cap)
+        metrics = update.accumulate_gradient(
+            engine,
+            samples,
+            spare=samples[0].encoded,
+            totals=Totals(2, 8, 100, 24),
+            config=RGRPO.model_copy(update={"max_mismatch_kl": math.inf, "objective": objective}),
+        )
+        found.append((metrics["rgrpo/engine_weight_cut_share"], gradients(engine)))
+    (uncut, plain), (cut, weighted) = found
+    assert (uncut, cut) == (0, 1)
+    assert_equal(weighted, {name: 2 * gradient for name, gradient in plain.items()}, tolerance=1e-4)
 
 
 def test_the_gradient_of_the_penalty_is_that_of_eq_3_per_token(model_path, other_model_path):
