@@ -100,6 +100,7 @@ class SFTConfig(Config):
         description="Train for this long, however many epochs it takes (equal-time controls); 0: num_epochs.",
     )
     checkpoint_every: int = Field(100, ge=1, description="Steps between checkpoints.")
+    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept; our choice.")
 
     @model_validator(mode="after")
     def _ranks_share_a_batch(self) -> "SFTConfig":
@@ -146,6 +147,7 @@ class RGRPOConfig(Config):
     num_ranks: int = Field(1, ge=1)
     num_threads: int = Field(0, ge=0)
     checkpoint_every: int = Field(50, ge=1, description="Steps between checkpoints.")
+    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept; our choice.")
     max_mismatch_kl: float = Field(
         0.015, gt=0, description="Engine against trainer, k3, nats per token; more stops."
     )

@@ -70,9 +70,10 @@ class Training:
     def run_to_the_end(self, progress: Progress) -> None:
         """All steps that are left. Raises GuardError when a guard pauses the run."""
         began = time.monotonic() - progress.seconds
+        self.last_metrics = self._run.last_metrics(progress.step)
         self._log(progress.step, {})
         if progress.step:
-            self._show_the_sampler_new_weights(progress.step)
+            self._show_the_sampler_new_weights(progress.weight_version)
             earlier = distributed.from_main(lambda: steps_so_far(self._run.metrics(), progress.step))
             self._guards = Guards(self._config.guards, earlier)
         for step in range(progress.step, self._config.num_steps):
@@ -83,7 +84,12 @@ class Training:
             except GuardError as error:
                 raise self._paused(error) from error
             if (step + 1) % self._config.checkpoint_every == 0:
-                checkpoints.save(self._run, self._engine, Progress(step + 1, time.monotonic() - began))
+                self._save(step + 1, time.monotonic() - began)
+
+    def _save(self, step: int, seconds: float) -> None:
+        num_samples = step * self._config.questions_per_step
+        progress = Progress(step, seconds, num_samples=num_samples, weight_version=self._sampler.version)
+        checkpoints.save(self._run, self._engine, progress, keep=self._config.keep_checkpoints)
 
     def _paused(self, error: GuardError) -> GuardError:
         """The same with the last good checkpoint: no guard has spoken when it was written."""
@@ -116,7 +122,7 @@ class Training:
         """This rank's share of the step's questions."""
         count = self._config.questions_per_step
         chosen = endless_shuffle(len(self._questions), start=step * count, count=count, seed=self._seed)
-        share = count // self._config.num_ranks
+        share = count // distributed.num_ranks()
         return [self._questions[index] for index in chosen[distributed.rank() * share :][:share]]
 
     def _roll_out(self, questions: Sequence[Question], step: int) -> list[Trajectory]:

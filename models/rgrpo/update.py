@@ -34,6 +34,11 @@ class Sample:
     advantage: float
 
     @property
+    def id(self) -> str:
+        """Its name in messages."""
+        return f"{self.question_id}#{self.sample_index}"
+
+    @property
     def continuation(self) -> Continuation:
         """Its size for packing: the rollouts of a question share their prompt."""
         prompt_length = int(self.encoded.sampled.argmax())
@@ -53,7 +58,7 @@ def update_policy(
     """Train on this rank's samples; returns the update's metrics, the same on every rank.
 
     ``reference`` is the starting model, needed exactly when ``objective.beta`` is above 0. Nothing happens
-    when no rank has a sample. Before the optimiser step, raises TrainingError when a log-prob
+    when no rank has a sample. Before the optimiser step, raises TrainingError when a log-prob or a gradient
     is not finite, and GuardError when engine and trainer disagree by more than ``max_mismatch_kl``.
     """
     metrics = accumulate_gradient(
@@ -61,7 +66,8 @@ def update_policy(
     )
     if metrics is None:
         return {"rgrpo/updated": 0.0}
-    gradient_norm = distributed.update(engine, learning_rate=learning_rate)
+    ids = [sample.id for sample in samples]
+    gradient_norm = distributed.update(engine, learning_rate=learning_rate, ids=ids)
     return {
         "rgrpo/updated": 1.0,
         "rgrpo/gradient_norm": gradient_norm,
@@ -89,13 +95,17 @@ def accumulate_gradient(
     if not packed:
         return None
     seen = _Seen()
+    rows: list[range] = []  # of each micro-batch, among those that were seen
     for number, micro_batch in enumerate(packed, start=1):
         chosen = [samples[index] for index in micro_batch or ()]
+        first = rows[-1].stop if rows else 0
+        rows.append(range(first, first + len(chosen)))
         loss = _micro_batch_loss(
             engine, chosen, spare, totals=totals, config=config, reference=reference, seen=seen
         )
         distributed.accumulate(engine, loss, is_last=number == len(packed))
-    return seen.metrics(config)
+    broken = engine.module.gradients.take(rows, rows[-1].stop)
+    return seen.metrics(config, broken)
 
 
 def _micro_batch_loss(
@@ -126,8 +136,7 @@ def _micro_batch_loss(
         engine_weight=engine_weight,
         reference_logprobs=_reference_logprobs(reference, batch, config),
     )
-    ids = [f"{sample.question_id}#{sample.sample_index}" for sample in samples]
-    seen.add(ids, logprobs.detach(), engine_logprobs, sampled, result)
+    seen.add([sample.id for sample in samples], logprobs.detach(), engine_logprobs, sampled, result)
     if engine_weight is not None:
         seen.add_cut((engine_weight >= cap) & sampled)
     return result.loss
@@ -208,10 +217,13 @@ class _Seen:
         """Note which tokens' engine weight was cut at its cap, (B, T - 1)."""
         self._num_cut.append(is_cut.sum())
 
-    def metrics(self, config: RGRPOConfig) -> dict[str, float]:
-        """Sums over all ranks. Raises TrainingError or GuardError when the update must not happen."""
-        likelihoods = torch.cat(self._likelihoods) if self._likelihoods else torch.zeros(0)
-        distributed.require_finite(self._ids, likelihoods, what="The log-likelihood")
+    def metrics(self, config: RGRPOConfig, broken: Tensor) -> dict[str, float]:
+        """Sums over all ranks. Raises TrainingError or GuardError when the update must not happen.
+
+        ``broken`` (N,) is NaN for a sample whose gradient is not finite.
+        """
+        likelihoods = torch.cat(self._likelihoods).cpu() if self._likelihoods else torch.zeros(0)
+        distributed.require_finite(self._ids, likelihoods + broken, what="The log-likelihood or its gradient")
         counted = (self._losses, self._mismatches, self._num_tokens, self._num_clipped, self._num_cut)
         loss, mismatch, num_tokens, num_clipped, num_cut = distributed.global_sums(
             [sum(map(float, values)) for values in counted]
