@@ -217,7 +217,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _pictures(request: GenerationRequest) -> Iterable[Picture]:
-    yield from request.prompt.pictures
+    yield from request.prompt.shown()
     for span in request.spans:
         if isinstance(span, CropSpan):
             yield span.picture
