@@ -44,6 +44,6 @@ def test_the_champion_is_served(work_dir: Path, tmp_path: Path) -> None:
 def test_a_model_in_s3_is_served(s3: S3Server) -> None:
     s3.put_folder(EMBEDDED_MODEL, "served/model")
     uri = f"s3://{BUCKET}/served/model"
-    with served(uri, **s3.environment("reader")) as server:
+    with served(uri, "--set", "engine.kind=transformers", **s3.environment("reader")) as server:
         assert uri in server.log.read_text()
         assert answer_of(server) == (uri, "5")
