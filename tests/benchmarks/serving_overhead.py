@@ -18,6 +18,7 @@ limits are 10 % of vLLM's throughput, and 20 ms per turn over the loop when one 
 import argparse
 import asyncio
 import base64
+import gc
 import json
 import statistics
 import sys
@@ -272,6 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     engine = SwitchedEngine(Path(resolve_model_path(options.model)), preset.engine, look=preset.look)
     engine.watch()
+    gc.freeze()  # as the server's engine does: otherwise the collector would be measured
     with served(options.model) as server:
         figures = compare(rounds, Ways(engine, server, look))
     engine.close()

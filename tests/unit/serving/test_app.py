@@ -1,12 +1,15 @@
 """The HTTP interface by OpenAI's own client: looks, streams, failures."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
 from openai import OpenAI
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 from models.region import Box, look
 from models.serving.replies import STREAM_END
@@ -272,6 +275,19 @@ def test_a_stream_ends_as_openais_does(server):
     assert reply.headers["content-type"] == "text/event-stream"
     assert reply.content.endswith(STREAM_END)
     assert all(line.startswith("data: ") for line in reply.text.strip().split("\n\n"))
+
+
+def test_prometheus_reads_the_metrics_that_are_documented(server, client):
+    ask(client, f"{COMMAND}|{COMMAND}|{ANSWER}", data_uri(NOISE), stream=True).close()
+    ask(client, f"{COMMAND}|{COMMAND}|{ANSWER}", data_uri(NOISE))
+    families = list(text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text))
+    found = {f"{one.name}_total" if one.type == "counter" else one.name for one in families}
+    table = (Path(__file__).parents[3] / "docs/serving.md").read_text()
+    assert found == set(re.findall(r"`(vlm_r3_\w+)", table))
+    samples = [sample for one in families for sample in one.samples if sample.value]
+    assert {"stop": "answered"} in [sample.labels for sample in samples]
+    assert {"error": "repeated_box"} in [sample.labels for sample in samples]
+    assert all(one.documentation for one in families)
 
 
 def test_crops_reach_the_engine_where_the_model_asked():
