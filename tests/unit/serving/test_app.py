@@ -281,6 +281,7 @@ def test_prometheus_reads_the_metrics_that_are_documented(server, client):
     ask(client, f"{COMMAND}|{COMMAND}|{ANSWER}", data_uri(NOISE), stream=True).close()
     ask(client, f"{COMMAND}|{COMMAND}|{ANSWER}", data_uri(NOISE))
     families = list(text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text))
+    families = [one for one in families if not one.name.endswith("_created")]
     found = {f"{one.name}_total" if one.type == "counter" else one.name for one in families}
     table = (Path(__file__).parents[3] / "docs/serving.md").read_text()
     assert found == set(re.findall(r"`(vlm_r3_\w+)", table))
