@@ -15,6 +15,9 @@ from models.protocol import STOPS, split_at_commands
 from models.rollout import Asked, Episode
 from models.trajectory import AS_MANY_AS_FIT, CropSpan, Exchange, Finish, Piece, Prompt, SampledSpan, Span
 
+# Of one reply. A reply of ours has a few; what somebody else put together must not keep us busy.
+MAX_COMMANDS = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Said:
@@ -59,9 +62,11 @@ def follow_up(
 
 
 def retell(asked: Asked, reply: str, look: Look) -> tuple[Span, ...]:
-    """A reply with the crops and refusals that the loop gave while it was written."""
-    unbounded = {"max_sampled_tokens": AS_MANY_AS_FIT, "max_turns": AS_MANY_AS_FIT}
-    episode = Episode(asked, 0, look=look.model_copy(update=unbounded))
+    """A reply with the crops and refusals that the loop gave while it was written; after ``MAX_COMMANDS``
+    commands it is only text.
+    """
+    limits = {"max_sampled_tokens": AS_MANY_AS_FIT, "max_turns": MAX_COMMANDS}
+    episode = Episode(asked, 0, look=look.model_copy(update=limits))
     after: list[Span] = []
     for text in split_at_commands(reply):
         if episode.stop is None:

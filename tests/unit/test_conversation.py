@@ -1,10 +1,12 @@
 """What was said before becomes context, as the model left it."""
 
+import time
+
 import pytest
 from PIL import Image
 
 from models.config import Look
-from models.conversation import Said, follow_up, retell
+from models.conversation import MAX_COMMANDS, Said, follow_up, retell
 from models.engine import ScriptedEngine
 from models.protocol import SEVERAL_IMAGES, split_at_commands
 from models.rollout import MESSAGES, Asked, stream
@@ -58,6 +60,15 @@ def test_what_a_client_wrote_after_the_end_stays():
     spans = retell(Asked.about("q", "?", [NOISE], LOOK), over, LOOK)
     assert "".join(span.text for span in spans if isinstance(span, SampledSpan)) == over
     assert sum(isinstance(span, CropSpan) for span in spans) == LOOK.max_crops
+
+
+def test_a_reply_of_nothing_but_commands_is_soon_only_text():
+    hostile = "{bbox_2d}" * 7000
+    began = time.process_time()
+    spans = retell(Asked.about("q", "?", [NOISE], LOOK), hostile, LOOK)
+    assert time.process_time() - began < 1
+    assert "".join(span.text for span in spans if isinstance(span, SampledSpan)) == hostile
+    assert sum(isinstance(span, TextSpan) for span in spans) == MAX_COMMANDS
 
 
 def test_pieces_of_a_text_make_it_up():
