@@ -240,16 +240,18 @@ def compare(rounds: Sequence[list[Case]], ways: Ways) -> dict[str, float]:
     processes = ("loop", "served, server", "served, engine", "served, client")
     for name, found in zip(processes, zip(*spent, strict=True), strict=True):
         figures[f"{name}, CPU s"] = statistics.median(found)
-    figures["added per turn, ms"] = added_per_turn(rounds[-1][:NUM_ALONE], num_turns, ways)
     return figures
 
 
-def added_per_turn(cases: Sequence[Case], num_turns: Sequence[int], ways: Ways) -> float:
-    """Milliseconds that a turn over HTTP takes more than in the loop, one request at a time."""
+def added_per_turn(cases: Sequence[Case], ways: Ways) -> float:
+    """Milliseconds that a turn over HTTP takes more than in the loop, one request at a time; the questions
+    must be new to the server, which keeps what it knows.
+    """
     extra = []
-    for case, turns in zip(cases, num_turns, strict=False):
-        alone, _ = ways.loop([case], 1)
-        extra.append((ways.served([case], 1).seconds - alone.seconds) / turns * 1000)
+    for case in cases:
+        alone, (trajectory,) = ways.loop([case], 1)
+        num_turns = len(trajectory.crops) + 1
+        extra.append((ways.served([case], 1).seconds - alone.seconds) / num_turns * 1000)
     return statistics.median(extra)
 
 
@@ -271,11 +273,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         make_cases(options.requests * number, options.requests, look, is_trained=is_trained)
         for number in range(options.rounds + 1)
     ]
+    single = make_cases(options.requests * (options.rounds + 1), NUM_ALONE, look, is_trained=is_trained)
     engine = SwitchedEngine(Path(resolve_model_path(options.model)), preset.engine, look=preset.look)
     engine.watch()
     gc.freeze()  # as the server's engine does: otherwise the collector would be measured
     with served(options.model) as server:
-        figures = compare(rounds, Ways(engine, server, look))
+        ways = Ways(engine, server, look)
+        figures = compare(rounds, ways)
+        figures["added per turn, ms"] = added_per_turn(single, ways)
     engine.close()
     for name, value in figures.items():
         print(f"{name:36} {value:.4g}")
