@@ -29,6 +29,7 @@ from models.errors import EncodingError
 from models.region import Picture
 
 from transformers import Qwen2_5_VLForConditionalGeneration  # isort: skip
+from transformers.utils.logging import disable_progress_bar  # isort: skip
 
 DTYPES: Mapping[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FEATURE_CACHE_BYTES = 1 << 30
@@ -213,6 +214,7 @@ class _FeatureCache:
 def load_policy(model_path: Path, *, dtype: Precision = "float32", freeze_vision: bool = True) -> Policy:
     """The policy of a model folder in Hugging Face layout, on the CPU, in training mode."""
     encoder = Encoder.load(model_path)
+    disable_progress_bar()  # a stage shows its own
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         model_path,
         dtype=DTYPES[dtype],
