@@ -234,6 +234,18 @@ def load_policy(model_path: Path, *, dtype: Precision = "float32", freeze_vision
     return Policy(model, encoder, freeze_vision=freeze_vision).train()
 
 
+def load_reference(model_path: Path, policy: Policy, *, dtype: Precision) -> Policy:
+    """The starting model beside the policy that is trained from it: frozen, on the same device.
+
+    A frozen tower is the policy's own, held once, and a batch's ``features`` serve both. Every rank holds the
+    whole reference, under ZeRO-3 too.
+    """
+    reference = load_policy(model_path, dtype=dtype, freeze_vision=policy.tower_is_frozen)
+    if policy.tower_is_frozen:
+        reference._frozen_tower = policy._frozen_tower
+    return reference.to(policy.device).requires_grad_(False).eval()
+
+
 def save_policy(policy: Policy, target: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
     """Write a model folder (configuration, weights, tokenizer, processor) that vLLM and transformers load.
 

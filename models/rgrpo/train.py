@@ -6,7 +6,8 @@
 Every rank holds a share of the questions, an inference engine and the trained policy. A step samples M
 rollouts of each question with the newest weights, scores them, and takes one optimiser step: strictly
 on-policy, as Eq. 2 is. Groups of equal rewards have advantage zero and are left out of the forward pass,
-which changes nothing but the time it takes. Guards watch the run and pause it (:mod:`models.rgrpo.guards`).
+which changes nothing but the time it takes; with beta above 0 they stay, for the KL to the starting model
+moves them too. Guards watch the run and pause it (:mod:`models.rgrpo.guards`).
 """
 
 import logging
@@ -59,6 +60,7 @@ class Training:
     def __init__(self, run: RunDir, config: RGRPORun, actors: Actors) -> None:
         self._run, self._config, self._look, self._seed = run, config.rgrpo, config.look, config.seed
         self._engine, self._policy = actors.engine, actors.engine.module
+        self._reference = actors.reference
         self._sampler, self._questions = actors.sampler, actors.questions
         self._held_out = actors.held_out[: config.rgrpo.guards.probe_questions]
         self._guards = Guards(config.rgrpo.guards)
@@ -153,6 +155,7 @@ class Training:
                 totals=batch.totals,
                 config=self._config,
                 learning_rate=learning_rate(self._config, step),
+                reference=self._reference,
             )
 
     def _show_the_sampler_new_weights(self, version: int) -> None:
