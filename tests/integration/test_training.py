@@ -24,7 +24,7 @@ from models.config import (
     RGRPOConfig,
     SFTConfig,
 )
-from models.errors import GuardError, TrainingError
+from models.errors import ConfigError, GuardError, TrainingError
 from models.objective_config import PROFILES
 from models.packing import pack_groups
 from models.policy import collate, load_policy, load_reference
@@ -385,6 +385,22 @@ def test_every_rollout_is_kept_with_its_policy_version(tmp_path, model_path, dat
         }
         assert all(one.reward is not None for one in kept)
         assert len({one.question_id for one in kept}) == 2
+
+
+def test_questions_that_do_not_fill_the_last_step_of_an_epoch(tmp_path, model_path, data):
+    """8 questions, 3 a step: the third step would begin one epoch and end in the next."""
+    config = rgrpo_run(model_path, data, num_steps=5, questions_per_step=3, group_size=2)
+    run = RunDir.create(tmp_path / "run", config)
+    rgrpo.train(run, config)
+    for step in range(5):
+        kept = read_transcripts(run.path / "rollouts" / f"step-{step}.parquet")
+        assert len({one.question_id for one in kept}) == 3
+
+
+def test_fewer_questions_than_a_step_takes_are_refused(tmp_path, model_path, data):
+    config = rgrpo_run(model_path, data, questions_per_step=9)
+    with pytest.raises(ConfigError, match=r"holds 8 questions, a step of R-GRPO takes 9 different ones"):
+        rgrpo.train(RunDir.create(tmp_path / "run", config), config)
 
 
 def test_a_guard_pauses_the_run_and_it_goes_on_under_another_limit(tmp_path, model_path, data):
