@@ -20,7 +20,7 @@ def documented(command: str, replaced: Mapping[str, str] | None = None) -> str:
     """A command of the README, ready for a shell; its words in ``replaced`` stand for those of the test."""
     assert command in commands_in(README), f"The README does not say: {command}"
     for words, own in (replaced or {}).items():
-        command = re.sub(rf"(?<!\S){re.escape(words)}(?=[\s;]|$)", own, command)
+        command = re.sub(rf"(?<![^\s=]){re.escape(words)}(?=[\s;]|$)", own, command)
     return command
 
 

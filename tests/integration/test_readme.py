@@ -32,7 +32,7 @@ PRINTS = {
     "vlm-r3 evaluate --benchmark mathvista --data s3://BUCKET/PREFIX --judge-endpoint http://HOST:8000/v1 "
     "--judge-model NAME": r"benchmark +file://",
     "vlm-r3 table": r"measured, look-again",
-    "python -m models.evaluation.score mme predictions.jsonl": r"100",
+    "python -m models.evaluation.score mme predictions.jsonl": r'"sum": 200\.0',
     ASK: r"answer   .*\nmodel    models:/vlm-r3/\d\npicture  picture-looked\.png",
     f"{ASK} --json": r'^\{"answer": .*"model": "models:/vlm-r3/\d"',
     'eval "$(vlm-r3 completion bash)"': r"^$",
