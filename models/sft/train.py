@@ -68,26 +68,29 @@ class Training:
         """All steps that are left."""
         self._began = time.monotonic() - progress.seconds
         log.info("%d samples, from step %d of %d", self._samples.num_total, progress.step, self._num_steps)
-        self._log(progress, {"sft/dropped": self._samples.num_dropped} | self._validate())
+        self.last_metrics = self._run.last_metrics(progress.step)
+        begun = {"sft/dropped": float(self._samples.num_dropped)}
+        self._log(progress, {} if progress.step else begun | self._validate())
         while not self._is_over(progress):
             progress = self._step(progress)
 
     def _step(self, progress: Progress) -> Progress:
         config, samples = self._config, self._samples
-        chosen = samples.batch(progress.step, size=config.batch_size // config.num_ranks, seed=self._seed)
+        chosen = samples.batch(progress.num_samples, size=config.batch_size, seed=self._seed)
         metrics = sft_step(
             self._engine,
-            [samples.encoded[index] for index in chosen],
-            [samples.ids[index] for index in chosen],
+            [samples.encoded(index) for index in chosen],
+            [samples.id(index) for index in chosen],
             learning_rate=self._learning_rate(progress),
             max_tokens=config.tokens_per_micro_batch,
         )
-        progress = Progress(progress.step + 1, self._seconds())
+        seen = progress.num_samples + config.batch_size
+        progress = Progress(progress.step + 1, self._seconds(), num_samples=seen)
         if progress.step % self._steps_per_epoch == 0 or self._is_over(progress):
             metrics |= self._validate()
         self._log(progress, metrics)
         if progress.step % config.checkpoint_every == 0:
-            checkpoints.save(self._run, self._engine, progress)
+            checkpoints.save(self._run, self._engine, progress, keep=config.keep_checkpoints)
         return progress
 
     def _is_over(self, progress: Progress) -> bool:
@@ -118,7 +121,8 @@ class Training:
         if self._held_out is None:
             return {}
         budget = self._config.tokens_per_micro_batch
-        loss = validation_loss(self._engine, self._held_out.encoded, max_tokens=budget)
+        encoded = [self._held_out.encoded(index) for index in self._held_out.share()]
+        loss = validation_loss(self._engine, encoded, max_tokens=budget)
         return {"sft/validation_loss": loss}
 
     def _log(self, progress: Progress, metrics: dict[str, float]) -> None:
