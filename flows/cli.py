@@ -12,6 +12,7 @@ from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from types import TracebackType
 
 from flows.manual import DESCRIPTION, MANUAL
 from flows.replay_options import add_replay
@@ -77,6 +78,8 @@ _MODELS = "embedded, a model folder, models:/vlm-r3@ALIAS, models:/vlm-r3/NUMBER
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = parser().parse_args(arguments)
+    if not options.debug:
+        sys.excepthook = _report_unforeseen
     from models.errors import VLMR3Error
 
     try:
@@ -93,16 +96,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Who read has seen enough, as `head` does; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except Exception as error:  # nobody foresaw it, so nobody else can put it into a line
-        _report(error, options, way_out=" This was not foreseen; add --debug to see where it happened.")
-        return FAILED
 
 
-def _report(error: Exception, options: argparse.Namespace, *, way_out: str = "") -> None:
+def _report(error: Exception, options: argparse.Namespace) -> None:
     if options.debug:
         traceback.print_exception(error, file=sys.stderr)
     else:
-        print(f"vlm-r3: {type(error).__name__}: {error}{way_out}", file=sys.stderr)
+        print(f"vlm-r3: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def _report_unforeseen(kind: type[BaseException], error: BaseException, _: TracebackType | None) -> None:
+    """What Python calls before it ends with code 1, in place of its traceback."""
+    way_out = "This was not foreseen; add --debug to see where it happened."
+    print(f"vlm-r3: {kind.__name__}: {error} {way_out}", file=sys.stderr)
 
 
 def _command(options: argparse.Namespace) -> Callable[[argparse.Namespace], int]:

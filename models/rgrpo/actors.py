@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from models import distributed
 from models.config import resolve_model_path
 from models.distributed import DeepSpeedEngine
+from models.errors import ConfigError
 from models.policy import Policy, load_policy, load_reference
 from models.records import Question, read_questions
 from models.rgrpo.samplers import open_sampler
@@ -33,13 +34,22 @@ class Actors:
 
 @contextmanager
 def opened(config: RGRPORun) -> Iterator[Actors]:
-    """The actors of a run, on this rank, with the model that the run starts from."""
+    """The actors of a run, on this rank, with the model that the run starts from.
+
+    Raises ConfigError when there are fewer questions than a step takes.
+    """
     world = distributed.start(num_threads=config.rgrpo.num_threads)
     model_path = resolve_model_path(config.model_path)
     policy = load_policy(model_path, freeze_vision=config.freeze_vision).to(world.device)
     engine = distributed.initialise(policy, config.rgrpo)
     reference = open_reference(config, policy)
     questions = read_questions(Path(config.questions_path))
+    if len(questions) < config.rgrpo.questions_per_step:
+        raise ConfigError(
+            f"{config.questions_path} holds {len(questions)} questions, a step of R-GRPO takes "
+            f"{config.rgrpo.questions_per_step} different ones. Lower rgrpo.questions_per_step, or give it "
+            "more questions."
+        )
     held_out = read_questions(Path(config.probe_path)) if config.probe_path else []
     sampler = open_sampler(policy, model_path, config.engine, look=config.look, seed=config.seed)
     try:

@@ -32,7 +32,7 @@ from models.rgrpo.update import learning_rate, update_policy
 from models.rollout import derive_seed, rollout
 from models.run_config import RGRPORun
 from models.rundir import Result, RunDir
-from models.shuffling import endless_shuffle
+from models.shuffling import endless_shuffle, start_of_batch
 from models.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
@@ -87,8 +87,9 @@ class Training:
                 self._save(step + 1, time.monotonic() - began)
 
     def _save(self, step: int, seconds: float) -> None:
-        num_samples = step * self._config.questions_per_step
-        progress = Progress(step, seconds, num_samples=num_samples, weight_version=self._sampler.version)
+        progress = Progress(
+            step, seconds, num_samples=self._position(step), weight_version=self._sampler.version
+        )
         checkpoints.save(self._run, self._engine, progress, keep=self._config.keep_checkpoints)
 
     def _paused(self, error: GuardError) -> GuardError:
@@ -119,11 +120,15 @@ class Training:
             return measure_crop_gain(self._sampler, share, look=self._look)
 
     def _next_questions(self, step: int) -> list[Question]:
-        """This rank's share of the step's questions."""
-        count = self._config.questions_per_step
-        chosen = endless_shuffle(len(self._questions), start=step * count, count=count, seed=self._seed)
+        """This rank's share of the step's questions. None comes twice in a step: groups are by question."""
+        count, start = self._config.questions_per_step, self._position(step)
+        chosen = endless_shuffle(len(self._questions), start=start, count=count, seed=self._seed)
         share = count // distributed.num_ranks()
         return [self._questions[index] for index in chosen[distributed.rank() * share :][:share]]
+
+    def _position(self, step: int) -> int:
+        """How far into the order of all questions a step begins."""
+        return start_of_batch(step, num_items=len(self._questions), size=self._config.questions_per_step)
 
     def _roll_out(self, questions: Sequence[Question], step: int) -> list[Trajectory]:
         with self._watch("rollout"):

@@ -33,6 +33,7 @@ SMOKE = {"--preset tiny": "--preset tiny-smoke"}
 RUN = arguments_of("vlm-r3 run --preset tiny", SMOKE)
 EVALUATE = arguments_of("vlm-r3 evaluate --preset tiny", SMOKE)
 RETRAIN = arguments_of("vlm-r3 retrain --preset tiny", SMOKE)
+PREFLIGHT = arguments_of("vlm-r3 preflight --preset tiny", SMOKE)
 # The smoke preset learns nothing, so its gate is opened by hand: this is about the machinery.
 OPEN_GATE = (
     *("--set", "promotion.min_gain=-1"),
@@ -233,6 +234,15 @@ def test_nothing_is_retrained_on_the_sources_of_a_version(place: Path, first: Do
     assert again.code == 0, again.err
     assert again.out.startswith("Nothing new: version 1 was trained on exactly these sources (tiny-world: ")
     assert "build_vlir" not in again.err
+
+
+def test_one_batch_is_looked_at_before_the_hours(place: Path, first: Done) -> None:
+    done = run(place, *PREFLIGHT, *OPEN_GATE)
+    assert done.code == 0, done.err
+    assert re.search(r"^\[\d+/\d+\] sft: from the cache", done.err, re.MULTILINE)
+    said = [line for line in done.out.splitlines() if line]
+    assert len(said) > 5
+    assert all(line.startswith("ok   ") for line in said), done.out
 
 
 def test_an_evaluation_alone_ends_with_a_page_of_its_own(place: Path, first: Done) -> None:

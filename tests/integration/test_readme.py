@@ -46,6 +46,7 @@ ELSEWHERE = {
     RUN: "tests/trained.py",
     "vlm-r3 run --preset tiny": "tests/integration/test_pipeline.py",
     "vlm-r3 evaluate --preset tiny": "tests/integration/test_pipeline.py",
+    "vlm-r3 preflight --preset tiny": "tests/integration/test_pipeline.py",
     "vlm-r3 retrain --preset tiny": "tests/integration/test_pipeline.py",
     'vlm-r3 rollback --reason "it misreads signs"': "tests/integration/test_retrain.py",
     'vlm-r3 retrain --preset one-gpu --manifest my.jsonl --teacher http://HOST:8000/v1 --licence "CC BY 4.0" '

@@ -24,7 +24,7 @@ from models.config import (
     RGRPOConfig,
     SFTConfig,
 )
-from models.errors import GuardError, TrainingError
+from models.errors import ConfigError, GuardError, TrainingError
 from models.objective_config import PROFILES
 from models.packing import pack_groups
 from models.policy import collate, load_policy, load_reference
@@ -332,7 +332,8 @@ def test_sft_resumes_as_if_it_had_never_stopped(tmp_path, model_path, data):
     shutil.copytree(unbroken / "checkpoints" / "step-2", broken / "checkpoints" / "step-2")
     sft.train(run, config)
     assert_equal(weights(broken / "model"), weights(unbroken / "model"), tolerance=1e-6)
-    assert [line["step"] for line in run.metrics()] == [2, 3, 4]
+    # The first three came with the checkpoint.
+    assert [line["step"] for line in run.metrics()] == [0, 1, 2, 2, 3, 4]
     assert result.status == "done"
     losses = [
         line["sft/validation_loss"] for line in RunDir(unbroken).metrics() if "sft/validation_loss" in line
@@ -384,6 +385,22 @@ def test_every_rollout_is_kept_with_its_policy_version(tmp_path, model_path, dat
         }
         assert all(one.reward is not None for one in kept)
         assert len({one.question_id for one in kept}) == 2
+
+
+def test_questions_that_do_not_fill_the_last_step_of_an_epoch(tmp_path, model_path, data):
+    """8 questions, 3 a step: the third step would begin one epoch and end in the next."""
+    config = rgrpo_run(model_path, data, num_steps=5, questions_per_step=3, group_size=2)
+    run = RunDir.create(tmp_path / "run", config)
+    rgrpo.train(run, config)
+    for step in range(5):
+        kept = read_transcripts(run.path / "rollouts" / f"step-{step}.parquet")
+        assert len({one.question_id for one in kept}) == 3
+
+
+def test_fewer_questions_than_a_step_takes_are_refused(tmp_path, model_path, data):
+    config = rgrpo_run(model_path, data, questions_per_step=9)
+    with pytest.raises(ConfigError, match=r"holds 8 questions, a step of R-GRPO takes 9 different ones"):
+        rgrpo.train(RunDir.create(tmp_path / "run", config), config)
 
 
 def test_a_guard_pauses_the_run_and_it_goes_on_under_another_limit(tmp_path, model_path, data):
