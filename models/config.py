@@ -74,7 +74,7 @@ class SFTConfig(Config):
         64, ge=1, description="Records per optimiser step, over all ranks (paper A.2: 2 x 8 x 4)."
     )
     tokens_per_micro_batch: int = Field(
-        8192, ge=64, description="Token budget of one forward pass, padding included."
+        8192, ge=64, description="Token budget of one forward pass; samples are packed, without padding."
     )
     max_tokens: int = Field(8192, ge=64, description="Longer samples are dropped and counted, never cut.")
     learning_rate: float = Field(2e-7, gt=0, description="Peak (paper A.2).")

@@ -14,6 +14,7 @@ lets it be computed, and differentiated, once for all of them.
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,14 @@ from models.encoding import (
     Encoder,
 )  # before transformers' model: it declares torchvision's operators
 from models.errors import EncodingError
+from models.packing import packed_length, padded_length
 from models.region import Picture
+from models.segments import ATTENTION, Segments
 
 from transformers import Qwen2_5_VLForConditionalGeneration  # isort: skip
 
 DTYPES: Mapping[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FEATURE_CACHE_BYTES = 1 << 30
-# Sequences are padded to a multiple of this: few distinct shapes, so that kernels are prepared once.
-LENGTH_MULTIPLE = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +43,8 @@ class Batch:
 
     Pictures come as ``features`` (the visual tokens of all rows in reading order) when the tower is frozen,
     else as ``patches`` with ``grids``, so that the tower receives its gradient. With ``prompts`` (another
-    batch, of G sequences) row b goes on where sequence ``prompt_of[b]`` ends.
+    batch, of G sequences) row b goes on where sequence ``prompt_of[b]`` ends. With ``segments`` there is one
+    row, B = 1, of several sequences one after another that do not see each other.
     """
 
     ids: Tensor  # (B, T) int64
@@ -55,6 +57,7 @@ class Batch:
     grids: Tensor | None = None  # (pictures, 3)
     prompts: "Batch | None" = None
     prompt_of: Tensor | None = None  # (B,) int64
+    segments: Segments | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
@@ -121,7 +124,10 @@ class Policy(nn.Module):
         if batch.prompts is None or batch.prompt_of is None:
             # Padding is on the right, where causal attention never looks: no mask, so the fast kernel runs.
             return language_model(
-                inputs_embeds=self._embed(batch), position_ids=batch.positions, use_cache=False
+                inputs_embeds=self._embed(batch),
+                position_ids=batch.positions,
+                use_cache=False,
+                segments=batch.segments,
             ).last_hidden_state
         prompts = batch.prompts
         cache = language_model(
@@ -216,7 +222,7 @@ def load_policy(model_path: Path, *, dtype: Precision = "float32", freeze_vision
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         model_path,
         dtype=DTYPES[dtype],
-        attn_implementation="sdpa",
+        attn_implementation={"": "sdpa", "text_config": ATTENTION},
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=False,
@@ -239,21 +245,62 @@ def collate(encoded: Sequence[Encoded], policy: Policy) -> Batch:
 
     Raises EncodingError when image pads and visual features disagree in number.
     """
-    longest = max(len(one) for one in encoded)
-    shape = (len(encoded), -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
-    ids = torch.full(shape, policy.encoder.pad_id)
-    positions = torch.zeros((3, *shape), dtype=torch.int64)
-    mask, sampled = torch.zeros((2, *shape), dtype=torch.bool)
-    engine_logprobs = torch.zeros(shape)
+    batch = _empty(len(encoded), padded_length(max(map(len, encoded))), policy)
     for row, one in enumerate(encoded):
-        end = len(one)
-        ids[row, :end] = torch.from_numpy(one.ids)
-        positions[:, row, :end] = torch.from_numpy(one.positions)
-        mask[row, :end] = True
-        sampled[row, :end] = torch.from_numpy(one.sampled)
-        engine_logprobs[row, :end] = torch.from_numpy(one.engine_logprobs)
-    seen = _pictures_of(encoded, policy, num_pads=int((ids == policy.encoder.image_token_id).sum()))
-    return Batch(ids, positions, mask, sampled, engine_logprobs, **seen).to(policy.device)
+        _write(one, batch, row=row, start=0)
+    return _with_pictures(batch, encoded, policy)
+
+
+def collate_packed(encoded: Sequence[Encoded], policy: Policy) -> Batch:
+    """One row of all sequences, one after another, each with the rotary positions it has alone.
+
+    ``forward`` then gives (1, T-1) log-probs; :func:`per_segment` sums them up by sequence. Raises
+    EncodingError as :func:`collate` does.
+    """
+    lengths = tuple(map(len, encoded))
+    total = sum(lengths)
+    batch = _empty(1, packed_length(total), policy)
+    for one, end in zip(encoded, accumulate(lengths), strict=True):
+        _write(one, batch, row=0, start=end - len(one))
+    padding = batch.ids.shape[1] - total
+    segments = Segments.of((*lengths, padding) if padding else lengths)
+    return _with_pictures(replace(batch, segments=segments), encoded, policy)
+
+
+def per_segment(logprobs: Tensor, batch: Batch) -> Tensor:
+    """Sums (number of segments,) of a packed batch's log-probs (1, T-1); padding is the last segment."""
+    assert batch.segments is not None, "the batch is not packed"
+    # The log-prob at t is of the token at t + 1. A segment's first token is never sampled.
+    aligned = nn.functional.pad(logprobs[0], (1, 0))
+    return torch.stack([part.sum() for part in aligned.split(batch.segments.lengths)])
+
+
+def _empty(num_rows: int, length: int, policy: Policy) -> Batch:
+    """A batch of padding on the CPU."""
+    shape = (num_rows, length)
+    return Batch(
+        ids=torch.full(shape, policy.encoder.pad_id),
+        positions=torch.zeros((3, *shape), dtype=torch.int64),
+        mask=torch.zeros(shape, dtype=torch.bool),
+        sampled=torch.zeros(shape, dtype=torch.bool),
+        engine_logprobs=torch.zeros(shape),
+    )
+
+
+def _write(one: Encoded, batch: Batch, *, row: int, start: int) -> None:
+    """Put a sequence into a row of a batch that is being made."""
+    place = slice(start, start + len(one))
+    batch.ids[row, place] = torch.from_numpy(one.ids)
+    batch.positions[:, row, place] = torch.from_numpy(one.positions)
+    batch.mask[row, place] = True
+    batch.sampled[row, place] = torch.from_numpy(one.sampled)
+    batch.engine_logprobs[row, place] = torch.from_numpy(one.engine_logprobs)
+
+
+def _with_pictures(batch: Batch, encoded: Sequence[Encoded], policy: Policy) -> Batch:
+    """The batch with its sequences' pictures, on the policy's device."""
+    num_pads = int((batch.ids == policy.encoder.image_token_id).sum())
+    return replace(batch, **_pictures_of(encoded, policy, num_pads=num_pads)).to(policy.device)
 
 
 def collate_sharing_prompts(encoded: Sequence[Encoded], policy: Policy) -> Batch:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from models import distributed
 from models.config import EngineConfig, ObjectiveConfig, RewardConfig, RGRPOConfig, SFTConfig
 from models.errors import RunDirError, TrainingError
+from models.packing import pack
 from models.policy import load_policy
 from models.presets import load_preset
 from models.records import write_questions, write_records
@@ -133,12 +134,17 @@ def test_every_parameter_moves_and_the_tower_stays(model_path):
         assert moved != name.startswith("model.visual."), f"{name}: moved is {moved}"
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2, 3])
-def test_sft_gradient_does_not_depend_on_how_the_batch_is_cut(model_path, zero_stage):
-    # Budgets of 1024 and 128 tokens give one micro-batch of 4 rows and four of 1 row.
+@pytest.mark.parametrize(
+    ("zero_stage", "freeze_vision"), [(0, True), (1, True), (2, True), (3, True), (2, False)]
+)
+def test_sft_gradient_does_not_depend_on_how_the_batch_is_packed(model_path, zero_stage, freeze_vision):
+    # All four samples in one row; or one row each, longest first, summed up over four micro-batches.
+    lengths = [len(one) for one in encoded_records(load_policy(model_path))]
+    assert len(set(lengths)) > 1
     found = []
-    for max_tokens in (1024, 128):
-        policy = load_policy(model_path)
+    for max_tokens in (1024, max(lengths)):
+        assert len(pack(lengths, max_tokens=max_tokens)) == (1 if max_tokens == 1024 else 4)
+        policy = load_policy(model_path, freeze_vision=freeze_vision)
         engine = distributed.initialise(policy, SFT.model_copy(update={"zero_stage": zero_stage}))
         loss, _ = sft_step.accumulate_gradient(
             engine, encoded_records(policy), list("abcd"), max_tokens=max_tokens
@@ -146,6 +152,7 @@ def test_sft_gradient_does_not_depend_on_how_the_batch_is_cut(model_path, zero_s
         found.append((loss, gradients(engine)))
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-5)
     assert_equal(found[1][1], found[0][1])
+    assert max(gradient.abs().max() for gradient in found[0][1].values()) > 1e-3
 
 
 @pytest.mark.parametrize(
