@@ -96,6 +96,12 @@ class SFTConfig(Config):
         description="Train for this long, however many epochs it takes (equal-time controls); 0: num_epochs.",
     )
     checkpoint_every: int = Field(100, ge=1, description="Steps between checkpoints.")
+    feature_memory_gib: float = Field(
+        4.0, gt=0, description="Memory per rank for the features of pictures; what is more goes to files."
+    )
+    feature_disk_gib: float = Field(
+        32.0, ge=0, description="Room for files of features, all runs of a tower together; 0 keeps none."
+    )
 
     @model_validator(mode="after")
     def _ranks_share_a_batch(self) -> "SFTConfig":

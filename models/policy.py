@@ -3,7 +3,7 @@
 Three choices make it fast and exact:
 
 1. a frozen tower is no part of the module that DeepSpeed partitions, casts and updates, and a picture's
-   features are computed once and kept by the picture's digest;
+   features are computed once and kept by the picture's digest (:mod:`models.feature_store`);
 2. only hidden states that predict a *sampled* token go through the output head;
 3. banned tokens (vision tokens, ids without text) are taken out of the softmax, exactly as the engines do.
 
@@ -11,7 +11,7 @@ The rollouts of one question share its prompt, which is most of their tokens: :f
 lets it be computed, and differentiated, once for all of them.
 """
 
-from collections import OrderedDict
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
@@ -27,6 +27,7 @@ from models.encoding import (
     Encoder,
 )  # before transformers' model: it declares torchvision's operators
 from models.errors import EncodingError
+from models.feature_store import FeatureStore
 from models.packing import packed_length, padded_length
 from models.region import Picture
 from models.segments import ATTENTION, Segments
@@ -35,6 +36,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration  # isort: skip
 
 DTYPES: Mapping[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FEATURE_CACHE_BYTES = 1 << 30
+_BLANK_SIDE = 8  # patches; a multiple of what is merged
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +81,7 @@ class Policy(nn.Module):
             # In a tuple it is no submodule: nobody partitions, casts, optimises or saves it by mistake.
             self._frozen_tower = (model.model.visual.requires_grad_(False).eval(),)
             del model.model.visual
-        self._cache = _FeatureCache(FEATURE_CACHE_BYTES)
+        self._store = FeatureStore(max_bytes=FEATURE_CACHE_BYTES)
         self.register_buffer("_banned", torch.tensor(encoder.banned_ids), persistent=False)
 
     @property
@@ -99,15 +101,35 @@ class Policy(nn.Module):
 
     def features(self, pictures: Sequence[Picture]) -> list[Tensor]:
         """Features (visual tokens, D) of each picture, without gradient; cached when the tower is frozen."""
-        cached = {picture.digest: self._cache.get(picture.digest) for picture in pictures}
+        digests = {picture.digest for picture in pictures}
+        cached = {digest: self._store.get(digest) for digest in digests}
         missing = {picture.digest: picture for picture in pictures if cached[picture.digest] is None}
         found = {digest: features for digest, features in cached.items() if features is not None}
         if missing:
             computed = dict(zip(missing, self._look_at(list(missing.values())), strict=True))
             found |= computed
             if self.tower_is_frozen:
-                self._cache.put(computed)
+                self._store.put(computed)
         return [found[picture.digest] for picture in pictures]
+
+    def keep_features(self, folder: Path, *, max_bytes: int, max_file_bytes: int) -> FeatureStore:
+        """Keep a frozen tower's features also in files: in a folder of ``folder`` for this tower, of at most
+        ``max_file_bytes``, when they take more than ``max_bytes`` of memory. Returns the store."""
+        self._store = FeatureStore(
+            max_bytes=max_bytes, folder=folder / self._tower_digest(), max_file_bytes=max_file_bytes
+        )
+        return self._store
+
+    def _tower_digest(self) -> str:
+        """Names what features depend on but for the picture: the tower's weights, their type and device, how
+        it is built, and how a picture is cut into patches."""
+        processor = self.encoder.processor.image_processor.to_json_string()
+        told = f"{self.model.config.vision_config.to_json_string()} {processor} {self.device.type}"
+        digest = hashlib.sha256(told.encode())
+        for name, tensor in self.tower.state_dict().items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def forward(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
         """Log-probs (B, T-1) of ``ids[:, 1:]`` at a sampling temperature, nats, fp32; 0 where not sampled."""
@@ -178,9 +200,13 @@ class Policy(nn.Module):
         for tower in self._frozen_tower:
             tower.to(self.device)
         patches, grids = self.encoder.patches(pictures)
+        # A blank picture at the end: a matrix of very few rows takes another kernel, which rounds otherwise,
+        # and features must not depend on which pictures are looked at together.
+        patches = torch.cat([patches, patches.new_zeros(_BLANK_SIDE**2, patches.shape[1])])
+        grids = torch.cat([grids, grids.new_tensor([[1, _BLANK_SIDE, _BLANK_SIDE]])])
         found = _tower_features(self.tower, patches.to(self.device), grids.to(self.device))
-        # Clones: a slice would keep the features of the whole call alive in the cache.
-        return [features.clone() for features in found]
+        # Clones: a slice would keep the features of the whole call alive in the store.
+        return [features.clone() for features in found[: len(pictures)]]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Policy":
         """Casts and moves the module, but keeps rotary frequencies in fp32.
@@ -193,27 +219,6 @@ class Policy(nn.Module):
         super()._apply(fn, recurse)
         rotary.inv_freq = exact.to(rotary.inv_freq.device)
         return self
-
-
-class _FeatureCache:
-    """Features by picture digest; the least recently used go first when the byte limit is passed."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._entries: OrderedDict[str, Tensor] = OrderedDict()
-
-    def get(self, digest: str) -> Tensor | None:
-        if digest in self._entries:
-            self._entries.move_to_end(digest)
-        return self._entries.get(digest)
-
-    def put(self, entries: Mapping[str, Tensor]) -> None:
-        self._entries.update(entries)
-        self._bytes += sum(tensor.nbytes for tensor in entries.values())
-        while self._bytes > self._max_bytes:
-            _, dropped = self._entries.popitem(last=False)
-            self._bytes -= dropped.nbytes
 
 
 def load_policy(model_path: Path, *, dtype: Precision = "float32", freeze_vision: bool = True) -> Policy:
