@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from flows.replay_options import add_replay
 from flows.team_options import add_team_commands
 
 FLOWS = {
@@ -17,6 +18,7 @@ FLOWS = {
     "build-vlir": "make questions and interleaved rationales",
     "validate": "judge the data before any accelerator is used",
     "sft": "fine-tune on the rationales",
+    "preflight": "try on one real batch what must hold before R-GRPO's hours are spent",
     "rgrpo": "improve the policy by R-GRPO",
     "evaluate": "measure all models of a run on the held-out questions",
     "promote": "make a registered version champion, if the gate agrees",
@@ -29,6 +31,7 @@ MODULES = {
     "retrain": ("retrain_command", "retrain"),
     "ask": ("ask_command", "ask"),
     "serve": ("serve_command", "serve"),
+    "replay": ("replay_command", "replay"),
     "fetch": ("store_commands", "fetch"),
     "prune": ("store_commands", "prune"),
     "rollback": ("registry_commands", "rollback"),
@@ -86,7 +89,7 @@ LIMITS = {
     "num-decoders": "threads that decode images",
 }
 # The commands that may be about one's own data.
-OWN_DATA = ("run", "retrain", "build-vlir", "validate", "sft", "rgrpo")
+OWN_DATA = ("run", "retrain", "build-vlir", "validate", "sft", "preflight", "rgrpo")
 # Options that mean something only beside --benchmark.
 _BENCHMARK_OPTIONS = (
     *("data", "split", "style", "variant", "baseline", "model", "endpoint", "served_model", "allow_partial"),
@@ -167,6 +170,8 @@ def parser() -> argparse.ArgumentParser:
         if name == "evaluate":
             _add_benchmark(command)
             command.set_defaults(preset="")  # a known model brings its own
+        if name == "preflight":
+            command.add_argument("--model", default="", help=f"{_MODELS} (what the stage sft made)")
         if name == "promote":
             command.add_argument("--version", default="challenger", help="number or alias (challenger)")
     _add_analyse(commands.add_parser("analyse", help="make Table 2, Figure 4 or Figure 5 of the paper"))
@@ -174,6 +179,7 @@ def parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="answer questions over HTTP, as OpenAI's interface does")
     _add_common(serve)
     _add_serving(serve)
+    _add_place(add_replay(commands))
     _add_table(commands.add_parser("table", help="print the measured benchmarks beside the published ones"))
     for command in add_team_commands(commands):
         _add_place(command)

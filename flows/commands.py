@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from flows.console import Start, conduct
 from flows.data_options import check_data, data_overrides
 from flows.registry_commands import refusal
+from models.check import Preflight
+from models.config import resolve_model_path
 from models.errors import GateError
 from models.presets import DEFAULT_PRESET, load_preset
 from tasks import progress
@@ -28,10 +30,9 @@ def run_flow(options: argparse.Namespace) -> int:
     """Run a stage with what it needs, or the whole pipeline, on this machine."""
     started = time.monotonic()
     name, overrides, settings = checked(options)
-    inputs = {"version": options.version} if options.command == "promote" else {}
 
     def load() -> Start:
-        return partial(_flow(options.command), name, overrides, **inputs)
+        return partial(_flow(options.command), name, overrides, **_inputs(options, settings))
 
     outcome = conduct(settings, _stages(options.command), load)
     if options.command == "run":
@@ -72,6 +73,7 @@ def _flow(command: str) -> "StageFlow":
     from flows.build_vlir import build_vlir
     from flows.evaluate import evaluate
     from flows.pipeline import pipeline
+    from flows.preflight import preflight
     from flows.promote import promote
     from flows.rgrpo import rgrpo
     from flows.sft import sft
@@ -82,11 +84,25 @@ def _flow(command: str) -> "StageFlow":
         "build-vlir": build_vlir,
         "validate": validate,
         "sft": sft,
+        "preflight": preflight,
         "rgrpo": rgrpo,
         "evaluate": evaluate,
         "promote": promote,
     }
     return flows[command]
+
+
+def _inputs(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+    """What a flow takes beside preset and overrides."""
+    if options.command == "promote":
+        return {"version": options.version}
+    if options.command == "preflight" and options.model:
+        from tasks.artifacts import reference
+        from tasks.model_source import find_model
+
+        folder = resolve_model_path(find_model(options.model, settings).path)
+        return {"model": reference(folder, kind="model")}
+    return {}
 
 
 def _stages(command: str) -> tuple[str, ...]:
@@ -95,6 +111,8 @@ def _stages(command: str) -> tuple[str, ...]:
     upto = {"build-vlir": training[:1], "validate": training[:2], "sft": training[:3], "rgrpo": training}
     if command == "promote":
         return ("prepare", "promote")
+    if command == "preflight":
+        return ("prepare", *training[:3], "preflight")
     if command == "evaluate":
         return ("prepare", *progress.STAGES[: progress.STAGES.index("evaluate") + 1], "report")
     return ("prepare", *upto.get(command, progress.STAGES))
@@ -119,6 +137,12 @@ def _close_stage(command: str, outcome: Any) -> int:
         if not outcome.is_champion:
             raise GateError(refusal(outcome.version, outcome.reasons))
         print(f"vlm-r3 version {outcome.version} is champion. " + " ".join(outcome.reasons))
+        return 0
+    if command == "preflight":
+        from tasks.stage import read_store
+
+        for check in Preflight.read(read_store().fetch(outcome.artifacts["preflight"])).checks:
+            print(f"{'ok ' if check.passed else 'BAD'}  {check.name:20} {check.rule} (found: {check.value})")
         return 0
     for name, ref in outcome.artifacts.items():
         print(f"{name:12} {ref.uri}")

@@ -44,3 +44,4 @@ Models = Annotated[
 ]
 Label = Annotated[str, hint("What this execution is called in reports; usually left as it is.")]
 Parent = Annotated[str, hint("Id of the tracked run in MLflow to nest under; usually left empty.")]
+Watched = Annotated[bool, hint("Whether preflight and guards may stop the training; not for controls.")]

@@ -38,7 +38,9 @@ async def train_models(
 
     (improved, more_sft), no_sft = await together(
         improved_and_control(),
-        improve(preset, overrides, model=base_model(run.model), label="no_sft", **with_data),
+        improve(
+            preset, overrides, model=base_model(run.model), label="no_sft", is_watched=False, **with_data
+        ),
     )
     return {"sft": tuned, "more_sft": more_sft, "rgrpo": improved, "no_sft": no_sft}
 

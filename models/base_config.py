@@ -13,7 +13,7 @@ from models.trajectory import TurnError
 
 EMBEDDED_MODEL = Path(__file__).parent / "tiny" / "base"
 
-CropSourceName = Literal["original", "low_resolution", "random_region", "none"]
+CropSourceName = Literal["original", "low_resolution", "random_region", "blank", "none"]
 CorruptionWay = Literal["replace", "perturb"]
 Precision = Literal["float32", "bfloat16"]
 # Fields of a chat request that not every endpoint takes.

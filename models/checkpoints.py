@@ -66,13 +66,22 @@ def save(run: RunDir, engine: DeepSpeedEngine, progress: Progress) -> None:
             shutil.rmtree(_folder(run, step))
 
 
-def resume(run: RunDir, engine: DeepSpeedEngine) -> Progress:
+def latest(run: RunDir) -> Path | None:
+    """The folder of the latest complete checkpoint; None where there is none."""
+    steps = _steps(run)
+    return _folder(run, steps[-1]) if steps else None
+
+
+def resume(run: RunDir, engine: DeepSpeedEngine, *, at_most: int | None = None) -> Progress:
     """Load the latest checkpoint into the engine, if there is one; all ranks call it.
+
+    With ``at_most`` the latest of those of at most so many steps.
 
     Raises RunDirError when the checkpoint was written by another number of ranks: optimiser state is cut in
     as many parts.
     """
-    latest = distributed.from_main(lambda: max(_steps(run), default=None))
+    steps = distributed.from_main(lambda: _steps(run))
+    latest = max((step for step in steps if at_most is None or step <= at_most), default=None)
     if latest is None:
         return Progress()
     folder = _folder(run, latest)

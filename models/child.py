@@ -1,8 +1,8 @@
 """A stage as a child process: ``python -m models.<stage>.train RUN_DIR``, one process per rank.
 
 The configuration is the run directory's ``config.json``; the outcome is its ``result.json``. A failure that
-we foresaw and a cancellation (SIGTERM, Ctrl-C) leave a result that says so. Any other exception leaves a
-traceback in the log and no result, which counts as a failure too.
+we foresaw, a guard that pauses the run and a cancellation (SIGTERM, Ctrl-C) leave a result that says so. Any
+other exception leaves a traceback in the log and no result, which counts as a failure too.
 """
 
 import logging
@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from models.errors import ConfigError, VLMR3Error
+from models.errors import ConfigError, GateError, GuardError, VLMR3Error
 from models.rundir import Result, RunDir
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,15 @@ def run_stage(
         if rank == 0:
             (run.path / "result.json").unlink(missing_ok=True)  # of an earlier try
         result = work(run, _config_of(run, config_type))
+    except GuardError as error:
+        log.warning("paused: %s", error)
+        artifacts = {"checkpoint": error.checkpoint} if error.checkpoint else {}
+        _finish(run, Result(status="paused", reason=str(error), artifacts=artifacts), started)
+        return error.exit_code
+    except GateError as error:
+        log.error("refused: %s", error)
+        _finish(run, Result(status="refused", reason=str(error)), started)
+        return error.exit_code
     except VLMR3Error as error:
         log.error("%s: %s", type(error).__name__, error)
         _finish(run, Result(status="failed", reason=f"{type(error).__name__}: {error}"), started)

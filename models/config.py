@@ -24,6 +24,7 @@ from models.base_config import (
     Style,
     resolve_model_path,
 )
+from models.guard_config import GuardsConfig, PreflightConfig
 from models.retrain_config import RetrainConfig
 from models.vlir_config import (
     FilterJudge,
@@ -43,11 +44,13 @@ __all__ = [
     "EngineConfig",
     "EvaluationConfig",
     "FilterJudge",
+    "GuardsConfig",
     "JudgeConfig",
     "Look",
     "ModelConfig",
     "ObjectiveConfig",
     "Precision",
+    "PreflightConfig",
     "Preset",
     "Prices",
     "PromotionConfig",
@@ -180,6 +183,14 @@ class RGRPOConfig(Config):
     max_failed_share: float = Field(
         0.02, ge=0, le=1, description="Trajectories that we broke; more stops the run."
     )
+    preflight: PreflightConfig = PreflightConfig()
+    guards: GuardsConfig = GuardsConfig()
+
+    def without_trust(self) -> "RGRPOConfig":
+        """The same training, neither looked at before nor watched: what a control wants, and a name."""
+        return self.model_copy(
+            update={"preflight": PreflightConfig(enabled=False), "guards": GuardsConfig(enabled=False)}
+        )
 
     @model_validator(mode="after")
     def _ranks_share_the_questions(self) -> "RGRPOConfig":

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from models.config import CropSourceName
-from models.region import Box, Picture, PixelBudget, Size, View, look, look_low_resolution
+from models.region import Box, Picture, PixelBudget, Size, View, look, look_blank, look_low_resolution
 
 CropSource = Callable[[Image.Image, Box, PixelBudget, np.random.Generator], tuple[Picture, Box] | None]
 
@@ -39,6 +39,14 @@ def crop_random_region(
     return look(image, view.convert(moved, "original"), budget), moved
 
 
+def crop_blank(
+    image: Image.Image, box: Box, budget: PixelBudget, rng: np.random.Generator
+) -> tuple[Picture, Box]:
+    """Grey, of the size and number of tokens of the region: does the model use what it is shown?"""
+    view = View.of(Size(image.width, image.height), budget)
+    return look_blank(image, view.convert(box, "original"), budget), box
+
+
 def no_crop(image: Image.Image, box: Box, budget: PixelBudget, rng: np.random.Generator) -> None:
     """Nothing is injected: the model goes on right after its crop command."""
     return
@@ -49,6 +57,7 @@ CROP_SOURCES: Mapping[CropSourceName, CropSource] = MappingProxyType(
         "original": crop_from_original,
         "low_resolution": crop_low_resolution,
         "random_region": crop_random_region,
+        "blank": crop_blank,
         "none": no_crop,
     }
 )

@@ -47,6 +47,17 @@ class TrainingError(VLMR3Error):
     """Training cannot go on: a loss that is not finite, too many dropped samples, a broken invariant."""
 
 
+class GuardError(TrainingError):
+    """A guard paused the training; ``checkpoint`` is the last good one, relative to the run directory, empty
+    where there is none."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, checkpoint: str = "") -> None:
+        super().__init__(message)
+        self.checkpoint = checkpoint
+
+
 class ScoringError(VLMR3Error):
     """A scorer or judge failed; the row stays unscored."""
 

@@ -8,32 +8,15 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
+from models.check import Check, Part, Preflight
 from models.errors import RecordError
 from models.evaluation.results import Comparison, Estimate
 from models.source_versions import SourceVersion
 
 EVIDENCE_VERSION = "evidence/1"
 EVIDENCE = "evidence.json"
-
-
-class Part(BaseModel):
-    """Base of the parts: immutable, no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Check(Part):
-    """One rule that was looked at: what was found, the rule, and whether it is kept."""
-
-    name: str
-    value: str
-    rule: str
-    passed: bool
-
-    def __str__(self) -> str:
-        return f"{'yes' if self.passed else 'NO'}: {self.rule} (found: {self.value})"
 
 
 class Kept(Part):
@@ -61,7 +44,7 @@ class DataEvidence(Part):
     artifact: Kept
     num_records: int
     licences: tuple[str, ...]
-    sources: dict[str, SourceVersion] = {}
+    sources: dict[str, SourceVersion] = Field(default_factory=dict)
     earlier: EarlierData | None = None
 
 
@@ -72,17 +55,6 @@ class ValidationEvidence(Part):
     data_sha256: str
     passed: bool
     summary: str
-
-
-class Preflight(Part):
-    """What was known to be in order before anything was started."""
-
-    checks: tuple[Check, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether there are checks, and all are kept."""
-        return bool(self.checks) and all(check.passed for check in self.checks)
 
 
 class Spread(Part):

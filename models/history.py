@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from models.evidence import Check, Part
+from models.check import Check, Part
 
 RECORD_VERSION = "history/1"
 

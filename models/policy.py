@@ -33,6 +33,7 @@ from models.region import Picture
 from models.segments import ATTENTION, Segments
 
 from transformers import Qwen2_5_VLForConditionalGeneration  # isort: skip
+from transformers.utils.logging import disable_progress_bar  # isort: skip
 
 DTYPES: Mapping[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FEATURE_CACHE_BYTES = 1 << 30
@@ -224,6 +225,7 @@ class Policy(nn.Module):
 def load_policy(model_path: Path, *, dtype: Precision = "float32", freeze_vision: bool = True) -> Policy:
     """The policy of a model folder in Hugging Face layout, on the CPU, in training mode."""
     encoder = Encoder.load(model_path)
+    disable_progress_bar()  # a stage shows its own
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         model_path,
         dtype=DTYPES[dtype],

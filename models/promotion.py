@@ -24,10 +24,11 @@ setting: no preset, option or parameter opens them.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from models.check import Check
 from models.config import PromotionConfig
 from models.errors import ScoringError
 from models.evaluation.results import Comparison, Results, VariantResult
-from models.evidence import Check, Evidence
+from models.evidence import Evidence
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ Space = Literal["original", "seen"]
 
 # transformers' smart_resize refuses longer pictures.
 MAX_ASPECT_RATIO = 200.0
+_GREY = (128, 128, 128)
 
 
 class BoxFault(StrEnum):
@@ -252,6 +253,12 @@ def look_low_resolution(image: Image.Image, box: Box, budget: PixelBudget) -> Pi
     view = View.of(Size(image.width, image.height), budget)
     seen = _resized(_rgb(image), view.seen)
     return look(seen.resize((image.width, image.height), Image.Resampling.BICUBIC), box, budget)
+
+
+def look_blank(image: Image.Image, box: Box, budget: PixelBudget) -> Picture:
+    """A grey picture of the size of :func:`look`'s crop: as many tokens, and nothing to see."""
+    size = look(image, box, budget).size
+    return Picture.of(Image.new("RGB", (size.width, size.height), _GREY))
 
 
 def snap_outwards(box: Box, size: Size) -> Box:

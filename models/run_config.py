@@ -71,6 +71,7 @@ class RGRPORun(Config):
 
     model_path: str
     questions_path: str
+    probe_path: str = Field("", description="Held-out questions of the guards' probe; empty for no probe.")
     look: Look
     rgrpo: RGRPOConfig
     engine: EngineConfig

@@ -20,15 +20,20 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models.errors import RunDirError
 
+ROLLOUTS = "rollouts"  # the folder with every step's rollouts
 _METRIC_NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_@.]+)+")
 
 
 class Result(BaseModel):
-    """What a run came to. ``artifacts`` maps a name to a path relative to the run directory."""
+    """What a run came to. ``artifacts`` maps a name to a path relative to the run directory.
+
+    ``paused``: a guard stopped it, and it may go on from its last checkpoint; ``refused``: a gate let it not
+    begin.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    status: Literal["done", "failed", "cancelled", "paused"]
+    status: Literal["done", "failed", "cancelled", "paused", "refused"]
     reason: str = ""
     artifacts: dict[str, str] = {}
     metrics: dict[str, float] = {}

@@ -15,7 +15,7 @@ from PIL import Image
 from models.config import CropSourceName
 from models.errors import RecordError
 from models.records import read_rows, write_rows
-from models.region import Box, Picture, PixelBudget, Size, View, look, look_low_resolution
+from models.region import Box, Picture, PixelBudget, Size, View, look, look_blank, look_low_resolution
 from models.trajectory import (
     BoxEvent,
     CropSpan,
@@ -175,7 +175,7 @@ def recut(image: Image.Image, crop: GivenCrop, *, budget: PixelBudget, source: C
     Raises RecordError when they differ from what the model was shown: another picture, budget or crop source.
     """
     view = View.of(Size(image.width, image.height), budget)
-    cut = look_low_resolution if source == "low_resolution" else look
+    cut = {"low_resolution": look_low_resolution, "blank": look_blank}.get(source, look)
     picture = cut(image, view.convert(crop.box, "original"), budget)
     if picture.digest != crop.digest:
         raise RecordError(

@@ -57,12 +57,14 @@ class VLLMEngine:
     """In-process vLLM as a :class:`models.engine.Engine`. One at a time per process.
 
     It seeds torch's global generator when it starts. ``version`` is the policy version that spans are marked
-    with; :meth:`update_weights` sets it.
+    with; :meth:`update_weights` sets it. While ``salt`` is not empty, requests share caches only with those
+    of the same salt.
     """
 
     def __init__(self, model_path: Path, config: EngineConfig, *, look: Look, seed: int = 0) -> None:
         self.encoder = Encoder.load(model_path)
         self.version = 0
+        self.salt = ""
         self._config = config
         self._waiting: dict[str, GenerationRequest] = {}
         self._failed: list[Piece] = []
@@ -160,7 +162,10 @@ class VLLMEngine:
         if collapsed.pictures:
             # With our digests vLLM need not hash pixels, and knows a picture that it has processed before.
             prompt["multi_modal_data"] = {"image": [picture.image for picture in collapsed.pictures]}
-            prompt["multi_modal_uuids"] = {"image": [picture.digest for picture in collapsed.pictures]}
+            known_as = [picture.digest + self.salt for picture in collapsed.pictures]
+            prompt["multi_modal_uuids"] = {"image": known_as}
+        if self.salt:
+            prompt["cache_salt"] = self.salt
         return self._engine.renderer.render_cmpl([prompt])[0]
 
     def _sampling(self, request: GenerationRequest, room: int) -> SamplingParams:

@@ -7,21 +7,21 @@ from typing import Any
 
 import pyarrow.dataset as ds
 
+from models.check import Check, Preflight
 from models.config import Preset, RGRPOConfig
 from models.errors import ArtifactError
 from models.evaluation.results import Results
 from models.evidence import (
-    Check,
     DataEvidence,
     EarlierData,
     EvaluationEvidence,
     Evidence,
     Guards,
     Kept,
-    Preflight,
     Spread,
     ValidationEvidence,
 )
+from models.rgrpo.guards import CROP_GAIN, limits
 from models.rundir import RunDir
 from models.source_versions import versions_in
 from models.vlir.checks import read_manifest
@@ -47,6 +47,9 @@ _GUARDED = (
     "rgrpo/entropy",
     "rgrpo/gradient_norm",
     "rgrpo/crops_per_trajectory",
+    "rgrpo/all_wrong_share",
+    "rgrpo/box_share",
+    CROP_GAIN,
     "rgrpo/reward",
 )
 
@@ -66,6 +69,7 @@ def evidence_of(
     verdict = outputs["validate"].artifacts["verdict"]
     folder = store.fetch(verdict)
     validation = read_verdict(folder)
+    record = store.fetch(outputs["rgrpo"].artifacts["record"])
     evaluation = _evaluation(outputs["evaluate"].artifacts["evaluation"])
     return Evidence(
         preset=preset.model_dump(mode="json"),
@@ -81,8 +85,8 @@ def evidence_of(
             passed=validation.passed,
             summary=validation.summary(),
         ),
-        preflight=preflight,
-        guards=guards_of(store.fetch(outputs["rgrpo"].artifacts["record"]), preset.rgrpo),
+        preflight=Preflight(checks=(*preflight.checks, *Preflight.read(record).checks)),
+        guards=guards_of(record, preset.rgrpo),
         evaluation=evaluation,
         parent_version=_parent(evaluation),
         tracking_run=parent,
@@ -144,6 +148,10 @@ def _limits(values: Mapping[str, list[float]], config: RGRPOConfig) -> Iterator[
         if name in values:
             worst = max(values[name])
             yield Check(name=name, value=f"{worst:.3g}", rule=what.format(limit), passed=worst <= limit)
+    for guard in limits(config.guards):
+        found = guard.worst(values.get(guard.metric, []))
+        if found is not None:
+            yield Check(name=guard.metric, value=f"{found:.3g}", rule=str(guard), passed=guard.allows(found))
 
 
 def _spread(values: list[float]) -> Spread:

@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TextIO
 
 import psutil
 
-from models.errors import ChildLostError, LaunchError
+from models.errors import ChildLostError, GateError, GuardError, LaunchError
 from models.rundir import Result, RunDir
 from tasks.nodes import Launch, Nodes
 from tasks.settings import MEMORY_PER_CHILD_GIB, Settings, child_environment
@@ -71,8 +71,8 @@ async def run_child(
     It waits for free cores first (``num_threads`` 0 wants all of them), then calls ``on_start``. ``on_line``
     gets its output line by line, ``on_metrics`` the lines of ``metrics.jsonl``. The child inherits the files
     that are ``held`` (:mod:`tasks.locks`): should we be killed, they stay taken until it has ended. Raises
-    LaunchError with the end of the log when it failed; however this coroutine is left, no process stays
-    behind.
+    LaunchError with the end of the log when it failed, GuardError when a guard paused it, GateError when it
+    refused to begin; however this coroutine is left, no process stays behind.
     """
     log = run.path / "log.txt"
     (run.path / "result.json").unlink(missing_ok=True)
@@ -265,6 +265,11 @@ def _checked_result(run: RunDir, code: int, log: Path) -> Result:
             f"run failed. The end of its log ({log}):\n{end_of(log)}"
         )
     result = run.result()
+    if result.status == "paused":
+        checkpoint = result.artifacts.get("checkpoint", "")
+        raise GuardError(f"{run.path.name} is paused. {result.reason} Its log: {log}", checkpoint=checkpoint)
+    if result.status == "refused":
+        raise GateError(f"{run.path.name} was not begun. {result.reason} Its log: {log}")
     if result.status != "done":
         raise LaunchError(
             f"{run.path.name}: the run is {result.status}: {result.reason or 'no reason given'}. "

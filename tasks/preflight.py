@@ -2,9 +2,9 @@
 
 from urllib.parse import urlsplit
 
+from models.check import Check, Preflight
 from models.config import Preset, resolve_model_path
 from models.errors import ConfigError, TrackingError
-from models.evidence import Check, Preflight
 from tasks.endpoint_models import get, without_password
 from tasks.settings import Settings
 

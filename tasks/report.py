@@ -11,6 +11,7 @@ from models.config import Preset
 from models.evaluation import table
 from models.evaluation.report import write_report
 from models.evaluation.report_inputs import Fact, Figure, Promotion, ReportInputs, StageTime
+from models.rundir import ROLLOUTS
 from models.vlir.layout import MANIFEST, QUESTIONS
 from tasks import tracking
 from tasks.analysis import ANALYSIS, TABLE
@@ -21,7 +22,6 @@ from tasks.publication import publish_page
 from tasks.registry import Verdict
 from tasks.settings import Settings
 from tasks.stage import StageOutput, read_store
-from tasks.training import ROLLOUTS
 from tasks.verdicts import checks_of, read_verdict
 from tasks.versions import Version
 
@@ -145,9 +145,11 @@ def _figures(model: Path) -> list[Figure]:
 
 
 def _rollouts(folder: Path) -> dict[str, Path]:
-    """The files by the name of their step, in order; the metrics count steps from 1, the files from 0."""
+    """The files of the first, the middle and the last step, by name; metrics count from 1, files from 0."""
     steps = {int(path.stem.removeprefix("step-")): path for path in folder.rglob("*.parquet")}
-    return {f"step {number + 1}": steps[number] for number in sorted(steps)}
+    numbers = sorted(steps)
+    chosen = dict.fromkeys((numbers[0], numbers[len(numbers) // 2], numbers[-1]))
+    return {f"step {number + 1}": steps[number] for number in chosen}
 
 
 def _trained(preset: Preset, outputs: Mapping[str, StageOutput]) -> str:

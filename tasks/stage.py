@@ -19,6 +19,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
+from models.check import PREFLIGHT
 from models.config import Preset
 from models.errors import TrackingError
 from models.rundir import Result, RunDir
@@ -30,7 +31,7 @@ from tasks.progress import board
 from tasks.settings import Settings
 
 # What is kept of a run directory beside its product: enough to read how it went.
-RECORD_FILES = ("config.json", "metrics.jsonl", "result.json", "log.txt")
+RECORD_FILES = ("config.json", "metrics.jsonl", "result.json", "log.txt", PREFLIGHT)
 # How long a run waits between stages for a tracker that has gone, and between two looks at it.
 _PATIENCE_SECONDS, _PATIENCE_STEP_SECONDS = 600.0, 10.0
 _HELD_STEP_SECONDS = 1.0

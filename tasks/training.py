@@ -1,22 +1,24 @@
 """Tasks of the stages sft and rgrpo: train in a child process, keep the model."""
 
 import json
+from typing import Any
 
 from prefect import task
 
+from models.check import PREFLIGHT
 from models.config import EngineConfig, Look, ModelConfig, RGRPOConfig, SFTConfig, resolve_model_path
 from models.errors import TrainingError
-from models.records import count_records
+from models.records import count_questions, count_records
 from models.run_config import RGRPORun, SFTRun
-from models.rundir import RunDir
+from models.rundir import ROLLOUTS
 from models.vlir.layout import QUESTIONS, RECORDS, VALIDATION
 from tasks.artifacts import ArtifactRef, reference
 from tasks.caching import cached
-from tasks.stage import StageOutput, read_store, stage_run
+from tasks.stage import StageOutput, StageRun, read_store, stage_run
 
 _SFT = "models.sft.train"
 _RGRPO = "models.rgrpo.train"
-ROLLOUTS = "rollouts"  # the folder in R-GRPO's run directory, and the artifact
+_PREFLIGHT = "models.rgrpo.preflight"
 
 
 def training_seconds(output: StageOutput) -> float:
@@ -91,19 +93,10 @@ async def train_rgrpo(
     label: str = "rgrpo",
     parent: str = "",
 ) -> StageOutput:
-    """A model improved by R-GRPO on the training questions; artifacts ``model`` and ``rollouts``.
-
-    The rollouts are those of the first, the middle and the last step, as the report shows them.
-    """
+    """A model improved by R-GRPO on the training questions; artifacts ``model`` and ``rollouts``."""
     async with stage_run("rgrpo", label=label, parent=parent, params=config.model_dump()) as stage:
-        request = RGRPORun(
-            model_path=str(stage.store.fetch(model)),
-            questions_path=str(stage.store.fetch(data) / QUESTIONS / "train.parquet"),
-            look=look,
-            rgrpo=config,
-            engine=engine,
-            freeze_vision=freeze_vision,
-            seed=seed,
+        request = _rgrpo_run(
+            stage, model, data, rgrpo=config, engine=engine, look=look, freeze_vision=freeze_vision, seed=seed
         )
         run, result = await stage.child(
             _RGRPO,
@@ -111,14 +104,52 @@ async def train_rgrpo(
             inputs=(model, data),
             num_ranks=config.num_ranks,
             num_threads=config.num_threads,
+            # A run that a guard has paused goes on under other limits.
+            named_by=request.model_copy(update={"rgrpo": config.without_trust()}),
         )
         trained = stage.publish(run, [result.artifacts["model"]], kind="model")
-        shown = stage.publish(run, [f"{ROLLOUTS}/{name}" for name in _shown(run)], kind=ROLLOUTS)
-        return stage.output(run, result, {"model": trained, ROLLOUTS: shown})
+        sampled = stage.publish(run, [ROLLOUTS], kind=ROLLOUTS)
+        return stage.output(run, result, {"model": trained, ROLLOUTS: sampled})
 
 
-def _shown(run: RunDir) -> list[str]:
-    """The files of the first, the middle and the last step's rollouts."""
-    numbers = sorted(int(path.stem.removeprefix("step-")) for path in (run.path / ROLLOUTS).glob("*.parquet"))
-    chosen = dict.fromkeys((numbers[0], numbers[len(numbers) // 2], numbers[-1]))
-    return [f"step-{number}.parquet" for number in chosen]
+@task
+async def look_before(
+    model: ArtifactRef,
+    data: ArtifactRef,
+    config: RGRPOConfig,
+    engine: EngineConfig,
+    look: Look,
+    freeze_vision: bool,
+    seed: int,
+    label: str = "preflight",
+    parent: str = "",
+) -> StageOutput:
+    """Everything that the stage rgrpo looks at before it begins; artifact ``preflight``.
+
+    Raises GateError when it would not begin.
+    """
+    async with stage_run("preflight", label=label, parent=parent, params=config.model_dump()) as stage:
+        request = _rgrpo_run(
+            stage, model, data, rgrpo=config, engine=engine, look=look, freeze_vision=freeze_vision, seed=seed
+        )
+        run, result = await stage.child(
+            _PREFLIGHT,
+            request,
+            inputs=(model, data),
+            num_ranks=config.num_ranks,
+            num_threads=config.num_threads,
+            is_repeated=True,
+        )
+        return stage.output(run, result, {"preflight": stage.publish(run, [PREFLIGHT], kind="preflight")})
+
+
+def _rgrpo_run(stage: StageRun, model: ArtifactRef, data: ArtifactRef, **settings: Any) -> RGRPORun:
+    """The request of R-GRPO's children; the probe gets held-out questions where the data have any."""
+    questions = stage.store.fetch(data) / QUESTIONS
+    held_out = questions / "validation.parquet"
+    return RGRPORun(
+        model_path=str(stage.store.fetch(model)),
+        questions_path=str(questions / "train.parquet"),
+        probe_path=str(held_out) if count_questions(held_out) else "",
+        **settings,
+    )

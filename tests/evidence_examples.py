@@ -2,16 +2,15 @@
 
 from typing import Any
 
+from models.check import Check, Preflight
 from models.config import PromotionConfig
 from models.evaluation.results import Comparison, Estimate, Results
 from models.evidence import (
-    Check,
     DataEvidence,
     EvaluationEvidence,
     Evidence,
     Guards,
     Kept,
-    Preflight,
     Spread,
     ValidationEvidence,
 )

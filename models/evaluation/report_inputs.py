@@ -109,6 +109,14 @@ RGRPO_PANELS: tuple[Panel, ...] = (
             ("rgrpo/errors_per_trajectory", "refused boxes per trajectory"),
         ),
     ),
+    Panel(
+        "R-GRPO: what crops are worth on held-out questions",
+        (
+            ("rgrpo/probe/accuracy", "right with crops"),
+            ("rgrpo/probe/accuracy_blank", "right with blank crops"),
+        ),
+        "share",
+    ),
     Panel("R-GRPO: size of a box", (("rgrpo/box_share", "share of the picture"),), "share of the picture"),
     Panel(
         "R-GRPO: share of groups that teach little",

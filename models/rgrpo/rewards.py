@@ -16,10 +16,14 @@ Only text that the model sampled is read: what we told it about a refused box ea
 """
 
 from models.answers import matches
-from models.config import RewardConfig
-from models.protocol import extract_answer, is_well_formed, reasoning_text
+from models.config import Look, RewardConfig
+from models.protocol import extract_answer, is_well_formed, reasoning_text, render_box
 from models.records import Question
-from models.trajectory import Reward, Trajectory
+from models.region import Box
+from models.trajectory import BoxEvent, Prompt, Reward, SampledSpan, StopReason, Trajectory
+
+# More than any length reward pays for.
+_MANY_CHARACTERS = 10_000
 
 
 def score(trajectory: Trajectory, question: Question, config: RewardConfig) -> Reward | None:
@@ -41,3 +45,24 @@ def score(trajectory: Trajectory, question: Question, config: RewardConfig) -> R
         validity=min(config.validity_cap, config.validity * len(trajectory.accepted_boxes)),
         length=min(config.length_cap, config.length_per_character * len(reasoning_text(written))),
     )
+
+
+def reward_floor(config: RewardConfig, look: Look) -> tuple[float, float]:
+    """What a wrong and a right answer earn in full style: all crops that are allowed, reasoning without end,
+    the right form.
+
+    The first over the second is the share that can be earned without sight. Both come from :func:`score`.
+    """
+    boxes = [Box(0, 0, 10.0 + number, 10.0, space="seen") for number in range(look.max_crops)]
+    prose = "a" * _MANY_CHARACTERS
+    thought = "".join(f"{prose} {render_box(box)} " for box in boxes) + prose
+    question = Question("floor", "", "", b"", "", 1, 1, text="?", answers=("right",))
+    totals = []
+    for answer in ("wrong", "right"):
+        span = SampledSpan(f"<think>{thought}</think><answer>{answer}</answer>")
+        events = tuple(BoxEvent(box) for box in boxes)
+        trajectory = Trajectory("floor", 0, Prompt("?"), (span,), events, StopReason.ANSWERED)
+        reward = score(trajectory, question, config)
+        assert reward is not None, "nobody broke"
+        totals.append(reward.total)
+    return totals[0], totals[1]

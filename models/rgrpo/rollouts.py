@@ -1,14 +1,22 @@
 """Every step's rollouts on disk: ``rollouts/step-N.parquet``, a transcript per row with its advantage."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
 from models import distributed
-from models.records import write_rows
+from models.records import read_rows, write_rows
 from models.rgrpo.batch import Rollout
-from models.transcripts import TRANSCRIPT_FIELDS, TRANSCRIPT_VERSION, Transcript, transcript_row
+from models.rundir import ROLLOUTS
+from models.transcripts import (
+    TRANSCRIPT_FIELDS,
+    TRANSCRIPT_VERSION,
+    Transcript,
+    transcript_of,
+    transcript_row,
+)
 
 ROLLOUT_SCHEMA = pa.schema(
     [
@@ -19,6 +27,32 @@ ROLLOUT_SCHEMA = pa.schema(
         ("is_trained", pa.bool_()),
     ]
 )
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRollout:
+    """A rollout as it was kept: see :class:`models.rgrpo.batch.Rollout`."""
+
+    transcript: Transcript
+    kind: str
+    advantage: float
+    is_trained: bool
+
+
+def rollouts_path(run: Path, step: int) -> Path:
+    """Where a run keeps the rollouts of a step."""
+    return run / ROLLOUTS / f"step-{step}.parquet"
+
+
+def steps_kept(run: Path) -> list[int]:
+    """The steps whose rollouts a run keeps, ascending."""
+    return sorted(int(path.stem.removeprefix("step-")) for path in (run / ROLLOUTS).glob("step-*.parquet"))
+
+
+def read_rollouts(path: Path) -> list[KeptRollout]:
+    """All rollouts of a step, in group order."""
+    rows = read_rows(path, ROLLOUT_SCHEMA, version=TRANSCRIPT_VERSION)
+    return [KeptRollout(transcript_of(row), row["kind"], row["advantage"], row["is_trained"]) for row in rows]
 
 
 def write_rollouts(path: Path, rollouts: Sequence[Rollout], *, step: int) -> None:

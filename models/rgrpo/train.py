@@ -6,96 +6,109 @@
 Every rank holds a share of the questions, an inference engine and the trained policy. A step samples M
 rollouts of each question with the newest weights, scores them, and takes one optimiser step: strictly
 on-policy, as Eq. 2 is. Groups of equal rewards have advantage zero and are left out of the forward pass,
-which changes nothing but the time it takes.
+which changes nothing but the time it takes. Guards watch the run and pause it (:mod:`models.rgrpo.guards`).
 """
 
 import logging
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from models import checkpoints, distributed
 from models.checkpoints import Progress
 from models.child import run_stage
-from models.config import resolve_model_path
-from models.distributed import DeepSpeedEngine
-from models.policy import load_policy
-from models.records import Question, read_questions
+from models.errors import GuardError
+from models.records import Question
+from models.rgrpo.actors import Actors, opened
 from models.rgrpo.batch import Batch, score_and_compare
-from models.rgrpo.rollouts import write_rollouts
-from models.rgrpo.samplers import open_sampler, refresh
+from models.rgrpo.guards import Guards, steps_so_far
+from models.rgrpo.preflight import check_before
+from models.rgrpo.probe import measure_crop_gain
+from models.rgrpo.rollouts import rollouts_path, write_rollouts
+from models.rgrpo.samplers import refresh
 from models.rgrpo.stopwatch import Stopwatch
-from models.rgrpo.update import update_policy
+from models.rgrpo.update import learning_rate, update_policy
 from models.rollout import derive_seed, rollout
 from models.run_config import RGRPORun
 from models.rundir import Result, RunDir
-from models.schedule import warmup_then_cosine
 from models.shuffling import endless_shuffle
 from models.trajectory import Trajectory
-from models.transformers_engine import TransformersEngine
-
-if TYPE_CHECKING:
-    from models.vllm_engine import VLLMEngine
 
 log = logging.getLogger(__name__)
 
 
 def train(run: RunDir, config: RGRPORun) -> Result:
-    """Train to the end, from the latest checkpoint when there is one; the model is then in ``model/``."""
-    world = distributed.start(num_threads=config.rgrpo.num_threads)
-    model_path = resolve_model_path(config.model_path)
-    policy = load_policy(model_path, freeze_vision=config.freeze_vision).to(world.device)
-    engine = distributed.initialise(policy, config.rgrpo)
-    questions = read_questions(Path(config.questions_path))
-    sampler = open_sampler(policy, model_path, config.engine, look=config.look, seed=config.seed)
-    try:
-        training = Training(run, config, engine, sampler, questions)
-        training.run_to_the_end(checkpoints.resume(run, engine))
-    finally:
-        sampler.close()  # while the process group that it joined still exists
-    checkpoints.save_model(run, engine)
+    """Train to the end, from the latest checkpoint when there is one; the model is then in ``model/``.
+
+    Raises GateError when one real batch shows that training is not to be begun, and GuardError when a guard
+    pauses it.
+    """
+    with opened(config) as actors:
+        training = Training(run, config, actors)
+        progress = checkpoints.resume(run, actors.engine)
+        if config.rgrpo.preflight.enabled and not progress.step:
+            check_before(run, config, actors)
+        training.run_to_the_end(progress)
+    checkpoints.save_model(run, actors.engine)
     return Result(status="done", artifacts={"model": "model"}, metrics=training.last_metrics)
 
 
 class Training:
     """One R-GRPO run, on one of its ranks."""
 
-    def __init__(
-        self,
-        run: RunDir,
-        config: RGRPORun,
-        engine: DeepSpeedEngine,
-        sampler: "VLLMEngine | TransformersEngine",
-        questions: Sequence[Question],
-    ) -> None:
+    def __init__(self, run: RunDir, config: RGRPORun, actors: Actors) -> None:
         self._run, self._config, self._look, self._seed = run, config.rgrpo, config.look, config.seed
-        self._engine, self._policy = engine, engine.module
-        self._sampler, self._questions = sampler, questions
+        self._engine, self._policy = actors.engine, actors.engine.module
+        self._sampler, self._questions = actors.sampler, actors.questions
+        self._held_out = actors.held_out[: config.rgrpo.guards.probe_questions]
+        self._guards = Guards(config.rgrpo.guards)
         self._watch = Stopwatch()
         self.last_metrics: dict[str, float] = {}
 
     def run_to_the_end(self, progress: Progress) -> None:
-        """All steps that are left."""
+        """All steps that are left. Raises GuardError when a guard pauses the run."""
         began = time.monotonic() - progress.seconds
         self._log(progress.step, {})
         if progress.step:
             self._show_the_sampler_new_weights(progress.step)
+            earlier = distributed.from_main(lambda: steps_so_far(self._run.metrics(), progress.step))
+            self._guards = Guards(self._config.guards, earlier)
         for step in range(progress.step, self._config.num_steps):
-            metrics = self._step(step)
-            self._log(step + 1, metrics | self._watch.lap())
+            try:
+                metrics = self._step(step)
+                self._log(step + 1, metrics | self._watch.lap())
+                self._guards.check(step + 1, metrics)
+            except GuardError as error:
+                raise self._paused(error) from error
             if (step + 1) % self._config.checkpoint_every == 0:
                 checkpoints.save(self._run, self._engine, Progress(step + 1, time.monotonic() - began))
 
+    def _paused(self, error: GuardError) -> GuardError:
+        """The same with the last good checkpoint: no guard has spoken when it was written."""
+        latest = distributed.from_main(lambda: checkpoints.latest(self._run))
+        if latest is None:
+            return GuardError(f"{error} No checkpoint had been written.")
+        name = latest.relative_to(self._run.path).as_posix()
+        return GuardError(f"{error} The last good checkpoint is {name}.", checkpoint=name)
+
     def _step(self, step: int) -> dict[str, float]:
+        probed = self._probe(step)
         questions = self._next_questions(step)
         trajectories = self._roll_out(questions, step)
         batch = self._compare(trajectories, questions)
         metrics = self._update(batch, step)
         self._show_the_sampler_new_weights(step + 1)
         self._record(batch, step)
-        return {**batch.metrics, **metrics}
+        return {**probed, **batch.metrics, **metrics}
+
+    def _probe(self, step: int) -> dict[str, float]:
+        """What crops are worth, now and then. Before the step, so that a resumed run does the same."""
+        guards = self._config.guards
+        if not (guards.enabled and guards.probe_every and self._held_out) or step % guards.probe_every:
+            return {}
+        share = self._held_out[distributed.rank() :: self._config.num_ranks]
+        with self._watch("probe"):
+            return measure_crop_gain(self._sampler, share, look=self._look)
 
     def _next_questions(self, step: int) -> list[Question]:
         """This rank's share of the step's questions."""
@@ -133,17 +146,8 @@ class Training:
                 spare=batch.spare,
                 totals=batch.totals,
                 config=self._config,
-                learning_rate=self._learning_rate(step),
+                learning_rate=learning_rate(self._config, step),
             )
-
-    def _learning_rate(self, step: int) -> float:
-        config = self._config
-        return warmup_then_cosine(
-            (step + 1) / config.num_steps,
-            peak=config.learning_rate,
-            warmup=min(1.0, config.warmup_steps / config.num_steps),
-            min_ratio=config.min_lr_ratio,
-        )
 
     def _show_the_sampler_new_weights(self, version: int) -> None:
         with self._watch("sync"), distributed.gathered(self._engine):
@@ -151,7 +155,7 @@ class Training:
 
     def _record(self, batch: Batch, step: int) -> None:
         with self._watch("record"):
-            write_rollouts(self._run.path / "rollouts" / f"step-{step}.parquet", batch.rollouts, step=step)
+            write_rollouts(rollouts_path(self._run.path, step), batch.rollouts, step=step)
 
     def _log(self, step: int, metrics: dict[str, float]) -> None:
         self.last_metrics |= metrics

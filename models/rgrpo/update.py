@@ -9,6 +9,7 @@ stale weights in the engine all show there first.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,10 +17,11 @@ from models import distributed
 from models.config import RGRPOConfig
 from models.distributed import DeepSpeedEngine
 from models.encoding import Encoded
-from models.errors import TrainingError
+from models.errors import GuardError
 from models.packing import Continuation, pack_groups
 from models.policy import collate_sharing_prompts
 from models.rgrpo.objective import Totals, mismatch_k3, policy_loss, truncated_weight
+from models.schedule import warmup_then_cosine
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,8 +51,8 @@ def update_policy(
 ) -> dict[str, float]:
     """Train on this rank's samples; returns the update's metrics, the same on every rank.
 
-    Nothing happens when no rank has a sample. Raises TrainingError before the optimiser step when a log-prob
-    is not finite, or when engine and trainer disagree by more than ``max_mismatch_kl``.
+    Nothing happens when no rank has a sample. Before the optimiser step, raises TrainingError when a log-prob
+    is not finite, and GuardError when engine and trainer disagree by more than ``max_mismatch_kl``.
     """
     metrics = accumulate_gradient(engine, samples, spare=spare, totals=totals, config=config)
     if metrics is None:
@@ -75,7 +77,7 @@ def accumulate_gradient(
     """Add the gradient of the loss over all ranks' samples; None when no rank has any.
 
     ``spare`` is any sequence: a rank with fewer micro-batches than another passes it through with a gradient
-    of zero. Raises TrainingError as :func:`update_policy` does.
+    of zero. Raises what :func:`update_policy` does.
     """
     sizes = [sample.continuation for sample in samples]
     packed = distributed.in_lockstep(pack_groups(sizes, max_tokens=config.tokens_per_micro_batch))
@@ -119,6 +121,36 @@ def _micro_batch_loss(
     return result.loss
 
 
+@torch.no_grad()
+def score_again(
+    engine: DeepSpeedEngine, encoded: Sequence[Encoded], config: RGRPOConfig, *, spare: Encoded | None = None
+) -> list[np.ndarray]:
+    """The policy's log-probs of each sequence's sampled tokens, (N,) nats each; all ranks call it.
+
+    By the way that an update takes. Every sequence has sampled tokens; a rank without any needs a ``spare``.
+    """
+    samples = [Sample(str(number), 0, one, 0.0) for number, one in enumerate(encoded)]
+    sizes = [sample.continuation for sample in samples]
+    found: dict[int, np.ndarray] = {}
+    for chosen in distributed.in_lockstep(pack_groups(sizes, max_tokens=config.tokens_per_micro_batch)):
+        rows = [encoded[index] for index in chosen or ()] or [one for one in (spare,) if one is not None]
+        batch = collate_sharing_prompts(rows, engine.module)
+        logprobs = engine(batch, temperature=config.temperature)
+        for row, index in enumerate(chosen or ()):
+            found[index] = logprobs[row][batch.sampled[row, 1:]].cpu().numpy()
+    return [found[index] for index in range(len(encoded))]
+
+
+def learning_rate(config: RGRPOConfig, step: int) -> float:
+    """The rate of update ``step``, from 0."""
+    return warmup_then_cosine(
+        (step + 1) / config.num_steps,
+        peak=config.learning_rate,
+        warmup=min(1.0, config.warmup_steps / config.num_steps),
+        min_ratio=config.min_lr_ratio,
+    )
+
+
 class _Seen:
     """What the forward passes of one update showed."""
 
@@ -142,7 +174,7 @@ class _Seen:
         self._num_tokens.append(sampled.sum())
 
     def metrics(self, config: RGRPOConfig) -> dict[str, float]:
-        """Sums over all ranks. Raises TrainingError when the update must not happen."""
+        """Sums over all ranks. Raises TrainingError or GuardError when the update must not happen."""
         likelihoods = torch.cat(self._likelihoods) if self._likelihoods else torch.zeros(0)
         distributed.require_finite(self._ids, likelihoods, what="The log-likelihood")
         loss, mismatch, num_tokens = distributed.global_sums(
@@ -150,7 +182,7 @@ class _Seen:
         )
         mismatch_kl = mismatch / max(num_tokens, 1.0)
         if mismatch_kl > config.max_mismatch_kl:
-            raise TrainingError(
+            raise GuardError(
                 f"Engine and trainer disagree: KL {mismatch_kl:.4f} nats per token, at most "
                 f"{config.max_mismatch_kl} is allowed. Nothing was trained. Stale weights or caches in the "
                 "engine, another temperature, or a shifted picture are the usual causes; compare both on one "

@@ -14,8 +14,16 @@ from deepspeed.utils import safe_get_full_grad
 from safetensors.torch import load_file
 
 from models import distributed
-from models.config import EngineConfig, ObjectiveConfig, RewardConfig, RGRPOConfig, SFTConfig
-from models.errors import RunDirError, TrainingError
+from models.config import (
+    EngineConfig,
+    GuardsConfig,
+    ObjectiveConfig,
+    PreflightConfig,
+    RewardConfig,
+    RGRPOConfig,
+    SFTConfig,
+)
+from models.errors import GuardError, RunDirError, TrainingError
 from models.packing import pack
 from models.policy import load_policy
 from models.presets import load_preset
@@ -54,6 +62,7 @@ RGRPO = RGRPOConfig(
     precision="float32",
     checkpoint_every=2,
     objective=ObjectiveConfig(aggregation="seq-mean-token-mean"),
+    preflight=PreflightConfig(enabled=False),
 )
 
 
@@ -209,7 +218,7 @@ def test_engine_and_trainer_must_agree(model_path):
     engine = distributed.initialise(policy, RGRPO)
     before = {name: tensor.clone() for name, tensor in policy.weights()}
     encoded = encoded_records(policy, 2)
-    with pytest.raises(TrainingError, match="disagree"):
+    with pytest.raises(GuardError, match="disagree"):
         update.update_policy(
             engine,
             [Sample("a", 0, encoded[0], 1.0), Sample("b", 0, encoded[1], -1.0)],
@@ -300,6 +309,34 @@ def test_every_rollout_is_kept_with_its_policy_version(tmp_path, model_path, dat
         }
         assert all(one.reward is not None for one in kept)
         assert len({one.question_id for one in kept}) == 2
+
+
+def test_a_guard_pauses_the_run_and_it_goes_on_under_another_limit(tmp_path, model_path, data):
+    """A random model never ends its answers by itself."""
+    lenient = GuardsConfig(
+        window=2, max_truncated_share=1, max_all_wrong_share=1, max_entropy=20, probe_every=2
+    )
+    config = rgrpo_run(model_path, data, guards=lenient, checkpoint_every=1)
+    config = config.model_copy(update={"probe_path": str(data / "questions.parquet")})
+    unbroken = RunDir.create(tmp_path / "unbroken", config)
+    rgrpo.train(unbroken, config)
+    strict = lenient.model_copy(update={"max_truncated_share": 0.5})
+    paused = config.model_copy(update={"rgrpo": config.rgrpo.model_copy(update={"guards": strict})})
+    run = RunDir.create(tmp_path / "run", paused)
+    with pytest.raises(GuardError, match=r"Step 2: most trajectories never end.*max_trunc") as caught:
+        rgrpo.train(run, paused)
+    assert caught.value.checkpoint == "checkpoints/step-1"
+    assert "The last good checkpoint is checkpoints/step-1." in str(caught.value)
+    assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == ["step-1"]
+    assert not (run.path / "model").exists()
+    rgrpo.train(RunDir.create(run.path, config, may_change=True), config)
+    assert_equal(weights(run.path / "model"), weights(unbroken.path / "model"), tolerance=0)
+    probed = {line["step"]: line for line in unbroken.metrics() if "rgrpo/probe/crop_gain" in line}
+    assert set(probed) == {1, 3}  # of the steps that began with policy version 0 and 2
+    assert all(
+        line["rgrpo/probe/crop_gain"] == line["rgrpo/probe/accuracy"] - line["rgrpo/probe/accuracy_blank"]
+        for line in probed.values()
+    )
 
 
 def test_a_batch_without_spread_trains_nothing(tmp_path, model_path, data):

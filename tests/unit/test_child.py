@@ -16,7 +16,7 @@ SCRIPT = """
 import sys, time
 from models.child import run_stage
 from models.config import SFTConfig
-from models.errors import TrainingError
+from models.errors import GateError, GuardError, TrainingError
 from models.rundir import Result
 
 def work(run, config):
@@ -51,6 +51,20 @@ def test_our_error_is_a_failed_result_with_its_reason(run):
     assert process.wait(60) == 1
     assert run.result().status == "failed"
     assert run.result().reason == "TrainingError: 3 samples: a, b, c"
+
+
+def test_a_guard_pauses_and_names_the_last_good_checkpoint(run):
+    process = start(run, "raise GuardError('it stopped to look', checkpoint='checkpoints/step-2')")
+    assert process.wait(60) == 3
+    result = run.result()
+    assert (result.status, result.reason) == ("paused", "it stopped to look")
+    assert result.artifacts == {"checkpoint": "checkpoints/step-2"}
+
+
+def test_a_gate_that_says_no_is_a_refusal(run):
+    process = start(run, "raise GateError('rewards do not differ')")
+    assert process.wait(60) == 3
+    assert (run.result().status, run.result().reason) == ("refused", "rewards do not differ")
 
 
 def test_a_bug_leaves_a_traceback_and_no_result_not_even_an_old_one(run):

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from models.check import Preflight
 from models.config import PromotionConfig
 from models.errors import ScoringError
 from models.evaluation.results import Results
-from models.evidence import Evidence, Guards, Kept, Preflight
+from models.evidence import Evidence, Guards, Kept
 from models.promotion import Candidate, Decision, decide, decide_return
 from tests.evaluation_examples import make_scores, make_variant
 from tests.evidence_examples import POLICY, make_evidence, make_results

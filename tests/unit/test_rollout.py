@@ -255,7 +255,7 @@ def test_a_box_that_is_too_long_only_in_the_original_is_the_models_error():
     assert trajectory.crops == ()
 
 
-@pytest.mark.parametrize("source", ["original", "low_resolution", "random_region", "none"])
+@pytest.mark.parametrize("source", ["original", "low_resolution", "random_region", "blank", "none"])
 def test_crop_sources(source):
     trajectory = play(COMMAND, ANSWER, look=LOOK.model_copy(update={"crop_source": source}))
     assert trajectory.stop is StopReason.ANSWERED
@@ -271,6 +271,7 @@ def test_crop_sources(source):
     assert picture.size == true.size  # every source costs the same tokens
     assert (picture == true) is (source == "original")
     assert (picture == fair) is (source == "low_resolution")
+    assert (len(picture.image.getcolors(picture.size.area)) == 1) is (source == "blank")
 
 
 class ShuffledEngine:

@@ -68,7 +68,7 @@ def test_a_transcript_tells_what_the_trajectory_told(question):
     assert [crop.digest for crop in transcript.crops] == [span.picture.digest for span in trajectory.crops]
 
 
-@pytest.mark.parametrize("source", ["original", "low_resolution", "random_region"])
+@pytest.mark.parametrize("source", ["original", "low_resolution", "random_region", "blank"])
 def test_a_crop_is_cut_again_to_the_same_pixels(question, source):
     trajectory = attempt(question, crop_source=source)
     (crop,) = Transcript.of(trajectory).crops

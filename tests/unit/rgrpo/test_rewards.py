@@ -1,9 +1,9 @@
 import pytest
 
-from models.config import RewardConfig
+from models.config import Look, RewardConfig
 from models.records import Question
 from models.region import Box
-from models.rgrpo.rewards import score
+from models.rgrpo.rewards import reward_floor, score
 from models.trajectory import BoxEvent, Prompt, SampledSpan, StopReason, TextSpan, Trajectory, TurnError
 
 QUESTION = Question(
@@ -94,3 +94,11 @@ def test_the_trajectory_of_another_question_is_refused():
     other = Trajectory("other", 0, Prompt("?"), (), (), StopReason.ANSWERED)
     with pytest.raises(ValueError, match="other"):
         score(other, QUESTION, RewardConfig())
+
+
+def test_with_the_papers_weights_a_wrong_answer_in_full_style_earns_most_of_a_right_one():
+    assert reward_floor(RewardConfig(), Look()) == (1.75, 2.75)
+
+
+def test_the_floor_has_no_box_where_no_crop_is_allowed():
+    assert reward_floor(RewardConfig(), Look(max_crops=0)) == (1.25, 2.25)

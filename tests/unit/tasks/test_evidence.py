@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from models.config import RGRPOConfig
+from models.config import GuardsConfig, RGRPOConfig
 from tasks.evidence import guards_of
 
 CONFIG = RGRPOConfig(max_mismatch_kl=0.01, max_failed_share=0.02)
@@ -41,3 +41,15 @@ def test_a_broken_limit_and_missing_metrics_are_no_pass(tmp_path: Path) -> None:
     assert [limit.passed for limit in broken.limits] == [False]
     assert not broken.passed
     assert not guards_of(record(tmp_path), CONFIG).passed
+
+
+def test_the_limits_of_the_guards_are_looked_at_once_more(tmp_path: Path) -> None:
+    lines = [
+        {"step": step, "rgrpo/truncated_share": 0.1 * step, "rgrpo/entropy": 0.4} for step in range(1, 9)
+    ]
+    watched = CONFIG.model_copy(update={"guards": GuardsConfig(window=2)})
+    found = {limit.rule: limit for limit in guards_of(record(tmp_path, *lines), watched).limits}
+    assert found["mean over 2 steps at most 0.5"].value == "0.75"
+    assert not found["mean over 2 steps at most 0.5"].passed
+    assert found["mean over 2 steps at least 0.01"].passed
+    assert found["mean over 2 steps at most 3"].passed

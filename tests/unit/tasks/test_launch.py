@@ -13,7 +13,7 @@ import psutil
 import pytest
 from pydantic import BaseModel
 
-from models.errors import LaunchError
+from models.errors import GateError, GuardError, LaunchError, VLMR3Error
 from models.rundir import RunDir
 from tasks import launch, locks
 
@@ -54,6 +54,10 @@ if config["then"] == "result":
     (run / "result.json").write_text(json.dumps(result))
 elif config["then"] == "failed":
     (run / "result.json").write_text(json.dumps({"status": "failed", "reason": "loss is not finite"}))
+elif config["then"] in ("paused", "refused"):
+    kept = {"checkpoint": "checkpoints/step-2"}
+    result = {"status": config["then"], "reason": "no crops", "artifacts": kept}
+    (run / "result.json").write_text(json.dumps(result))
 elif config["then"] == "malformed":
     (run / "result.json").write_text("{}")
 """
@@ -134,6 +138,17 @@ def test_a_run_without_a_good_result_has_failed_whatever_its_exit_code(
     with pytest.raises(Exception, match=says) as caught:
         asyncio.run(launch.run_child("talker", run))
     assert caught.value.exit_code == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("then", "error"), [("paused", GuardError), ("refused", GateError)])
+def test_a_guard_and_a_gate_are_no_failure_of_the_child(
+    run_dir: Path, then: str, error: type[VLMR3Error]
+) -> None:
+    run = RunDir.create(run_dir, ChildConfig(then=then))
+    with pytest.raises(error, match="no crops") as caught:
+        asyncio.run(launch.run_child("talker", run))
+    assert caught.value.exit_code == 3
+    assert getattr(caught.value, "checkpoint", "checkpoints/step-2") == "checkpoints/step-2"
 
 
 def test_what_an_earlier_try_said_is_not_said_again_but_its_metrics_count(run_dir: Path) -> None:

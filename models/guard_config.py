@@ -1,0 +1,60 @@
+"""What a preset says about trust in R-GRPO: limits that end a run, and what is looked at before one."""
+
+from pydantic import Field
+
+from models.base_config import Config
+
+
+class GuardsConfig(Config):
+    """Limits on how R-GRPO goes; one that is broken pauses the run (:mod:`models.rgrpo.guards`).
+
+    Of all but the probe's numbers the mean of the last ``window`` steps counts, once there are so many.
+    """
+
+    enabled: bool = Field(True, description="False: nothing is probed, and no limit but the trainer's own.")
+    window: int = Field(10, ge=1, description="Steps whose mean is looked at.")
+    min_crops: float = Field(
+        0.05, ge=0, description="Crops per trajectory; a policy that began with more has stopped to look."
+    )
+    max_all_wrong_share: float = Field(
+        0.8, ge=0, le=1, description="Groups without a right answer that have a gradient all the same."
+    )
+    max_truncated_share: float = Field(0.5, ge=0, le=1, description="Trajectories that a limit cut off.")
+    min_entropy: float = Field(0.01, ge=0, description="Nats per token; less: the policy has collapsed.")
+    max_entropy: float = Field(3.0, gt=0, description="Nats per token; more: the policy falls apart.")
+    max_box_drift: float = Field(
+        3.0,
+        ge=1,
+        description="How many times larger or smaller boxes may become, by area, than in the first window: "
+        "boxes that grow only to win the rounding of sizes earn reward, not sight.",
+    )
+    probe_every: int = Field(
+        20, ge=0, description="Steps between probes of what crops are worth; 0: none is made."
+    )
+    probe_questions: int = Field(32, ge=1, description="Held-out questions of a probe, asked twice.")
+    min_crop_gain: float = Field(
+        0.02,
+        ge=-1,
+        le=1,
+        description="Accuracy with crops minus accuracy with blank ones; a policy that began with more no "
+        "longer uses what it sees.",
+    )
+
+
+class PreflightConfig(Config):
+    """What must hold on one real batch before R-GRPO is begun (:mod:`models.rgrpo.preflight`)."""
+
+    enabled: bool = Field(True, description="False: R-GRPO begins without.")
+    num_questions: int = Field(
+        8, ge=1, description="Questions of the batch, over all ranks; M rollouts each."
+    )
+    max_zero_variance_share: float = Field(
+        0.9, ge=0, le=1, description="Groups of equal rewards, which teach nothing."
+    )
+    max_reward_floor: float = Field(
+        0.7,
+        ge=0,
+        le=1,
+        description="What a wrong answer in full style earns, as a share of the highest reward (with the "
+        "paper's weights 1.75 of 2.75).",
+    )

@@ -1,0 +1,45 @@
+"""The two that act in R-GRPO, opened together: the policy that is trained, and the engine that samples."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models import distributed
+from models.config import resolve_model_path
+from models.distributed import DeepSpeedEngine
+from models.policy import load_policy
+from models.records import Question, read_questions
+from models.rgrpo.samplers import open_sampler
+from models.run_config import RGRPORun
+from models.transformers_engine import TransformersEngine
+
+if TYPE_CHECKING:
+    from models.vllm_engine import VLLMEngine
+
+
+@dataclass(frozen=True, slots=True)
+class Actors:
+    """``engine.module`` is the :class:`models.policy.Policy`; ``held_out`` are the questions of the probe."""
+
+    engine: DeepSpeedEngine
+    sampler: "VLLMEngine | TransformersEngine"
+    questions: list[Question]
+    held_out: list[Question]
+
+
+@contextmanager
+def opened(config: RGRPORun) -> Iterator[Actors]:
+    """The actors of a run, on this rank, with the model that the run starts from."""
+    world = distributed.start(num_threads=config.rgrpo.num_threads)
+    model_path = resolve_model_path(config.model_path)
+    policy = load_policy(model_path, freeze_vision=config.freeze_vision).to(world.device)
+    engine = distributed.initialise(policy, config.rgrpo)
+    questions = read_questions(Path(config.questions_path))
+    held_out = read_questions(Path(config.probe_path)) if config.probe_path else []
+    sampler = open_sampler(policy, model_path, config.engine, look=config.look, seed=config.seed)
+    try:
+        yield Actors(engine, sampler, questions, held_out)
+    finally:
+        sampler.close()  # while the process group that it joined still exists

@@ -1,0 +1,159 @@
+"""The guards of a run: limits on how R-GRPO goes, looked at after every step; a broken one pauses it.
+
+Reward may rise while the model gets worse: it stops to look, pads its boxes, collapses, or learns form from
+groups in which nobody was right. Each of these has a number that shows it early. A guard looks at the mean of
+the last ``window`` steps, for one step says little. Two kinds of limit exist: what must never be (a share of
+cut-off trajectories, the entropy), and what a policy must not lose, which binds only where the run began with
+it: a base that never looked cannot stop to look.
+
+The mismatch between engine and trainer is a guard too, in :mod:`models.rgrpo.update`: it must be seen before
+the optimiser's step. What is measured here is deterministic, so a run that goes on from a checkpoint under
+other limits repeats its steps to the letter.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from models.errors import GuardError
+from models.guard_config import GuardsConfig
+
+CROP_GAIN = "rgrpo/probe/crop_gain"
+
+
+class Rule(NamedTuple):
+    """What a field of :class:`GuardsConfig` limits (from the side in its name), and what breaking it means.
+
+    ``is_kept``: it binds only where the first window was within it. ``is_relative``: it looks at how many
+    times larger or smaller a mean is than the first window's. Without ``is_mean`` every value counts alone.
+    """
+
+    setting: str
+    metric: str
+    danger: str
+    is_kept: bool = False
+    is_relative: bool = False
+    is_mean: bool = True
+
+
+_RULES = (
+    Rule("min_crops", "rgrpo/crops_per_trajectory", "the policy has stopped to look", is_kept=True),
+    Rule(
+        "min_crop_gain",
+        CROP_GAIN,
+        "crops no longer help: blank ones give the same answers",
+        is_kept=True,
+        is_mean=False,
+    ),
+    Rule("max_all_wrong_share", "rgrpo/all_wrong_share", "most groups teach form without one right answer"),
+    Rule("max_truncated_share", "rgrpo/truncated_share", "most trajectories never end"),
+    Rule("min_entropy", "rgrpo/entropy", "the policy has collapsed: its rollouts are all alike"),
+    Rule("max_entropy", "rgrpo/entropy", "the policy falls apart"),
+    Rule(
+        "max_box_drift",
+        "rgrpo/box_share",
+        "the size of boxes has drifted: look whether they win reward by rounding, not by sight",
+        is_relative=True,
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A rule with its bound; means are over ``window`` steps."""
+
+    rule: Rule
+    bound: float
+    window: int
+
+    @property
+    def metric(self) -> str:
+        """What is looked at."""
+        return self.rule.metric
+
+    @property
+    def is_upper(self) -> bool:
+        """Whether more than the bound breaks it; else less does."""
+        return self.rule.setting.startswith("max_")
+
+    def __str__(self) -> str:
+        what = "change of its mean" if self.rule.is_relative else "mean"
+        steps = f"{what} over {self.window} steps " if self.rule.is_mean else ""
+        since = ", where it began so" if self.rule.is_kept else ""
+        return f"{steps}at {'most' if self.is_upper else 'least'} {self.bound:g}{since}"
+
+    def judged(self, values: Sequence[float]) -> list[float]:
+        """What the limit looks at, a number per window; nothing while no window is whole.
+
+        ``values`` are the metric's, one per step that has it, in order.
+        """
+        means = _means(values, self.window)
+        if not means or (self.rule.is_kept and not self.allows(means[0])):
+            return []
+        if not self.rule.is_relative:
+            return means
+        first = means[0]
+        return [max(mean / first, first / mean) for mean in means if mean > 0 and first > 0]
+
+    def worst(self, values: Sequence[float]) -> float | None:
+        """The number of a whole run that is furthest on the wrong side; None where there is none."""
+        return (max if self.is_upper else min)(self.judged(values), default=None)
+
+    def allows(self, value: float) -> bool:
+        """Whether a value is on the right side."""
+        return value <= self.bound if self.is_upper else value >= self.bound
+
+
+def limits(config: GuardsConfig) -> list[Limit]:
+    """The limits of a run, none when the guards are off."""
+    if not config.enabled:
+        return []
+    return [
+        Limit(rule, bound=getattr(config, rule.setting), window=config.window if rule.is_mean else 1)
+        for rule in _RULES
+    ]
+
+
+class Guards:
+    """The guards over one run; ``earlier`` are the metrics of the steps that a resumed run goes on from."""
+
+    def __init__(self, config: GuardsConfig, earlier: Iterable[Mapping[str, float]] = ()) -> None:
+        self._limits = limits(config)
+        self._values: dict[str, list[float]] = {limit.metric: [] for limit in self._limits}
+        for metrics in earlier:
+            self._note(metrics)
+
+    def check(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Note a step's metrics. Raises GuardError when a limit is broken."""
+        self._note(metrics)
+        for limit in self._limits:
+            # Only a step that has the metric can break its limit.
+            if limit.metric not in metrics:
+                continue
+            found = limit.judged(self._values[limit.metric])[-1:]
+            if not all(map(limit.allows, found)):
+                raise GuardError(
+                    f"Step {step}: {limit.rule.danger}. {limit.metric} came to {found[0]:.4g}, and the rule "
+                    f"is: {limit}. Look at the rollouts of this step; change what is rewarded, or go on "
+                    f"with another rgrpo.guards.{limit.rule.setting}."
+                )
+
+    def _note(self, metrics: Mapping[str, float]) -> None:
+        for name in self._values.keys() & metrics.keys():
+            if np.isfinite(metrics[name]):
+                self._values[name].append(metrics[name])
+
+
+def steps_so_far(lines: Iterable[Mapping[str, Any]], step: int) -> list[Mapping[str, float]]:
+    """The metrics of each step up to ``step``, in order; of a step that was taken twice its last line."""
+    found = {line["step"]: line for line in lines if line["step"] <= step and "rgrpo/reward" in line}
+    return [found[number] for number in sorted(found)]
+
+
+def _means(values: Sequence[float], window: int) -> list[float]:
+    """The mean of every ``window`` values in a row."""
+    if len(values) < window:
+        return []
+    return np.convolve(values, np.full(window, 1 / window), mode="valid").tolist()

@@ -1,0 +1,337 @@
+"""What must hold before R-GRPO is begun, tried on one real batch: minutes, before the hours.
+
+    python -m models.rgrpo.preflight RUN_DIR
+    torchrun --nproc-per-node N -m models.rgrpo.preflight RUN_DIR
+
+The batch goes the way that every later one goes: sampled by the engine, scored, encoded, put through the
+policy. Each fault that this looks for trains without a word of complaint, and each is known from public
+projects: weights or pictures that differ between engine and trainer, a picture that is shifted against its
+pads, rotary positions that fall back to one dimension, text of ours that is trained as if it were sampled,
+boxes in the wrong pixels, caches that outlive the weights they were made with, and rewards from which nothing
+can be learned, or the wrong thing.
+
+``preflight.json`` in the run directory keeps what was found (:class:`models.check.Preflight`).
+"""
+
+import logging
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models import distributed
+from models.check import PREFLIGHT, Check, Preflight
+from models.child import run_stage
+from models.config import Look
+from models.distributed import DeepSpeedEngine
+from models.encoding import Encoded
+from models.errors import GateError, RegionError
+from models.policy import Policy
+from models.records import Question
+from models.region import Size, View, look
+from models.rgrpo.actors import Actors, opened
+from models.rgrpo.batch import score_and_compare
+from models.rgrpo.rewards import reward_floor
+from models.rgrpo.update import score_again
+from models.rollout import derive_seed, rollout
+from models.run_config import RGRPORun
+from models.rundir import Result, RunDir, write_atomically
+from models.shuffling import endless_shuffle
+from models.trajectory import SampledSpan, Trajectory
+from models.transformers_engine import TransformersEngine
+
+if TYPE_CHECKING:
+    from models.vllm_engine import VLLMEngine
+
+log = logging.getLogger(__name__)
+
+# Norm weights times 1 + this times a standard normal: enough to change every log-prob, not to overflow.
+_NOISE = 0.5
+_CANARY_TOKENS = 48
+# Largest difference of two log-probs (nats) that are the same computation done twice.
+_SAME = {"float32": 1e-4, "bfloat16": 0.05}
+_BOX_TOLERANCE = 1e-6  # pixels
+
+
+def main(run: RunDir, config: RGRPORun) -> Result:
+    """Look, and train nothing."""
+    with opened(config) as actors:
+        check_before(run, config, actors)
+    return Result(status="done", artifacts={"preflight": PREFLIGHT})
+
+
+def check_before(run: RunDir, config: RGRPORun, actors: Actors) -> None:
+    """Look at everything and keep what was found; all ranks call it.
+
+    The engine is left with the policy's weights and empty caches. Raises GateError that names what is broken.
+    """
+    found = Preflight(checks=tuple(_checks(config, actors)))
+    if distributed.is_main():
+        write_atomically(run.path / PREFLIGHT, found.model_dump_json(indent=2))
+        for check in found.checks:
+            log.info("preflight %s: %s", check.name, check)
+    broken = [
+        f"{check.name}: {check.rule} (found: {check.value})" for check in found.checks if not check.passed
+    ]
+    if broken:
+        raise GateError(
+            f"R-GRPO is not begun, for on one real batch {len(broken)} of {len(found.checks)} checks fail. "
+            f"{'; '.join(broken)}. All that was found is in {PREFLIGHT} of the run directory; the limits are "
+            "rgrpo.preflight.* and rgrpo.max_mismatch_kl."
+        )
+
+
+def _checks(config: RGRPORun, actors: Actors) -> Iterator[Check]:
+    engine, sampler, training = actors.engine, actors.sampler, config.rgrpo
+    policy: Policy = engine.module
+    questions = _share(actors.questions, config)
+    trajectories = rollout(
+        sampler,
+        questions,
+        look=config.look,
+        num_samples=training.group_size,
+        temperature=training.temperature,
+        seed=derive_seed(config.seed, "preflight", 0),
+    )
+    batch = score_and_compare(
+        trajectories,
+        questions,
+        training,
+        encoder=policy.encoder,
+        max_tokens=config.look.max_sampled_tokens,
+    )
+    scored = [one for one in trajectories if not one.stop.is_our_failure and one.num_sampled_tokens]
+    pairs = [(one, policy.encoder.encode(one)) for one in scored]
+    asked = {question.id: question for question in questions}
+    with distributed.gathered(engine):
+        has_features = [_pads_are_features(policy, encoded) for _, encoded in pairs]
+    pads = _count("image pads", has_features, "every image pad has its visual feature")
+    yield pads
+    yield _count(
+        "sampled mask",
+        [_mask_is_what_was_sampled(policy, *pair) for pair in pairs],
+        "exactly what the engine sampled carries loss",
+    )
+    yield _count(
+        "boxes",
+        [boxes_are_right(one, asked[one.question_id], config.look) for one in scored],
+        "a box comes back from original pixels, and its crop is what it encloses",
+    )
+    if pads.passed:  # else there are no positions, and nothing to put through the policy
+        yield _count(
+            "rotary positions",
+            [_positions_agree(policy, encoded) for _, encoded in pairs],
+            "positions are those that transformers computes",
+        )
+        yield _mismatch(engine, [encoded for _, encoded in pairs], batch.spare, config)
+    yield _canary(engine, sampler, questions[0], config)
+    share = batch.metrics["rgrpo/zero_variance_share"]
+    limit = training.preflight.max_zero_variance_share
+    yield Check(
+        name="spread of rewards",
+        value=f"a share of {share:.2f}",
+        rule=f"at most a share of {limit:g} of the groups has equal rewards",
+        passed=share <= limit,
+    )
+    yield _floor(config)
+
+
+def _share(questions: Sequence[Question], config: RGRPORun) -> list[Question]:
+    """This rank's questions of the batch."""
+    num_ranks = config.rgrpo.num_ranks
+    per_rank = min(max(1, config.rgrpo.preflight.num_questions // num_ranks), len(questions) // num_ranks)
+    chosen = endless_shuffle(len(questions), start=0, count=per_rank * num_ranks, seed=config.seed)
+    return [questions[index] for index in chosen[distributed.rank() * per_rank :][:per_rank]]
+
+
+def _mismatch(engine: DeepSpeedEngine, encoded: Sequence[Encoded], spare: Encoded, config: RGRPORun) -> Check:
+    """KL(engine || trainer), k3, over the batch: what the guard of the training looks at in every step."""
+    training = config.rgrpo
+    gaps = [
+        again - one.engine_logprobs[one.sampled]
+        for one, again in zip(encoded, score_again(engine, encoded, training, spare=spare), strict=True)
+    ]
+    sums = [sum(float(np.sum(np.expm1(gap) - gap)) for gap in gaps), sum(map(len, gaps))]
+    kl, num_tokens = distributed.global_sums(sums)
+    mean = kl / num_tokens if num_tokens else float("nan")
+    return Check(
+        name="engine and trainer",
+        value=f"{mean:.3g} nats per token, {num_tokens:.0f} tokens",
+        rule=f"their log-probs differ by at most {training.max_mismatch_kl:g} (k3)",
+        passed=mean <= training.max_mismatch_kl,
+    )
+
+
+def _pads_are_features(policy: Policy, encoded: Encoded) -> bool:
+    pads = int((encoded.ids == policy.encoder.image_token_id).sum())
+    return pads == sum(len(features) for features in policy.features(encoded.pictures))
+
+
+def _positions_agree(policy: Policy, encoded: Encoded) -> bool:
+    ids = torch.from_numpy(encoded.ids)[None]
+    is_image = (ids == policy.encoder.image_token_id).int()
+    grids = policy.encoder.patches(encoded.pictures)[1] if encoded.pictures else None
+    expected, _ = policy.model.model.get_rope_index(ids, is_image, image_grid_thw=grids)
+    return np.array_equal(encoded.positions, expected[:, 0].numpy())
+
+
+def _mask_is_what_was_sampled(policy: Policy, trajectory: Trajectory, encoded: Encoded) -> bool:
+    """Brute force, from the engine's own pieces; vision tokens are never among them."""
+    spans = [span for span in trajectory.spans if isinstance(span, SampledSpan)]
+    ids = [token for span in spans for token in span.token_ids or ()]
+    logprobs = [value for span in spans for value in span.logprobs or ()]
+    return (
+        encoded.ids[encoded.sampled].tolist() == ids
+        and np.array_equal(encoded.engine_logprobs[encoded.sampled], np.asarray(logprobs, dtype=np.float32))
+        and not set(ids) & set(policy.encoder.banned_ids)
+    )
+
+
+def boxes_are_right(trajectory: Trajectory, question: Question, rules: Look) -> bool:
+    """Whether the box of every crop survives the way to original pixels and back, to a millionth of a pixel,
+    and the crop that was shown is what the box encloses there.
+    """
+    image = question.image()
+    view = View.of(Size(image.width, image.height), rules.budget)
+    for crop in trajectory.crops:
+        original = view.convert(crop.box, "original")
+        back = view.convert(original, "seen")
+        far = max(abs(a - b) for a, b in zip(back.corners(), crop.box.corners(), strict=True))
+        try:
+            is_cut = rules.crop_source != "original" or look(image, original, rules.budget) == crop.picture
+        except RegionError:
+            is_cut = False
+        if far > _BOX_TOLERANCE or not is_cut:
+            return False
+    return True
+
+
+def _canary(
+    engine: DeepSpeedEngine,
+    sampler: "VLLMEngine | TransformersEngine",
+    question: Question,
+    config: RGRPORun,
+) -> Check:
+    """Whether anything that old weights made is left when the engine gets new ones.
+
+    The language model's weights and the tower's are changed one after the other. A question that the engine
+    knows must then be answered otherwise than before, and just as one that no cache holds anything of. Once
+    the policy's weights are back it must be answered as before.
+    """
+    name, rule = "caches", "new weights answer a known question as they answer a new one"
+    if isinstance(sampler, TransformersEngine):
+        return Check(name=name, value="none: it samples from the policy itself", rule=rule, passed=True)
+    policy: Policy = engine.module
+    limit = _SAME[config.engine.dtype]
+    wrong, found = [], []
+    with distributed.gathered(engine):
+        before = _first_turn(sampler, question, config.look)
+        for part, is_part in (("language model", _is_language), ("vision tower", _is_tower)):
+            weights = _perturbed(policy.weights(), is_part)
+            sampler.update_weights(weights, version=sampler.version)
+            known = _first_turn(sampler, question, config.look)
+            new = _first_turn(sampler, question, config.look, salt=f"canary {part}")
+            moved, stale = new.distance(before), known.distance(new)
+            found.append(f"{part}: moved by {_nats(moved)}, known from new by {_nats(stale)}")
+            if stale > limit or (moved <= limit and new.ids == before.ids):
+                wrong.append(part)
+        sampler.update_weights(policy.weights(), version=sampler.version)
+        restored = _first_turn(sampler, question, config.look).distance(before)
+        sampler.update_weights(policy.weights(), version=sampler.version)  # empties the caches
+    found.append(f"put back: {_nats(restored)}")
+    wrong += ["put back"] if restored > limit else []
+    everywhere = sorted({part for parts in distributed.from_all_ranks(wrong) for part in parts})
+    if everywhere:
+        found.append(f"wrong: {', '.join(everywhere)}")
+    return Check(name=name, value="; ".join(found), rule=rule, passed=not everywhere)
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A greedy first turn: ids, and their log-probs in nats."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+    def distance(self, other: "_Turn") -> float:
+        """The largest difference of two log-probs while both wrote the same; infinite when they never did."""
+        found = []
+        for mine, theirs, a, b in zip(self.ids, other.ids, self.logprobs, other.logprobs, strict=False):
+            if mine != theirs:
+                break
+            found.append(abs(a - b))
+        return max(found, default=float("inf"))
+
+
+def _nats(distance: float) -> str:
+    return f"{distance:.2g} nats" if math.isfinite(distance) else "another text"
+
+
+def _first_turn(sampler: "VLLMEngine", question: Question, rules: Look, *, salt: str = "") -> _Turn:
+    """With a ``salt`` no cache knows the question."""
+    short = rules.model_copy(
+        update={"max_sampled_tokens": min(_CANARY_TOKENS, rules.max_sampled_tokens), "max_turns": 1}
+    )
+    sampler.salt = salt
+    try:
+        (trajectory,) = rollout(sampler, [question], look=short)
+    finally:
+        sampler.salt = ""
+    spans = [span for span in trajectory.spans if isinstance(span, SampledSpan)]
+    return _Turn(
+        tuple(token for span in spans for token in span.token_ids or ()),
+        tuple(value for span in spans for value in span.logprobs or ()),
+    )
+
+
+def _is_tower(name: str) -> bool:
+    return ".visual." in f".{name}"
+
+
+def _is_language(name: str) -> bool:
+    return not _is_tower(name)
+
+
+def _perturbed(
+    weights: Iterable[tuple[str, Tensor]], is_chosen: Callable[[str], bool]
+) -> Iterator[tuple[str, Tensor]]:
+    """The same weights with noise on the norms of a part, which act on all that passes through it."""
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in weights:
+        if is_chosen(name) and tensor.ndim == 1 and ("norm" in name or "ln_" in name):
+            noise = torch.randn(tensor.shape, generator=generator).to(tensor.device)
+            yield name, (tensor * (1 + _NOISE * noise)).to(tensor.dtype)
+        else:
+            yield name, tensor
+
+
+def _floor(config: RGRPORun) -> Check:
+    """What style earns without sight; a high floor pays for form."""
+    floor, highest = reward_floor(config.rgrpo.reward, config.look)
+    limit = config.rgrpo.preflight.max_reward_floor
+    return Check(
+        name="reward floor",
+        value=f"a wrong answer in full style earns {floor:g} of {highest:g}",
+        rule=f"at most a share of {limit:g}",
+        passed=floor <= limit * highest,
+    )
+
+
+def _count(name: str, is_right: Sequence[bool], rule: str) -> Check:
+    """One check over the trajectories of all ranks."""
+    wrong, total = distributed.global_sums([len(is_right) - sum(is_right), len(is_right)])
+    return Check(
+        name=name,
+        value=f"{total - wrong:.0f} of {total:.0f} trajectories",
+        rule=rule,
+        passed=total > 0 and not wrong,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(main, RGRPORun, sys.argv[1:]))

@@ -1,0 +1,298 @@
+"""Replay a step of R-GRPO: every rollout scored again by the policy, to the first token that diverges.
+
+A reward that falls becomes a difference that can be read. Kept are the sampled ids, the engine's log-probs
+with the version of its weights, boxes, digests of pictures and crops, and rewards
+(:mod:`models.rgrpo.rollouts`); pictures and crops are cut again from the questions and must have the same
+digests. The policy of the step comes from the last checkpoint before it, or from the model that the run began
+with, and from the updates that the rollouts kept since then give once more: nothing has to be sampled.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from models import checkpoints, distributed
+from models.config import Look, resolve_model_path
+from models.distributed import DeepSpeedEngine
+from models.encoding import Encoded, Encoder
+from models.errors import RecordError, RunDirError
+from models.policy import load_policy
+from models.records import Question, read_questions
+from models.rgrpo.batch import Batch, score_and_compare
+from models.rgrpo.rollouts import KeptRollout, read_rollouts, rollouts_path, steps_kept
+from models.rgrpo.update import learning_rate, score_again, update_policy
+from models.rollout import Asked
+from models.run_config import RGRPORun
+from models.rundir import RunDir
+from models.trajectory import CropSpan, SampledSpan, Span, Trajectory
+from models.transcripts import GivenCrop, Transcript, recut
+
+# How far two log-probs of one token may be apart, nats, where engine and policy compute in this precision.
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.5}
+# Rewards are sums of decimal constants; advantages are divided by a spread that may be small.
+_REWARD_TOLERANCE, _ADVANTAGE_TOLERANCE = 1e-9, 1e-6
+_CONTEXT_TOKENS = 12
+
+
+class Part(BaseModel):
+    """Base of what a replay finds: immutable, and JSON for programs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Divergence(Part):
+    """The first token of a rollout whose log-probs are too far apart, nats.
+
+    ``number`` counts sampled tokens from 0, ``turn`` the stretches of generation; ``before`` is the text that
+    led to it.
+    """
+
+    number: int
+    turn: int
+    token_id: int
+    token: str
+    before: str
+    engine: float
+    reference: float
+
+
+class ReplayedRollout(Part):
+    """One rollout. ``faults`` says in words what did not come out as it was kept."""
+
+    question_id: str
+    sample_index: int
+    num_tokens: int
+    largest_difference: float | None = None
+    divergence: Divergence | None = None
+    faults: tuple[str, ...] = ()
+
+
+class Replay(Part):
+    """What a step came to. ``started_from`` and ``updates_again`` say where the policy comes from;
+    ``mismatch_kl`` is KL(engine || policy), k3, nats per token.
+    """
+
+    step: int
+    started_from: str
+    updates_again: int
+    tolerance: float
+    num_tokens: int
+    mismatch_kl: float
+    largest_difference: float
+    rollouts: tuple[ReplayedRollout, ...]
+
+    @property
+    def diverging(self) -> tuple[ReplayedRollout, ...]:
+        """The rollouts with a token that diverges, or a fault."""
+        return tuple(one for one in self.rollouts if one.divergence or one.faults)
+
+
+def replay(
+    run: RunDir,
+    step: int,
+    *,
+    tolerance: float | None = None,
+    on_update: Callable[[int, int], None] = lambda done, total: None,
+) -> Replay:
+    """Replay the rollouts that were sampled for update ``step`` (from 0) of a run directory.
+
+    ``tolerance`` is in nats, by default that of the engine's precision. ``on_update`` hears of every update
+    that is made again. Raises RunDirError when the step was not kept, ConfigError or RecordError when the
+    model or the questions are no longer there.
+    """
+    config = _config_of(run)
+    kept = steps_kept(run.path)
+    if step not in kept:
+        known = f"{kept[0]} to {kept[-1]}" if kept else "none"
+        raise RunDirError(f"{run.path} keeps no rollouts of step {step}; it has {known}.")
+    world = distributed.start(num_threads=config.rgrpo.num_threads)
+    policy = load_policy(resolve_model_path(config.model_path), freeze_vision=config.freeze_vision)
+    engine = distributed.initialise(policy.to(world.device), config.rgrpo)
+    questions = {question.id: question for question in read_questions(Path(config.questions_path))}
+    found = checkpoints.resume(run, engine, at_most=step)
+    started_from = f"checkpoints/step-{found.step}" if found.step else "the model that the run began with"
+    for again in range(found.step, step):
+        _update_again(engine, run, again, config, questions)
+        on_update(again + 1 - found.step, step - found.step)
+    limit = TOLERANCES[config.engine.dtype] if tolerance is None else tolerance
+    rollouts, gaps = _replayed(engine, run, step, config, questions, tolerance=limit)
+    differences = np.concatenate([*gaps, np.zeros(0)])
+    return Replay(
+        step=step,
+        started_from=started_from,
+        updates_again=step - found.step,
+        tolerance=limit,
+        num_tokens=len(differences),
+        mismatch_kl=float(np.mean(np.expm1(differences) - differences)) if len(differences) else 0.0,
+        largest_difference=float(np.abs(differences).max(initial=0.0)),
+        rollouts=tuple(rollouts),
+    )
+
+
+def rebuilt(transcript: Transcript, question: Question, look: Look) -> Trajectory:
+    """The trajectory that a transcript was made of, its pictures drawn again.
+
+    Raises RecordError when one differs from what the model was shown.
+    """
+    asked = Asked.of(question, look)
+    shown = tuple(view.digest for view in transcript.views)
+    seen = tuple(picture.digest for picture in asked.prompt.pictures)
+    if shown != seen or (transcript.question_text, transcript.system) != (
+        asked.prompt.text,
+        asked.prompt.system,
+    ):
+        raise RecordError(
+            f"Question {question.id!r} is no longer what the model was asked: its text, its system prompt or "
+            "its picture differs. Use the questions and the pixel budget of the run."
+        )
+
+    def with_pixels(span: Span | GivenCrop) -> Span:
+        if not isinstance(span, GivenCrop):
+            return span
+        image = asked.images[span.image - 1]
+        return CropSpan(recut(image, span, budget=look.budget, source=look.crop_source), span.box, span.image)
+
+    return Trajectory(
+        question_id=transcript.question_id,
+        sample_index=transcript.sample_index,
+        prompt=asked.prompt,
+        spans=tuple(map(with_pixels, transcript.spans)),
+        events=transcript.events,
+        stop=transcript.stop,
+        detail=transcript.detail,
+    )
+
+
+def _config_of(run: RunDir) -> RGRPORun:
+    try:
+        return RGRPORun.model_validate_json(run.config_text())
+    except ValidationError as error:
+        raise RunDirError(f"{run.path} is no run of R-GRPO: its config.json is another stage's.") from error
+
+
+def _update_again(
+    engine: DeepSpeedEngine, run: RunDir, step: int, config: RGRPORun, questions: Mapping[str, Question]
+) -> None:
+    """Take the optimiser step of the rollouts that were kept of ``step``, on this one rank."""
+    trajectories = [
+        rebuilt(one.transcript, _question(one.transcript, questions), config.look)
+        for one in read_rollouts(rollouts_path(run.path, step))
+    ]
+    batch = _compared(engine.module.encoder, trajectories, config, questions)
+    update_policy(
+        engine,
+        batch.samples,
+        spare=batch.spare,
+        totals=batch.totals,
+        config=config.rgrpo,
+        learning_rate=learning_rate(config.rgrpo, step),
+    )
+
+
+def _replayed(
+    engine: DeepSpeedEngine,
+    run: RunDir,
+    step: int,
+    config: RGRPORun,
+    questions: Mapping[str, Question],
+    *,
+    tolerance: float,
+) -> tuple[list[ReplayedRollout], list[np.ndarray]]:
+    """Every rollout of a step, and per rollout that could be scored again the differences (N,), policy minus
+    engine, nats.
+    """
+    encoder: Encoder = engine.module.encoder
+    kept = read_rollouts(rollouts_path(run.path, step))
+    faults: list[list[str]] = [_stale(one, step) for one in kept]
+    trajectories: dict[int, Trajectory] = {}
+    for number, one in enumerate(kept):
+        try:
+            question = _question(one.transcript, questions)
+            trajectories[number] = rebuilt(one.transcript, question, config.look)
+        except RecordError as error:
+            faults[number].append(str(error))
+    if len(trajectories) == len(kept):
+        batch = _compared(encoder, list(trajectories.values()), config, questions)
+        for number, (old, new) in enumerate(zip(kept, batch.rollouts, strict=True)):
+            faults[number] += _other_rewards(old, new.trajectory, new.advantage)
+    scored = [number for number, one in trajectories.items() if one.num_sampled_tokens]
+    encoded = {number: encoder.encode(trajectories[number]) for number in scored}
+    logprobs = score_again(engine, list(encoded.values()), config.rgrpo)
+    gaps = {
+        number: again - encoded[number].engine_logprobs[encoded[number].sampled]
+        for number, again in zip(scored, logprobs, strict=True)
+    }
+    rollouts = [
+        ReplayedRollout(
+            question_id=one.transcript.question_id,
+            sample_index=one.transcript.sample_index,
+            num_tokens=one.transcript.num_sampled_tokens,
+            largest_difference=float(np.abs(gaps[number]).max()) if number in gaps else None,
+            divergence=_first(trajectories[number], encoded[number], gaps[number], encoder, tolerance)
+            if number in gaps
+            else None,
+            faults=tuple(faults[number]),
+        )
+        for number, one in enumerate(kept)
+    ]
+    return rollouts, list(gaps.values())
+
+
+def _compared(
+    encoder: Encoder, trajectories: Sequence[Trajectory], config: RGRPORun, questions: Mapping[str, Question]
+) -> Batch:
+    asked = [questions[one.question_id] for one in trajectories[:: config.rgrpo.group_size]]
+    return score_and_compare(
+        trajectories, asked, config.rgrpo, encoder=encoder, max_tokens=config.look.max_sampled_tokens
+    )
+
+
+def _question(transcript: Transcript, questions: Mapping[str, Question]) -> Question:
+    if transcript.question_id not in questions:
+        raise RecordError(f"Question {transcript.question_id!r} is not among the run's questions any more.")
+    return questions[transcript.question_id]
+
+
+def _stale(kept: KeptRollout, step: int) -> list[str]:
+    spans = (span for span in kept.transcript.spans if isinstance(span, SampledSpan))
+    versions = sorted({span.policy_version for span in spans} - {step})
+    return [f"sampled by policy version {versions} in step {step}"] if versions else []
+
+
+def _other_rewards(kept: KeptRollout, now: Trajectory, advantage: float) -> Iterator[str]:
+    old, new = kept.transcript.reward, now.reward
+    if (old is None) != (new is None):
+        yield f"kept {'without' if old is None else 'with'} a reward, which is otherwise now"
+    if old is not None and new is not None:
+        for name in ("accuracy", "format", "validity", "length"):
+            before, after = getattr(old, name), getattr(new, name)
+            if abs(before - after) > _REWARD_TOLERANCE:
+                yield f"its {name} reward was {before:g} and comes to {after:g} now"
+    if not np.isclose(kept.advantage, advantage, rtol=0, atol=_ADVANTAGE_TOLERANCE, equal_nan=True):
+        yield f"its advantage was {kept.advantage:g} and comes to {advantage:g} now"
+
+
+def _first(
+    trajectory: Trajectory, encoded: Encoded, gaps: np.ndarray, encoder: Encoder, tolerance: float
+) -> Divergence | None:
+    """``gaps`` (N,): of the sampled tokens. A difference that is no number diverges too."""
+    far = np.flatnonzero(~(np.abs(gaps) <= tolerance))
+    if not len(far):
+        return None
+    number = int(far[0])
+    place = int(np.flatnonzero(encoded.sampled)[number])
+    spans = [span for span in trajectory.spans if isinstance(span, SampledSpan)]
+    ends = np.cumsum([len(span.token_ids or ()) for span in spans])
+    engine = float(encoded.engine_logprobs[place])
+    token_id = int(encoded.ids[place])
+    return Divergence(
+        number=number,
+        turn=int(np.searchsorted(ends, number, side="right")),
+        token_id=token_id,
+        token=encoder.tokenizer.decode([token_id]),
+        before=encoder.decode(encoded.ids[max(0, place - _CONTEXT_TOKENS) : place].tolist()),
+        engine=engine,
+        reference=engine + float(gaps[number]),
+    )

@@ -1,0 +1,205 @@
+"""Every fault that the preflight looks for is made, one after the other, and must be named."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from models import rollout as loop
+from models.check import PREFLIGHT
+from models.config import EngineConfig, PreflightConfig, RewardConfig, RGRPOConfig
+from models.crops import CROP_SOURCES
+from models.engine import ScriptedEngine
+from models.errors import GateError
+from models.presets import load_preset
+from models.records import write_questions
+from models.region import Box, Size, View, look
+from models.rgrpo import train as rgrpo
+from models.rgrpo.actors import opened
+from models.rgrpo.preflight import boxes_are_right, check_before
+from models.run_config import RGRPORun
+from models.rundir import RunDir
+from tests.tiny_models import save_random_model
+from tests.training_data import LOOK, questions
+
+pytestmark = pytest.mark.integration
+
+# A random model's rewards may all be equal, and it is right about nothing.
+LENIENT = PreflightConfig(num_questions=2, max_zero_variance_share=1.0)
+TRAINING = RGRPOConfig(
+    num_steps=1,
+    questions_per_step=2,
+    group_size=2,
+    tokens_per_micro_batch=1024,
+    precision="float32",
+    preflight=LENIENT,
+)
+NAMES = ["image pads", "sampled mask", "boxes", "rotary positions", "engine and trainer", "caches"]
+NAMES += ["spread of rewards", "reward floor"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "questions.parquet"
+    write_questions(path, questions(4))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    return save_random_model(tmp_path_factory.mktemp("model"), tied=False)
+
+
+def make_run(tmp_path, model_path, data, **changes):
+    config = RGRPORun(
+        model_path=str(model_path),
+        questions_path=str(data),
+        look=LOOK,
+        rgrpo=TRAINING.model_copy(update=changes),
+        engine=EngineConfig(kind="transformers", dtype="float32", max_model_len=512),
+        freeze_vision=True,
+        seed=0,
+    )
+    return RunDir.create(tmp_path / "run", config), config
+
+
+def found_broken(run, config, spoil):
+    """The names of the checks that fail when ``spoil`` has had the actors."""
+    with opened(config) as actors:
+        spoil(actors)
+        with pytest.raises(GateError, match="R-GRPO is not begun"):
+            check_before(run, config, actors)
+    checks = json.loads((run.path / PREFLIGHT).read_text())["checks"]
+    return [check["name"] for check in checks if not check["passed"]]
+
+
+def test_a_sound_run_passes_and_says_what_was_looked_at(tmp_path, model_path, data):
+    run, config = make_run(tmp_path, model_path, data)
+    with opened(config) as actors:
+        check_before(run, config, actors)
+    checks = json.loads((run.path / PREFLIGHT).read_text())["checks"]
+    assert [check["name"] for check in checks] == NAMES
+    assert all(check["passed"] for check in checks)
+    assert {check["value"] for check in checks[:4]} == {"4 of 4 trajectories"}
+
+
+def spoil_encoder(change):
+    def spoil(actors):
+        encoder = actors.engine.module.encoder
+        encode = encoder.encode
+        encoder.encode = lambda trajectory: change(encode(trajectory))
+
+    return spoil
+
+
+def test_a_picture_that_is_lost(tmp_path, model_path, data):
+    spoil = spoil_encoder(lambda encoded: replace(encoded, pictures=encoded.pictures[1:]))
+    broken = found_broken(*make_run(tmp_path, model_path, data), spoil)
+    assert broken[0] == "image pads"
+
+
+def test_rotary_positions_that_fall_back_to_one_dimension(tmp_path, model_path, data):
+    def flat(encoded):
+        return replace(encoded, positions=np.tile(np.arange(len(encoded)), (3, 1)))
+
+    broken = found_broken(*make_run(tmp_path, model_path, data), spoil_encoder(flat))
+    assert broken[0] == "rotary positions"
+
+
+def test_a_token_of_ours_that_is_trained(tmp_path, model_path, data):
+    def greedy(encoded):
+        sampled = encoded.sampled.copy()
+        sampled[int(sampled.argmax()) - 1] = True
+        return replace(encoded, sampled=sampled)
+
+    broken = found_broken(*make_run(tmp_path, model_path, data), spoil_encoder(greedy))
+    assert broken[0] == "sampled mask"
+
+
+def test_an_engine_with_other_weights(tmp_path, model_path, data):
+    def spoil(actors):
+        weight = actors.engine.module.model.model.language_model.norm.weight
+        sampler_step = actors.sampler.step
+
+        def step_with_other_weights():
+            with torch.no_grad():
+                weight.mul_(1.5)
+                pieces = sampler_step()
+                weight.div_(1.5)
+            return pieces
+
+        actors.sampler.step = step_with_other_weights
+
+    assert found_broken(*make_run(tmp_path, model_path, data), spoil) == ["engine and trainer"]
+
+
+def test_rewards_without_spread_and_a_high_floor(tmp_path, model_path, data):
+    run, config = make_run(
+        tmp_path,
+        model_path,
+        data,
+        preflight=LENIENT.model_copy(update={"max_zero_variance_share": 0.5}),
+        reward=RewardConfig(accuracy=0.1, length_cap=0.0),
+    )
+    assert found_broken(run, config, lambda actors: None) == ["spread of rewards", "reward floor"]
+
+
+def test_the_training_itself_refuses_to_begin(tmp_path, model_path, data):
+    run, config = make_run(tmp_path, model_path, data, reward=RewardConfig(accuracy=0.1))
+    with pytest.raises(
+        GateError, match=r"reward floor: at most a share of 0.7 \(found: a wrong answer in full"
+    ):
+        rgrpo.train(run, config)
+    assert not (run.path / "rollouts").exists()
+    off = config.model_copy(update={"rgrpo": config.rgrpo.without_trust()})
+    rgrpo.train(RunDir.create(run.path, off, may_change=True), off)
+    assert (run.path / "rollouts" / "step-0.parquet").exists()
+
+
+def test_with_vllm_stale_caches_and_wrong_crops_are_seen(tmp_path, data, monkeypatch):
+    preset = load_preset("tiny")
+    training = preset.rgrpo.model_copy(update={"preflight": LENIENT})
+    config = RGRPORun(
+        model_path="embedded",
+        questions_path=str(data),
+        look=preset.look,
+        rgrpo=training,
+        engine=preset.engine,
+        freeze_vision=True,
+        seed=0,
+    )
+    run = RunDir.create(tmp_path / "run", config)
+    with opened(config) as actors:
+        before = {name: tensor.clone() for name, tensor in actors.engine.module.weights()}
+        check_before(run, config, actors)
+        checks = {check["name"]: check for check in json.loads((run.path / PREFLIGHT).read_text())["checks"]}
+        assert "put back: 0 nats" in checks["caches"]["value"]
+        assert all(torch.equal(tensor, before[name]) for name, tensor in actors.engine.module.weights())
+        # The prefixes of old weights stay: the canary's language model sees the old ones.
+        monkeypatch.setattr(actors.sampler._engine, "reset_prefix_cache", lambda: True)
+        with pytest.raises(GateError, match="wrong: language model"):
+            check_before(run, config, actors)
+
+
+def test_crops_that_are_not_what_the_box_encloses(tmp_path, data, monkeypatch):
+    """Boxes in the pixels of the seen picture, cut from the original: the usual mistake."""
+
+    def cut_in_wrong_pixels(image, box, budget, rng):
+        return look(image, Box(*box.corners(), space="original"), budget), box
+
+    (question,) = questions(1)
+    script = ['<think>{"bbox_2d": [10, 10, 60, 60]}', "</think><answer>x</answer>"]
+    assert View.of(Size(question.width, question.height), LOOK.budget).seen.width < question.width
+
+    def play():
+        pieces = iter(script)
+        rules = LOOK.model_copy(update={"max_sampled_tokens": 500})
+        (trajectory,) = loop.rollout(ScriptedEngine(lambda request: next(pieces)), [question], look=rules)
+        assert len(trajectory.crops) == 1
+        return boxes_are_right(trajectory, question, rules)
+
+    assert play()
+    monkeypatch.setattr(loop, "CROP_SOURCES", {**CROP_SOURCES, "original": cut_in_wrong_pixels})
+    assert not play()

@@ -1,0 +1,145 @@
+"""Rollouts are scored again from what was kept, and whatever was changed since is pointed at."""
+
+import copy
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from flows.cli import main
+from models.config import EngineConfig, ObjectiveConfig, PreflightConfig, RGRPOConfig
+from models.errors import RunDirError
+from models.records import read_rows, write_questions, write_rows
+from models.rgrpo import train as rgrpo
+from models.rgrpo.replay import replay
+from models.rgrpo.rollouts import ROLLOUT_SCHEMA, rollouts_path
+from models.run_config import RGRPORun
+from models.rundir import RunDir
+from models.transcripts import TRANSCRIPT_VERSION
+from tests.tiny_models import save_random_model
+from tests.training_data import LOOK, questions
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Four steps of a random model, with checkpoints after the second and the fourth."""
+    folder = tmp_path_factory.mktemp("run")
+    write_questions(folder / "questions.parquet", questions(4))
+    config = RGRPORun(
+        model_path=str(save_random_model(folder / "base", tied=False)),
+        questions_path=str(folder / "questions.parquet"),
+        look=LOOK,
+        rgrpo=RGRPOConfig(
+            num_steps=4,
+            questions_per_step=2,
+            group_size=3,
+            learning_rate=1e-3,
+            warmup_steps=0,
+            tokens_per_micro_batch=1024,
+            precision="float32",
+            checkpoint_every=2,
+            objective=ObjectiveConfig(aggregation="seq-mean-token-mean"),
+            preflight=PreflightConfig(enabled=False),
+        ),
+        engine=EngineConfig(kind="transformers", dtype="float32", max_model_len=512),
+        freeze_vision=True,
+        seed=0,
+    )
+    made = RunDir.create(folder / "rgrpo", config)
+    rgrpo.train(made, config)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("step", "started_from", "updates_again"),
+    [
+        (0, "the model that the run began with", 0),
+        (1, "the model that the run began with", 1),
+        (2, "checkpoints/step-2", 0),
+        (3, "checkpoints/step-2", 1),
+    ],
+)
+def test_what_was_kept_comes_out_again(run, step, started_from, updates_again):
+    found = replay(run, step)
+    assert (found.started_from, found.updates_again) == (started_from, updates_again)
+    assert len(found.rollouts) == 6
+    assert found.num_tokens == sum(one.num_tokens for one in found.rollouts) > 0
+    assert found.largest_difference < 1e-4
+    assert found.mismatch_kl < 1e-8
+    assert found.diverging == ()
+
+
+def test_without_the_updates_the_step_diverges(run):
+    """Rollouts of step 3 under the weights of step 2: stale weights in an engine look like this."""
+    path = rollouts_path(run.path, 2)
+    before = path.read_bytes()
+    path.write_bytes(rollouts_path(run.path, 3).read_bytes())
+    try:
+        found = replay(run, 2, tolerance=1e-5)
+    finally:
+        path.write_bytes(before)
+    assert len(found.diverging) == 6
+    assert all("sampled by policy version [3] in step 2" in one.faults for one in found.diverging)
+    assert any(one.divergence for one in found.diverging)
+
+
+@pytest.fixture
+def tampered(run):
+    """Changes the rows of step 0 while a test lasts."""
+    path = rollouts_path(run.path, 0)
+    before = path.read_bytes()
+
+    def change(how):
+        rows = copy.deepcopy(list(read_rows(path, ROLLOUT_SCHEMA, version=TRANSCRIPT_VERSION)))
+        how(rows)
+        write_rows(path, ROLLOUT_SCHEMA, rows, version=TRANSCRIPT_VERSION)
+
+    yield change
+    path.write_bytes(before)
+
+
+def test_the_first_token_that_diverges_is_named(run, tampered, capsys):
+    def how(rows):
+        for place in (5, 9):
+            rows[2]["spans"][0]["logprobs"][place] -= 0.25
+
+    tampered(how)
+    (one,) = replay(run, 0).diverging
+    row = pq.read_table(rollouts_path(run.path, 0)).to_pylist()[2]
+    assert (one.question_id, one.sample_index) == (row["question_id"], row["sample_index"])
+    assert (one.divergence.number, one.divergence.turn) == (5, 0)
+    assert one.divergence.token_id == row["spans"][0]["token_ids"][5]
+    assert one.divergence.reference - one.divergence.engine == pytest.approx(0.25, abs=1e-4)
+    assert one.faults == ()
+    assert main(["replay", str(run.path), "0", "--work-dir", str(run.path.parent / "work")]) == 3
+    told = capsys.readouterr()
+    assert f"{one.question_id} #{one.sample_index}" in told.out
+    assert "diverges at sampled token 5 of" in told.out
+    assert "1 of 6 rollouts of step 0 do not come out as they were kept" in told.err
+    assert main(["replay", str(run.path), "0", "--tolerance", "0.3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tolerance"] == 0.3
+
+
+def test_other_rewards_and_pictures_are_named(run, tampered):
+    def how(rows):
+        rows[0]["reward"]["format"] += 1.0
+        rows[1]["advantage"] += 0.5
+
+    tampered(how)
+    first, second = replay(run, 0).diverging
+    assert first.faults[0].startswith("its format reward was ")
+    assert second.faults[0].startswith("its advantage was ")
+
+    def other_picture(rows):
+        rows[3]["views"][0]["sha256"] = "0" * 64
+
+    tampered(other_picture)
+    faults = {one.sample_index: one.faults for one in replay(run, 0).diverging}
+    assert any("is no longer what the model was asked" in fault for fault in sum(faults.values(), ()))
+
+
+def test_a_step_that_was_not_kept_is_refused(run):
+    with pytest.raises(RunDirError, match="keeps no rollouts of step 4; it has 0 to 3"):
+        replay(run, 4)

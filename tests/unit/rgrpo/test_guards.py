@@ -1,0 +1,107 @@
+import math
+
+import pytest
+
+from models.errors import GuardError
+from models.guard_config import GuardsConfig
+from models.rgrpo.guards import CROP_GAIN, Guards, limits, steps_so_far
+
+HEALTHY = {
+    "rgrpo/crops_per_trajectory": 1.0,
+    "rgrpo/all_wrong_share": 0.1,
+    "rgrpo/truncated_share": 0.0,
+    "rgrpo/entropy": 0.4,
+    "rgrpo/box_share": 0.03,
+}
+CONFIG = GuardsConfig(window=3)
+
+
+def watch(name, values, *, config=CONFIG, beside=None):
+    """The step at which the guards speak, and what they say; None when they never do."""
+    guards = Guards(config)
+    for step, value in enumerate(values, start=1):
+        try:
+            guards.check(step, {**HEALTHY, **(beside or {}), name: value})
+        except GuardError as error:
+            return step, str(error)
+    return None
+
+
+def test_a_healthy_run_is_left_alone():
+    assert watch("rgrpo/reward", [1.0] * 50) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "step", "setting"),
+    [
+        # Crops fall to zero: the mean of three is below 0.05 at the third step without any.
+        ("rgrpo/crops_per_trajectory", [1.0, 1.0, 1.0, 0.0, 0.0, 0.0], 6, "min_crops"),
+        (CROP_GAIN, [0.6, 0.4, 0.01], 3, "min_crop_gain"),
+        ("rgrpo/all_wrong_share", [0.1, 0.9, 0.9, 0.9], 4, "max_all_wrong_share"),
+        ("rgrpo/truncated_share", [0.0, 0.6, 0.6, 0.6], 4, "max_truncated_share"),
+        ("rgrpo/entropy", [0.4, 0.001, 0.001, 0.001], 4, "min_entropy"),
+        ("rgrpo/entropy", [0.4, 5.0, 5.0], 3, "max_entropy"),
+        # The first window's mean is 0.03; (0.03 + 0.09 + 0.18) / 3 = 0.1 is 3.3 times that.
+        ("rgrpo/box_share", [0.03, 0.03, 0.03, 0.09, 0.18], 5, "max_box_drift"),
+        ("rgrpo/box_share", [0.03, 0.03, 0.03, 0.009, 0.009, 0.009], 6, "max_box_drift"),
+    ],
+)
+def test_each_guard_speaks_at_its_step_and_names_its_setting(name, values, step, setting):
+    found, said = watch(name, values)
+    assert found == step
+    assert said.startswith(f"Step {step}: ")
+    assert f"rgrpo.guards.{setting}." in said
+    assert name in said
+
+
+@pytest.mark.parametrize("name", ["rgrpo/crops_per_trajectory", CROP_GAIN])
+def test_what_a_policy_never_had_it_cannot_lose(name):
+    """R-GRPO from a base that never looked."""
+    assert watch(name, [0.0] * 20) is None
+
+
+def test_one_bad_step_says_little():
+    assert watch("rgrpo/truncated_share", [0.0, 0.0, 1.0, 0.0, 0.0]) is None
+
+
+def test_nothing_is_said_before_a_window_is_whole():
+    assert watch("rgrpo/truncated_share", [1.0, 1.0]) is None
+
+
+def test_guards_that_are_off_say_nothing():
+    off = GuardsConfig(enabled=False)
+    assert list(limits(off)) == []
+    assert watch("rgrpo/truncated_share", [1.0] * 50, config=off) is None
+
+
+def test_a_metric_that_is_no_number_is_no_value():
+    assert watch("rgrpo/entropy", [0.4, math.nan, math.nan, 0.4, 0.4]) is None
+
+
+def test_a_step_without_probe_does_not_judge_the_last_probe_again():
+    guards = Guards(CONFIG)
+    guards.check(1, {**HEALTHY, CROP_GAIN: 0.5})
+    with pytest.raises(GuardError):
+        guards.check(2, {**HEALTHY, CROP_GAIN: 0.0})
+    guards.check(3, HEALTHY)
+
+
+def test_a_resumed_run_remembers_the_steps_before_its_checkpoint():
+    lines = [{"step": 0, "progress/done": 0.0}]
+    lines += [{"step": step, "rgrpo/reward": 1.0, **HEALTHY} for step in (1, 2, 3)]
+    # Steps 3 and 4 were taken by a try that was killed; the run goes on from step 3 as it was taken last.
+    lines += [{"step": step, "rgrpo/reward": 1.0, "rgrpo/truncated_share": 0.9} for step in (3, 4)]
+    earlier = steps_so_far(lines, 3)
+    assert [line["step"] for line in earlier] == [1, 2, 3]
+    guards = Guards(CONFIG, earlier)
+    rule = r"came to 0\.6[0-9]*, and the rule is: mean over 3 steps at most 0\.5"
+    with pytest.raises(GuardError, match=rule):
+        guards.check(4, {**HEALTHY, "rgrpo/truncated_share": 0.9})
+
+
+def test_the_worst_of_a_run_is_what_its_evidence_shows():
+    by_setting = {limit.rule.setting: limit for limit in limits(CONFIG)}
+    assert by_setting["max_truncated_share"].worst([0.0, 0.3, 0.6, 0.9, 0.0]) == pytest.approx(0.6)
+    assert by_setting["min_crops"].worst([1.0, 1.0, 1.0, 0.4]) == pytest.approx(0.8)
+    assert by_setting["max_box_drift"].worst([0.03, 0.03, 0.03, 0.03]) == pytest.approx(1.0)
+    assert by_setting["max_entropy"].worst([0.1]) is None
