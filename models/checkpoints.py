@@ -97,12 +97,12 @@ def resume(run: RunDir, engine: DeepSpeedEngine, *, at_most: int | None = None) 
     return Progress(**found)
 
 
-def save_model(run: RunDir, engine: DeepSpeedEngine) -> None:
-    """Write the policy as a model folder, ``model/``, whole or not at all; all ranks call it.
+def save_model(run: RunDir, engine: DeepSpeedEngine, *, name: str = "model") -> None:
+    """Write the policy as a model folder ``name`` of the run, whole or not at all; all ranks call it.
 
     Raises TrainingError when there is no room.
     """
-    target = run.path / "model"
+    target = run.path / name
     partial = target.with_suffix(".partial")
     need = _size(engine, with_optimizer=False)
     with distributed.gathered(engine), _room(run, partial, need=need):

@@ -41,6 +41,7 @@ __all__ = [
     "Config",
     "CorruptionWay",
     "CropSourceName",
+    "EarlyStopMetric",
     "EngineConfig",
     "EvaluationConfig",
     "FilterJudge",
@@ -67,6 +68,9 @@ __all__ = [
     "ValidationConfig",
     "resolve_model_path",
 ]
+
+
+EarlyStopMetric = Literal["accuracy", "validation_loss"]
 
 
 class SFTConfig(Config):
@@ -99,6 +103,21 @@ class SFTConfig(Config):
         description="Train for this long, however many epochs it takes (equal-time controls); 0: num_epochs.",
     )
     checkpoint_every: int = Field(100, ge=1, description="Steps between checkpoints.")
+    check_every: int = Field(
+        0, ge=0, description="Steps between checks on held-out data (loss, accuracy); 0: after each epoch."
+    )
+    accuracy_questions: int = Field(
+        0, ge=0, description="Held-out questions answered greedily, looking again, in every check; 0: none."
+    )
+    early_stop_metric: EarlyStopMetric = Field(
+        "validation_loss", description="What a check must improve; accuracy needs accuracy_questions."
+    )
+    early_stop_patience: int = Field(
+        0,
+        ge=0,
+        description="Checks in a row without a better one that end the run; the best check's model is then "
+        "the result. 0: never, the last model is. Not with max_seconds, whose time is the point.",
+    )
     feature_memory_gib: float = Field(
         4.0, gt=0, description="Memory per rank for the features of pictures; what is more goes to files."
     )
@@ -114,6 +133,20 @@ class SFTConfig(Config):
                 "takes an equal share of each batch"
             )
         return self
+
+    @model_validator(mode="after")
+    def _the_watched_metric_is_measured(self) -> "SFTConfig":
+        if self.early_stop_patience and self.early_stop_metric == "accuracy" and not self.accuracy_questions:
+            raise ValueError(
+                "early_stop_metric 'accuracy' is never measured: set accuracy_questions, or watch "
+                "'validation_loss'"
+            )
+        return self
+
+    @property
+    def stops_early(self) -> bool:
+        """True when the best model of the run is kept, and the run may end before its last step."""
+        return bool(self.early_stop_patience and not self.max_seconds)
 
 
 class RewardConfig(Config):

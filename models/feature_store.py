@@ -136,7 +136,7 @@ class FeatureStore:
 def check_sum(tensor: Tensor) -> str:
     """A check sum of a tensor's bytes."""
     flat = tensor.detach().cpu().contiguous().flatten()
-    return str(zlib.crc32(memoryview(flat.view(torch.uint8).numpy())))
+    return str(zlib.crc32(flat.view(torch.uint8).numpy().tobytes()))
 
 
 def _folder_bytes(folder: Path) -> int:

@@ -1,5 +1,6 @@
 """Rationale records ready for training: a rank's share, encoded; over-long ones dropped and counted."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from models.encoding import Encoded, Encoder
 from models.errors import TrainingError
 from models.records import read_records
 from models.shuffling import endless_shuffle
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +37,16 @@ def load_samples(path: Path, *, encoder: Encoder, look: Look, config: SFTConfig,
     """
     records = read_records(path)
     kept: list[tuple[str, Encoded]] = []
-    num_dropped = 0
+    dropped: list[str] = []
     for record in records[world.rank :: world.size]:
         encoded = encoder.encode_record(record, look)
         if len(encoded) <= config.max_tokens:
             kept.append((record.question.id, encoded))
         else:
-            num_dropped += 1
-    dropped_everywhere, empty_ranks = distributed.global_sums([num_dropped, not kept])
+            dropped.append(f"{record.question.id} ({len(encoded)} tokens)")
+    if dropped:
+        log.warning("longer than max_tokens %d, left out: %s", config.max_tokens, ", ".join(dropped))
+    dropped_everywhere, empty_ranks = distributed.global_sums([len(dropped), not kept])
     if dropped_everywhere > config.max_dropped * len(records):
         raise TrainingError(
             f"{dropped_everywhere:.0f} of {len(records)} records in {path} are longer than sft.max_tokens "
