@@ -28,6 +28,7 @@ from models.encoding import (
 )  # before transformers' model: it declares torchvision's operators
 from models.errors import EncodingError
 from models.feature_store import FeatureStore
+from models.gradient_watch import GradientWatch
 from models.packing import packed_length, padded_length
 from models.region import Picture
 from models.segments import ATTENTION, Segments
@@ -37,7 +38,6 @@ from transformers.utils.logging import disable_progress_bar  # isort: skip
 
 DTYPES: Mapping[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FEATURE_CACHE_BYTES = 1 << 30
-_BLANK_SIDE = 8  # patches; a multiple of what is merged
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +83,7 @@ class Policy(nn.Module):
             self._frozen_tower = (model.model.visual.requires_grad_(False).eval(),)
             del model.model.visual
         self._store = FeatureStore(max_bytes=FEATURE_CACHE_BYTES)
+        self.gradients = GradientWatch()
         self.register_buffer("_banned", torch.tensor(encoder.banned_ids), persistent=False)
 
     @property
@@ -144,10 +145,12 @@ class Policy(nn.Module):
     def hidden_states(self, batch: Batch) -> Tensor:
         """The last layer's output (B, T, D), before the output head."""
         language_model = self.model.model.language_model
+        lengths = batch.segments.lengths if batch.segments is not None else None
+        inputs = self.gradients.follow(self._embed(batch), lengths)
         if batch.prompts is None or batch.prompt_of is None:
             # Padding is on the right, where causal attention never looks: no mask, so the fast kernel runs.
             return language_model(
-                inputs_embeds=self._embed(batch),
+                inputs_embeds=inputs,
                 position_ids=batch.positions,
                 use_cache=False,
                 segments=batch.segments,
@@ -160,7 +163,7 @@ class Policy(nn.Module):
         # A prompt's padding now lies between it and its continuation.
         mask = torch.cat([prompts.mask[batch.prompt_of], torch.ones_like(batch.mask)], dim=1)
         return language_model(
-            inputs_embeds=self._embed(batch),
+            inputs_embeds=inputs,
             position_ids=batch.positions,
             attention_mask=mask,
             past_key_values=cache,
@@ -200,14 +203,15 @@ class Policy(nn.Module):
     def _look_at(self, pictures: list[Picture]) -> list[Tensor]:
         for tower in self._frozen_tower:
             tower.to(self.device)
-        patches, grids = self.encoder.patches(pictures)
-        # A blank picture at the end: a matrix of very few rows takes another kernel, which rounds otherwise,
-        # and features must not depend on which pictures are looked at together.
-        patches = torch.cat([patches, patches.new_zeros(_BLANK_SIDE**2, patches.shape[1])])
-        grids = torch.cat([grids, grids.new_tensor([[1, _BLANK_SIDE, _BLANK_SIDE]])])
-        found = _tower_features(self.tower, patches.to(self.device), grids.to(self.device))
-        # Clones: a slice would keep the features of the whole call alive in the store.
-        return [features.clone() for features in found[: len(pictures)]]
+        # On a CPU one at a time: kernels are chosen by size, so the last bits of a picture's features would
+        # depend on the others, and with them on what a run that goes on still has in its cache.
+        calls = [pictures] if self.device.type == "cuda" else [[picture] for picture in pictures]
+        found = []
+        for call in calls:
+            patches, grids = self.encoder.patches(call)
+            found += _tower_features(self.tower, patches.to(self.device), grids.to(self.device))
+        # Clones: a slice would keep the features of the whole call alive in the cache.
+        return [features.clone() for features in found]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Policy":
         """Casts and moves the module, but keeps rotary frequencies in fp32.
@@ -235,6 +239,18 @@ def load_policy(model_path: Path, *, dtype: Precision = "float32", freeze_vision
         trust_remote_code=False,
     )
     return Policy(model, encoder, freeze_vision=freeze_vision).train()
+
+
+def load_reference(model_path: Path, policy: Policy, *, dtype: Precision) -> Policy:
+    """The starting model beside the policy that is trained from it: frozen, on the same device.
+
+    A frozen tower is the policy's own, held once, and a batch's ``features`` serve both. Every rank holds the
+    whole reference, under ZeRO-3 too.
+    """
+    reference = load_policy(model_path, dtype=dtype, freeze_vision=policy.tower_is_frozen)
+    if policy.tower_is_frozen:
+        reference._frozen_tower = policy._frozen_tower
+    return reference.to(policy.device).requires_grad_(False).eval()
 
 
 def save_policy(policy: Policy, target: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:

@@ -27,12 +27,13 @@ def sft_step(
 ) -> dict[str, float]:
     """Train on this rank's samples of one batch; returns the step's metrics, the same on every rank.
 
-    Raises TrainingError that names the samples, before the optimiser step, when a loss is not finite.
+    Raises TrainingError that names the samples, before the optimiser step, when a loss or its gradient is not
+    finite.
     """
     loss, num_tokens = accumulate_gradient(engine, encoded, ids, max_tokens=max_tokens)
     return {
         "sft/loss": loss,
-        "sft/gradient_norm": distributed.update(engine, learning_rate=learning_rate),
+        "sft/gradient_norm": distributed.update(engine, learning_rate=learning_rate, ids=ids),
         "sft/learning_rate": learning_rate,
         "sft/sampled_tokens": num_tokens,
     }
@@ -56,7 +57,9 @@ def accumulate_gradient(
         distributed.accumulate(engine, losses.sum() * weight, is_last=number == len(micro_batches))
         if micro_batch is not None:
             per_sample[list(chosen)] = losses.detach().cpu()
-    distributed.require_finite(ids, per_sample, what="The loss")
+    watched = [one if one is not None else () for one in micro_batches]
+    broken = engine.module.gradients.take(watched, len(encoded))
+    distributed.require_finite(ids, per_sample + broken, what="The loss or its gradient")
     (total,) = distributed.global_sums([per_sample.sum()])
     return total / num_tokens, num_tokens
 

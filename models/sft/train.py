@@ -112,8 +112,9 @@ class Training:
             lambda: self._checks.resumed(self._run.metrics(), step=progress.step)
         )
         log.info("%d samples, from step %d of %d", self._samples.num_total, progress.step, self._num_steps)
-        checked = {} if progress.step else self._check(progress)
-        self._log(progress, {"sft/dropped": self._samples.num_dropped} | checked)
+        self.last_metrics = self._run.last_metrics(progress.step)
+        begun = {"sft/dropped": float(self._samples.num_dropped)}
+        self._log(progress, {} if progress.step else begun | self._check(progress))
         while not self._is_over(self._progress):
             self._progress = self._step(self._progress)
 
@@ -137,21 +138,22 @@ class Training:
 
     def _step(self, progress: Progress) -> Progress:
         config, samples = self._config, self._samples
-        chosen = samples.batch(progress.step, size=config.batch_size // config.num_ranks, seed=self._seed)
+        chosen = samples.batch(progress.num_samples, size=config.batch_size, seed=self._seed)
         metrics = sft_step(
             self._engine,
-            [samples.encoded[index] for index in chosen],
-            [samples.ids[index] for index in chosen],
+            [samples.encoded(index) for index in chosen],
+            [samples.id(index) for index in chosen],
             learning_rate=self._learning_rate(progress),
             max_tokens=config.tokens_per_micro_batch,
         )
-        progress = Progress(progress.step + 1, self._seconds())
+        seen = progress.num_samples + config.batch_size
+        progress = Progress(progress.step + 1, self._seconds(), num_samples=seen)
         every = config.check_every or self._steps_per_epoch
         if progress.step % every == 0 or self._is_over(progress):
             metrics |= self._check(progress)
         self._log(progress, metrics)
         if progress.step % config.checkpoint_every == 0:
-            checkpoints.save(self._run, self._engine, progress)
+            checkpoints.save(self._run, self._engine, progress, keep=config.keep_checkpoints)
         return progress
 
     def _is_over(self, progress: Progress) -> bool:
@@ -181,17 +183,21 @@ class Training:
 
     def _check(self, progress: Progress) -> dict[str, float]:
         """Metrics on held-out data; the best model so far is kept in a folder where runs stop early."""
-        config, policy = self._config, self._engine.module
+        config, held_out = self._config, self._held_out
         metrics: dict[str, float] = {}
-        if self._held_out.samples is not None:
-            metrics["sft/validation_loss"] = validation_loss(
-                self._engine, self._held_out.samples.encoded, max_tokens=config.tokens_per_micro_batch
-            )
+        if held_out.samples is not None:
+            encoded = [held_out.samples.encoded(index) for index in held_out.samples.share()]
+            budget = config.tokens_per_micro_batch
+            metrics["sft/validation_loss"] = validation_loss(self._engine, encoded, max_tokens=budget)
         if config.accuracy_questions:
             began = time.monotonic()
-            spare = self._samples.encoded[0]
-            questions = self._held_out.questions
-            metrics |= look_again_metrics(policy, questions, spare=spare, look=self._look, config=config)
+            metrics |= look_again_metrics(
+                self._engine.module,
+                held_out.questions,
+                spare=self._samples.encoded(self._samples.share()[0]),
+                look=self._look,
+                config=config,
+            )
             metrics["time/accuracy_seconds"] = time.monotonic() - began
         if config.stops_early:
             self._checks = self._checks.seen(progress.step, metrics)
