@@ -143,12 +143,12 @@ def _write_file(folder: Path, number: int, tensors: dict[str, Tensor]) -> None:
         save_file(tensors, folder / f"state-{number:05d}.safetensors")
 
 
-def save_model(run: RunDir, engine: DeepSpeedEngine) -> None:
-    """Write the policy as a model folder, ``model/``, whole or not at all; all ranks call it.
+def save_model(run: RunDir, engine: DeepSpeedEngine, *, name: str = "model") -> None:
+    """Write the policy as a model folder ``name`` of the run, whole or not at all; all ranks call it.
 
     Raises TrainingError when there is no room.
     """
-    target = run.path / "model"
+    target = run.path / name
     partial = target.with_suffix(".partial")
     need = _size(engine, with_optimizer=False)
     with distributed.gathered(engine), _room(run, partial, need=need):

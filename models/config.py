@@ -42,6 +42,7 @@ __all__ = [
     "Config",
     "CorruptionWay",
     "CropSourceName",
+    "EarlyStopMetric",
     "EngineConfig",
     "EvaluationConfig",
     "FilterJudge",
@@ -70,6 +71,9 @@ __all__ = [
 ]
 
 
+EarlyStopMetric = Literal["accuracy", "validation_loss"]
+
+
 class SFTConfig(Config):
     """Stage sft (paper A.2)."""
 
@@ -78,7 +82,7 @@ class SFTConfig(Config):
         64, ge=1, description="Records per optimiser step, over all ranks (paper A.2: 2 x 8 x 4)."
     )
     tokens_per_micro_batch: int = Field(
-        8192, ge=64, description="Token budget of one forward pass, padding included."
+        8192, ge=64, description="Token budget of one forward pass; samples are packed, without padding."
     )
     max_tokens: int = Field(8192, ge=64, description="Longer samples are dropped and counted, never cut.")
     learning_rate: float = Field(2e-7, gt=0, description="Peak (paper A.2).")
@@ -101,6 +105,27 @@ class SFTConfig(Config):
     )
     checkpoint_every: int = Field(100, ge=1, description="Steps between checkpoints.")
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept; our choice.")
+    check_every: int = Field(
+        0, ge=0, description="Steps between checks on held-out data (loss, accuracy); 0: after each epoch."
+    )
+    accuracy_questions: int = Field(
+        0, ge=0, description="Held-out questions answered greedily, looking again, in every check; 0: none."
+    )
+    early_stop_metric: EarlyStopMetric = Field(
+        "validation_loss", description="What a check must improve; accuracy needs accuracy_questions."
+    )
+    early_stop_patience: int = Field(
+        0,
+        ge=0,
+        description="Checks in a row without a better one that end the run; the best check's model is then "
+        "the result. 0: never, the last model is. Not with max_seconds, whose time is the point.",
+    )
+    feature_memory_gib: float = Field(
+        4.0, gt=0, description="Memory per rank for the features of pictures; what is more goes to files."
+    )
+    feature_disk_gib: float = Field(
+        32.0, ge=0, description="Room for files of features, all runs of a tower together; 0 keeps none."
+    )
 
     @model_validator(mode="after")
     def _ranks_share_a_batch(self) -> "SFTConfig":
@@ -110,6 +135,20 @@ class SFTConfig(Config):
                 "takes an equal share of each batch"
             )
         return self
+
+    @model_validator(mode="after")
+    def _the_watched_metric_is_measured(self) -> "SFTConfig":
+        if self.early_stop_patience and self.early_stop_metric == "accuracy" and not self.accuracy_questions:
+            raise ValueError(
+                "early_stop_metric 'accuracy' is never measured: set accuracy_questions, or watch "
+                "'validation_loss'"
+            )
+        return self
+
+    @property
+    def stops_early(self) -> bool:
+        """True when the best model of the run is kept, and the run may end before its last step."""
+        return bool(self.early_stop_patience and not self.max_seconds)
 
 
 class RGRPOConfig(Config):

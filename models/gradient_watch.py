@@ -1,6 +1,7 @@
 """Which samples' gradients are not finite, told without waiting for the device until somebody asks."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,10 +16,13 @@ class GradientWatch:
     def __init__(self) -> None:
         self._is_finite: list[Tensor] = []
 
-    def follow(self, inputs: Tensor) -> Tensor:
-        """The same inputs (B, T, D), whose gradient will be looked at; B rows are B samples."""
+    def follow(self, inputs: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """The same inputs (B, T, D), whose gradient will be looked at; B rows are B samples.
+
+        With ``lengths`` there is one row of samples that long, padding at its end.
+        """
         if inputs.requires_grad:
-            inputs.register_hook(self._note)
+            inputs.register_hook(partial(self._note, lengths=lengths))
         return inputs
 
     def take(self, numbers: Sequence[Sequence[int]], count: int) -> Tensor:
@@ -30,8 +34,9 @@ class GradientWatch:
         values = torch.zeros(count)
         for rows, is_finite in zip(numbers, found, strict=True):
             if rows:
-                values[list(rows)] = torch.where(is_finite.cpu(), 0.0, torch.nan)
+                values[list(rows)] = torch.where(is_finite.cpu()[: len(rows)], 0.0, torch.nan)
         return values
 
-    def _note(self, gradient: Tensor) -> None:
-        self._is_finite.append(gradient.isfinite().flatten(1).all(dim=1))
+    def _note(self, gradient: Tensor, *, lengths: Sequence[int] | None) -> None:
+        samples = gradient if lengths is None else gradient[0].split(list(lengths))
+        self._is_finite.append(torch.stack([sample.isfinite().all() for sample in samples]))

@@ -63,6 +63,12 @@ class SFTRun(Config):
     model_path: str
     records_path: str
     validation_path: str = Field("", description="Held-out records for the validation loss; empty for none.")
+    questions_path: str = Field(
+        "", description="Held-out questions for the accuracy; empty takes those of the validation records."
+    )
+    features_path: str = Field(
+        "", description="Folder that keeps features of pictures between runs; empty keeps them in memory."
+    )
     look: Look
     sft: SFTConfig
     freeze_vision: bool

@@ -62,11 +62,14 @@ async def train_sft(
     """A model fine-tuned on the rationales; artifact ``model``."""
     async with stage_run("sft", label=label, parent=parent, params=config.model_dump()) as stage:
         folder = stage.store.fetch(data)
+        questions = folder / QUESTIONS / "validation.parquet"
         request = SFTRun(
             model_path=str(stage.store.fetch(model)),
             records_path=str(folder / RECORDS),
             # A small set of one's own may leave none; training then goes without a validation loss.
             validation_path=str(folder / VALIDATION) if count_records(folder / VALIDATION) else "",
+            questions_path=str(questions) if questions.is_file() and count_questions(questions) else "",
+            features_path=str(stage.settings.features),
             look=look,
             sft=config,
             freeze_vision=freeze_vision,

@@ -4,6 +4,7 @@ The order is of all samples, and a rank takes its share of each batch: so a run 
 ranks where it stopped, and no sample is seen twice in an epoch or skipped.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from models.encoding import Encoded, Encoder
 from models.errors import TrainingError
 from models.records import VLIRRecord, read_records
 from models.shuffling import endless_shuffle
+
+log = logging.getLogger(__name__)
 
 # Encoded samples hold their pictures; what does not fit here is encoded again when it is needed.
 _KEPT_BYTES = 4 << 30
@@ -45,6 +48,13 @@ class Samples:
         """Leave out what has more tokens; all ranks call it, and each looks at its share of the records."""
         mine = range(self._world.rank, len(self._records), self._world.size)
         usable = [index for index in mine if len(self.encoded(index)) <= max_tokens]
+        for index in sorted(set(mine) - set(usable)):
+            log.warning(
+                "%s is left out: %d tokens, max_tokens is %d",
+                self.id(index),
+                len(self.encoded(index)),
+                max_tokens,
+            )
         self._usable = sorted(index for share in distributed.from_all_ranks(usable) for index in share)
 
     def batch(self, start: int, *, size: int, seed: int) -> list[int]:

@@ -26,8 +26,8 @@ from models.config import (
 )
 from models.errors import ConfigError, GuardError, TrainingError
 from models.objective_config import PROFILES
-from models.packing import pack_groups
-from models.policy import collate, load_policy, load_reference
+from models.packing import pack, pack_groups
+from models.policy import Policy, collate, load_policy, load_reference
 from models.presets import load_preset
 from models.records import write_questions, write_records
 from models.rgrpo import train as rgrpo
@@ -154,12 +154,17 @@ def test_every_parameter_moves_and_the_tower_stays(model_path):
         assert moved != name.startswith("model.visual."), f"{name}: moved is {moved}"
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2, 3])
-def test_sft_gradient_does_not_depend_on_how_the_batch_is_cut(model_path, zero_stage):
-    # Budgets of 1024 and 128 tokens give one micro-batch of 4 rows and four of 1 row.
+@pytest.mark.parametrize(
+    ("zero_stage", "freeze_vision"), [(0, True), (1, True), (2, True), (3, True), (2, False)]
+)
+def test_sft_gradient_does_not_depend_on_how_the_batch_is_packed(model_path, zero_stage, freeze_vision):
+    # All four samples in one row; or one row each, longest first, summed up over four micro-batches.
+    lengths = [len(one) for one in encoded_records(load_policy(model_path))]
+    assert len(set(lengths)) > 1
     found = []
-    for max_tokens in (1024, 128):
-        policy = load_policy(model_path)
+    for max_tokens in (1024, max(lengths)):
+        assert len(pack(lengths, max_tokens=max_tokens)) == (1 if max_tokens == 1024 else 4)
+        policy = load_policy(model_path, freeze_vision=freeze_vision)
         engine = distributed.initialise(policy, SFT.model_copy(update={"zero_stage": zero_stage}))
         loss, _ = sft_step.accumulate_gradient(
             engine, encoded_records(policy), list("abcd"), max_tokens=max_tokens
@@ -167,6 +172,7 @@ def test_sft_gradient_does_not_depend_on_how_the_batch_is_cut(model_path, zero_s
         found.append((loss, gradients(engine)))
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-5)
     assert_equal(found[1][1], found[0][1])
+    assert max(gradient.abs().max() for gradient in found[0][1].values()) > 1e-3
 
 
 AGGREGATIONS = ("paper-eq2", "seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm")
@@ -342,6 +348,61 @@ def test_sft_resumes_as_if_it_had_never_stopped(tmp_path, model_path, data):
     assert losses[2] < losses[1] < losses[0]
 
 
+def test_a_run_that_gets_worse_stops_and_leaves_its_best_model_also_when_it_was_killed(
+    tmp_path, model_path, data
+):
+    # The rate is absurd, so the checks get worse after the first: two of them end the run.
+    changes = {"learning_rate": 1.0, "num_epochs": 5, "checkpoint_every": 1}
+    stop = {"check_every": 1, "early_stop_patience": 2, "accuracy_questions": 3}
+    config = sft_run(model_path, data, **changes, **stop)
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    run = RunDir.create(unbroken, config)
+    result = sft.train(run, config)
+    best, last = int(result.metrics["sft/best_step"]), list(run.metrics())[-1]["step"]
+    assert last == best + 2 < 10
+    assert result.reason.startswith(f"kept the model of step {best}: validation_loss")
+    checks = {line["step"]: line["sft/validation_loss"] for line in run.metrics()}
+    assert min(checks, key=checks.get) == best
+    assert not (unbroken / "best").exists()
+    # Killed after the first step that was worse.
+    continued = RunDir.create(broken, config)
+    shutil.copytree(
+        unbroken / "checkpoints" / f"step-{last - 1}", broken / "checkpoints" / f"step-{last - 1}"
+    )
+    shutil.copytree(unbroken / "model", broken / "best")
+    lines = (unbroken / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (broken / "metrics.jsonl").write_text("".join(lines))
+    again = sft.train(continued, config)
+    assert again.reason == result.reason
+    assert_equal(weights(broken / "model"), weights(unbroken / "model"), tolerance=0)
+
+
+def test_accuracy_is_measured_and_disturbs_nothing(tmp_path, model_path, data):
+    plain = sft_run(model_path, data)
+    asked = sft_run(model_path, data, accuracy_questions=4)
+    sft.train(RunDir.create(tmp_path / "plain", plain), plain)
+    run = RunDir.create(tmp_path / "asked", asked)
+    sft.train(run, asked)
+    assert_equal(weights(run.path / "model"), weights(tmp_path / "plain" / "model"), tolerance=0)
+    found = [line for line in run.metrics() if "sft/accuracy" in line]
+    assert [line["step"] for line in found] == [0, 2, 4]
+    assert all(line["sft/accuracy"] == line["sft/accuracy/read"] for line in found)
+    assert all(line["sft/unscored_share"] == 0 for line in found)
+
+
+def test_a_second_run_finds_every_feature_of_the_first(tmp_path, model_path, data, monkeypatch):
+    calls = []
+    look_at = Policy._look_at
+    monkeypatch.setattr(Policy, "_look_at", lambda *args: calls.append(1) or look_at(*args))
+    config = sft_run(model_path, data).model_copy(update={"features_path": str(tmp_path / "features")})
+    counts = []
+    for name in ("first", "second"):
+        sft.train(RunDir.create(tmp_path / name, config), config)
+        counts.append(len(calls))
+    assert 0 < counts[0] == counts[1]
+    assert_equal(weights(tmp_path / "second" / "model"), weights(tmp_path / "first" / "model"), tolerance=0)
+
+
 def test_more_sft_lasts_its_seconds_and_ends_at_the_lowest_rate(tmp_path, model_path, data):
     config = sft_run(model_path, data, max_seconds=3.0, checkpoint_every=1000)
     run = RunDir.create(tmp_path / "run", config)
@@ -356,6 +417,18 @@ def test_too_many_long_records_stop_the_run(tmp_path, model_path, data):
     config = sft_run(model_path, data, max_tokens=64)
     with pytest.raises(TrainingError, match=r"8 of 8 records .* sft.max_tokens 64"):
         sft.train(RunDir.create(tmp_path / "run", config), config)
+
+
+def test_a_long_record_is_left_out_whole_counted_and_named(tmp_path, model_path, data, caplog):
+    encoder = load_policy(model_path).encoder
+    lengths = {record.question.id: len(encoder.encode_record(record, LOOK)) for record in records(8)}
+    limit = max(lengths.values()) - 1
+    long = [name for name, length in lengths.items() if length > limit]
+    config = sft_run(model_path, data, max_tokens=limit, max_dropped=1.0, num_epochs=1)
+    run = RunDir.create(tmp_path / "run", config)
+    sft.train(run, config)
+    assert next(run.metrics())["sft/dropped"] == len(long) > 0
+    assert all(f"{name} is left out: {limit + 1} tokens" in caplog.text for name in long)
 
 
 def test_rgrpo_resumes_as_if_it_had_never_stopped(tmp_path, model_path, data):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.errors import EncodingError
-from models.policy import Policy, _FeatureCache, collate, load_policy, save_policy
+from models.policy import Policy, collate, load_policy, save_policy
 from tests.tiny_models import load_reference, picture, trajectory_with_crops
 
 TEMPERATURE = 0.7
@@ -158,15 +158,35 @@ def test_features_of_a_trained_tower_are_not_kept(untied_model):
     assert len(runs) == 2
 
 
-def test_feature_cache_drops_the_least_recently_used():
-    cache = _FeatureCache(max_bytes=100)
-    entry = torch.zeros(10)  # 40 bytes: two fit into 100, three do not
-    cache.put({"a": entry, "b": entry})
-    assert cache.get("a") is entry  # "b" is now the older one
-    cache.put({"c": entry})
-    assert cache.get("b") is None
-    assert cache.get("a") is entry
-    assert cache.get("c") is entry
+def test_features_do_not_depend_on_the_pictures_that_are_looked_at_together(policy):
+    shown = [picture(28 * width, 28 * height, seed=width) for width in (1, 2, 4) for height in (1, 3)]
+    together = policy._look_at(shown)
+    for one, features in zip(shown, together, strict=True):
+        assert torch.equal(policy._look_at([one])[0], features)
+
+
+def test_features_outlive_the_process_that_computed_them(untied_model, tmp_path):
+    first = load_policy(untied_model)
+    first.keep_features(tmp_path, max_bytes=1 << 20, max_file_bytes=1 << 20)
+    computed = first.features([picture(56, 56)])
+    first._store.flush()
+    second = load_policy(untied_model)
+    second.keep_features(tmp_path, max_bytes=1 << 20, max_file_bytes=1 << 20)
+    runs = count_tower_runs(second)
+    assert torch.equal(second.features([picture(56, 56)])[0], computed[0])
+    assert not runs
+
+
+def test_another_tower_or_type_has_features_of_its_own(untied_model, tmp_path):
+    policies = [load_policy(untied_model) for _ in range(4)]
+    with torch.no_grad():
+        next(policies[1].tower.parameters()).view(-1)[0] += 1e-3
+    policies[2].tower.to(torch.bfloat16)
+    for one in policies:
+        one.keep_features(tmp_path, max_bytes=1 << 20, max_file_bytes=1 << 20)
+        one.features([picture(56, 56)])
+        one._store.flush()
+    assert len(list(tmp_path.iterdir())) == 3  # the fourth has the first one's
 
 
 def test_pads_without_features_are_an_error(policy):
