@@ -4,12 +4,17 @@ Nothing heavy is imported before the arguments and the preset have been found go
 """
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
+from types import TracebackType
 
+from flows.manual import DESCRIPTION, MANUAL
 from flows.replay_options import add_replay
 from flows.team_options import add_team_commands
 
@@ -41,45 +46,16 @@ MODULES = {
     "doctor": ("commands", "doctor"),
     "completion": ("cli", "print_completion"),
 }
-INTERRUPTED = 130
-_DESCRIPTION = """\
-Vision-language models that look again: make data, train, measure, promote, and use them.
-
-A run is a preset (infra/runs/NAME.yaml, or a file of yours) and what --set changes in it. Every stage makes
-what it needs and takes from the cache what has not changed, so any command may be the first one."""
-_MANUAL = """\
-examples:
-  vlm-r3 doctor                                       what is this machine good for?
-  vlm-r3 run --preset tiny                            the whole pipeline on the embedded model
-  vlm-r3 sft --preset my.yaml --set sft.epochs=3      one stage, and what it needs
-  vlm-r3 ask picture.png "what does the sign say?"    the champion answers, and shows where it looked
-  vlm-r3 serve models:/vlm-r3@champion                the same over HTTP, for OpenAI's clients
-  vlm-r3 evaluate --benchmark mme --data FOLDER --endpoint http://host:8000/v1
-  vlm-r3 table                                        measured beside published
-  vlm-r3 services up                                  a team server: PostgreSQL, S3, Prefect, MLflow
-  vlm-r3 COMMAND --help                               every option of a command
-
-exit codes:
-  0 done    1 the run failed    2 bad usage or configuration    3 a gate said no    130 interrupted
-
-environment:
-  VLM_R3_WORK_DIR        where everything is kept (.vlm-r3), as --work-dir
-  VLM_R3_ARTIFACTS       the artifact store: file:///folder or s3://bucket/prefix
-  VLM_R3_BENCHMARKS      a place with one folder per published benchmark
-  VLM_R3_API_KEY         key of a chat endpoint; VLM_R3_JUDGE_API_KEY of a judge,
-                         VLM_R3_SERVE_API_KEY what clients of `serve` must send
-  MLFLOW_TRACKING_URI, PREFECT_API_URL, AWS_ENDPOINT_URL and credentials as those libraries read them
-
-Tab completion: eval "$(vlm-r3 completion bash)", or zsh."""
+FAILED, INTERRUPTED = 1, 130
 # Fields of models.serving.config.Limits, which is too slow to import for --help.
 LIMITS = {
     "max-crops": "crops per answer",
     "max-tokens": "sampled tokens per answer",
     "max-choices": "answers per request",
-    "max-images": "images per question",
+    "max-images": "images per conversation",
     "max-image-bytes": "bytes of one encoded image",
     "max-image-pixels": "pixels of one decoded image",
-    "max-text-characters": "characters of a question",
+    "max-text-characters": "characters of a conversation",
     "max-request-bytes": "bytes of a request",
     "max-concurrent-requests": "requests in flight; more get a 429",
     "max-seconds": "time for a whole answer",
@@ -102,16 +78,24 @@ _MODELS = "embedded, a model folder, models:/vlm-r3@ALIAS, models:/vlm-r3/NUMBER
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = parser().parse_args(arguments)
+    if not options.debug:
+        sys.excepthook = _report_unforeseen
     from models.errors import VLMR3Error
 
     try:
-        return _command(options)(options)
+        code = _command(options)(options)
+        sys.stdout.flush()
+        return code
     except VLMR3Error as error:
         _report(error, options)
         return error.exit_code
     except KeyboardInterrupt:
         print("vlm-r3: interrupted; no process was left running.", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        # Who read has seen enough, as `head` does; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
 
 
 def _report(error: Exception, options: argparse.Namespace) -> None:
@@ -119,6 +103,12 @@ def _report(error: Exception, options: argparse.Namespace) -> None:
         traceback.print_exception(error, file=sys.stderr)
     else:
         print(f"vlm-r3: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def _report_unforeseen(kind: type[BaseException], error: BaseException, _: TracebackType | None) -> None:
+    """What Python calls before it ends with code 1, in place of its traceback."""
+    way_out = "This was not foreseen; add --debug to see where it happened."
+    print(f"vlm-r3: {kind.__name__}: {error} {way_out}", file=sys.stderr)
 
 
 def _command(options: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
@@ -154,11 +144,16 @@ def parser() -> argparse.ArgumentParser:
     """Everything that the command line takes."""
     made = argparse.ArgumentParser(
         prog="vlm-r3",
-        description=_DESCRIPTION,
-        epilog=_MANUAL,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="vlm-r3 COMMAND [OPTION ...]",
+        description=DESCRIPTION,
+        epilog=MANUAL,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=16, width=104),
     )
-    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    made.add_argument("--version", action="version", version=f"%(prog)s {version('vlm-r3')}")
+    # The longest name must be longer than every command, or argparse breaks the lines of the longest ones.
+    commands = made.add_subparsers(
+        dest="command", required=True, metavar="COMMAND [OPTION ...]", title="commands", prog="vlm-r3"
+    )
     for name, purpose in FLOWS.items():
         command = commands.add_parser(name, help=purpose, description=purpose)
         _add_common(command)

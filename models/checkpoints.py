@@ -1,7 +1,17 @@
-"""Checkpoints of a training run: weights, optimiser state and step, written whole or not at all.
+"""Checkpoints of a training run: all that it needs to go on as if nothing had happened, whole or not at all.
 
-Everything else a run needs to go on (which samples come next, which random numbers) is a function of the seed
-and the step.
+``checkpoints/step-N/`` holds
+
+* ``progress.json``: the optimiser steps taken, of which the learning rate's schedule is a function, with the
+  seconds where it follows the clock; the position in the order of all samples, which no number of ranks
+  changes; the version of the weights that the engine of rollouts has, which it is given again;
+* ``state-NUMBER.safetensors``: master weights and AdamW's state, whole, by parameter name
+  (:mod:`models.training_state`), in files of about a GiB that the ranks share out among them;
+* ``rng-RANK.json``: every rank's random generators (Python, NumPy, torch, CUDA);
+* ``metrics.jsonl``: the metrics so far, for a run that goes on in another directory.
+
+Nothing in it depends on the number of ranks or the stage of ZeRO: it loads on others, whose generators then
+go on as they began. Nothing is pickled: loading one runs no code.
 
 A disk that is full costs nothing that was written before: what does not fit is not begun, what could not be
 written to its end is removed, and the error says what is missing.
@@ -10,17 +20,17 @@ written to its end is removed, and the error says what is missing.
 import errno
 import json
 import logging
-import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch.distributed as dist
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
-from models import distributed
+from models import distributed, randomness, training_state
 from models.distributed import DeepSpeedEngine
 from models.errors import RunDirError, TrainingError
 from models.policy import save_policy
@@ -28,23 +38,27 @@ from models.rundir import RunDir
 
 log = logging.getLogger(__name__)
 
-_TAG = "state"
-_NUM_KEPT = 2
+_METRICS = "metrics.jsonl"
+_FILE_BYTES = 1 << 30
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# How PyTorch says that a file ends before what it wrote: no error number comes with it.
-_CUT_OFF = re.compile("inline_container|PytorchStreamWriter")
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run has come: steps taken, and the seconds of training that they took."""
+    """How far a run has come.
+
+    Optimiser steps and seconds of training, samples (records or questions) taken from the order of all ranks,
+    and the version of the weights that rollouts are sampled from.
+    """
 
     step: int = 0
     seconds: float = 0.0
+    num_samples: int = 0
+    weight_version: int = 0
 
 
-def save(run: RunDir, engine: DeepSpeedEngine, progress: Progress) -> None:
-    """Write ``checkpoints/step-N``; all ranks call it. Older ones than the one before are removed.
+def save(run: RunDir, engine: DeepSpeedEngine, progress: Progress, *, keep: int = 2) -> None:
+    """Write ``checkpoints/step-N``; all ranks call it. Only the newest ``keep`` stay.
 
     Raises TrainingError when there is no room; the checkpoints before are then as they were.
     """
@@ -57,52 +71,84 @@ def save(run: RunDir, engine: DeepSpeedEngine, progress: Progress) -> None:
     ):
         distributed.barrier()  # the folder exists
         if is_main:
-            about = {**asdict(progress), "num_ranks": dist.get_world_size()}
-            (folder / "progress.json").write_text(json.dumps(about))
-        engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+            (folder / "progress.json").write_text(json.dumps(asdict(progress)))
+            if run.metrics_path.exists():
+                shutil.copyfile(run.metrics_path, folder / _METRICS)
+        randomness.write(folder / f"rng-{distributed.rank()}.json")
+        _write_state(folder, engine)
         distributed.barrier()  # every rank has written its part
     if is_main:
-        for step in _steps(run)[:-_NUM_KEPT]:
-            shutil.rmtree(_folder(run, step))
+        run.keep_checkpoints(keep)
 
 
 def latest(run: RunDir) -> Path | None:
     """The folder of the latest complete checkpoint; None where there is none."""
-    steps = _steps(run)
-    return _folder(run, steps[-1]) if steps else None
+    found = run.checkpoints()
+    return found[-1] if found else None
 
 
 def resume(run: RunDir, engine: DeepSpeedEngine, *, at_most: int | None = None) -> Progress:
     """Load the latest checkpoint into the engine, if there is one; all ranks call it.
 
-    With ``at_most`` the latest of those of at most so many steps.
-
-    Raises RunDirError when the checkpoint was written by another number of ranks: optimiser state is cut in
-    as many parts.
+    With ``at_most`` the latest of those of at most so many steps. Raises RunDirError when it is not one of
+    this model.
     """
-    steps = distributed.from_main(lambda: _steps(run))
-    latest = max((step for step in steps if at_most is None or step <= at_most), default=None)
-    if latest is None:
+    found = distributed.from_main(lambda: [each for each in run.checkpoints() if _is_at_most(each, at_most)])
+    if not found:
         return Progress()
-    folder = _folder(run, latest)
-    found = json.loads((folder / "progress.json").read_text())
-    num_ranks = found.pop("num_ranks")
-    if num_ranks != dist.get_world_size():
-        raise RunDirError(
-            f"{folder} was written by {num_ranks} ranks, this run has {dist.get_world_size()}. Resume with "
-            f"num_ranks={num_ranks}, or remove {folder.parent} to begin again."
-        )
-    engine.load_checkpoint(str(folder), tag=_TAG)
+    folder = found[-1]
+    with ExitStack() as stack:
+        files = [
+            stack.enter_context(safe_open(path, framework="pt")) for path in folder.glob("*.safetensors")
+        ]
+        places = {name: file for file in files for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+
+        def read(name: str) -> Tensor:
+            if name not in places:
+                raise RunDirError(
+                    f"{folder} has no {name!r}: it is not a checkpoint of this model. Remove {folder.parent} "
+                    "to begin again."
+                )
+            return places[name].get_tensor(name)
+
+        training_state.restore_state(engine, read)
+    randomness.restore(folder / f"rng-{distributed.rank()}.json")
+    if distributed.is_main() and not run.metrics_path.exists() and (folder / _METRICS).exists():
+        shutil.copyfile(folder / _METRICS, run.metrics_path)
     log.info("resumed from %s", folder)
-    return Progress(**found)
+    return Progress(**json.loads((folder / "progress.json").read_text()))
 
 
-def save_model(run: RunDir, engine: DeepSpeedEngine) -> None:
-    """Write the policy as a model folder, ``model/``, whole or not at all; all ranks call it.
+def _is_at_most(folder: Path, step: int | None) -> bool:
+    return step is None or int(folder.name.removeprefix("step-")) <= step
+
+
+def _write_state(folder: Path, engine: DeepSpeedEngine) -> None:
+    """All tensors, in files that the ranks write in turn."""
+    number, size = 0, 0
+    mine: dict[str, Tensor] = {}
+    rank, num_ranks = distributed.rank(), distributed.num_ranks()
+    for name, tensor in training_state.whole_state(engine):
+        if size and size + tensor.nbytes > _FILE_BYTES:
+            _write_file(folder, number, mine)
+            number, size, mine = number + 1, 0, {}
+        size += tensor.nbytes
+        if number % num_ranks == rank:
+            mine[name] = tensor.cpu().contiguous()
+    _write_file(folder, number, mine)
+
+
+def _write_file(folder: Path, number: int, tensors: dict[str, Tensor]) -> None:
+    if tensors:
+        save_file(tensors, folder / f"state-{number:05d}.safetensors")
+
+
+def save_model(run: RunDir, engine: DeepSpeedEngine, *, name: str = "model") -> None:
+    """Write the policy as a model folder ``name`` of the run, whole or not at all; all ranks call it.
 
     Raises TrainingError when there is no room.
     """
-    target = run.path / "model"
+    target = run.path / name
     partial = target.with_suffix(".partial")
     need = _size(engine, with_optimizer=False)
     with distributed.gathered(engine), _room(run, partial, need=need):
@@ -124,7 +170,7 @@ def _room(run: RunDir, partial: Path, *, need: int) -> Iterator[None]:
         raise TrainingError(_no_room(run, partial, need, free, "it was not begun"))
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         if not _is_about_room(error):
             raise
         free = _free(run)
@@ -132,16 +178,14 @@ def _room(run: RunDir, partial: Path, *, need: int) -> Iterator[None]:
         raise TrainingError(_no_room(run, partial, need, free, str(error))) from error
 
 
-def _is_about_room(error: Exception) -> bool:
-    """Not, for example, that another rank has gone."""
-    if isinstance(error, OSError):
-        return error.errno in _NO_ROOM
-    return isinstance(error, SafetensorError) or bool(_CUT_OFF.search(str(error)))
+def _is_about_room(error: OSError | SafetensorError) -> bool:
+    """safetensors, which has no error numbers, fails to write for nothing else."""
+    return isinstance(error, SafetensorError) or error.errno in _NO_ROOM
 
 
 def _no_room(run: RunDir, partial: Path, need: int, free: int, reason: str) -> str:
-    steps = _steps(run)
-    kept = f"step-{steps[-1]} is whole" if steps else "there is none before"
+    found = run.checkpoints()
+    kept = f"{found[-1].name} is whole" if found else "there is none before"
     return (
         f"{partial.with_suffix('')} could not be written ({reason}). It takes at least {need / 1e6:.1f} MB, "
         f"and {free / 1e6:.1f} MB are free there. Make room and start again: the run goes on from its last "
@@ -154,22 +198,12 @@ def _free(run: RunDir) -> int:
 
 
 def _size(engine: DeepSpeedEngine, *, with_optimizer: bool) -> int:
-    """Bytes that the weights take, with Adam's two moments when the optimiser is written too.
-
-    So much is written at every stage of ZeRO and in every precision; some write the weights in float32 too.
-    """
+    """Bytes of a model folder's weights, or of a checkpoint's: master weights and two moments, float32."""
     total = 0
     for parameter in engine.module.parameters():
         count = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 keeps a slice here
-        moments = 2 * 4 if with_optimizer and parameter.requires_grad else 0
-        total += count * (parameter.element_size() + moments)
+        total += count * (3 * 4 * parameter.requires_grad if with_optimizer else parameter.element_size())
     return total
-
-
-def _steps(run: RunDir) -> list[int]:
-    """Steps of the complete checkpoints, ascending."""
-    names = (path.name for path in (run.path / "checkpoints").glob("step-*"))
-    return sorted(int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-\d+", name))
 
 
 def _folder(run: RunDir, step: int) -> Path:

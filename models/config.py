@@ -4,7 +4,7 @@ A run is a preset: one complete YAML file in ``infra/runs/`` (:mod:`models.prese
 is the paper's, the section is named; every other default is our choice.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,7 @@ from models.base_config import (
     resolve_model_path,
 )
 from models.guard_config import GuardsConfig, PreflightConfig
+from models.objective_config import ObjectiveConfig, ProfileName, RewardConfig, with_profile
 from models.retrain_config import RetrainConfig
 from models.vlir_config import (
     FilterJudge,
@@ -41,6 +42,7 @@ __all__ = [
     "Config",
     "CorruptionWay",
     "CropSourceName",
+    "EarlyStopMetric",
     "EngineConfig",
     "EvaluationConfig",
     "FilterJudge",
@@ -69,6 +71,9 @@ __all__ = [
 ]
 
 
+EarlyStopMetric = Literal["accuracy", "validation_loss"]
+
+
 class SFTConfig(Config):
     """Stage sft (paper A.2)."""
 
@@ -77,7 +82,7 @@ class SFTConfig(Config):
         64, ge=1, description="Records per optimiser step, over all ranks (paper A.2: 2 x 8 x 4)."
     )
     tokens_per_micro_batch: int = Field(
-        8192, ge=64, description="Token budget of one forward pass, padding included."
+        8192, ge=64, description="Token budget of one forward pass; samples are packed, without padding."
     )
     max_tokens: int = Field(8192, ge=64, description="Longer samples are dropped and counted, never cut.")
     learning_rate: float = Field(2e-7, gt=0, description="Peak (paper A.2).")
@@ -99,6 +104,28 @@ class SFTConfig(Config):
         description="Train for this long, however many epochs it takes (equal-time controls); 0: num_epochs.",
     )
     checkpoint_every: int = Field(100, ge=1, description="Steps between checkpoints.")
+    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept; our choice.")
+    check_every: int = Field(
+        0, ge=0, description="Steps between checks on held-out data (loss, accuracy); 0: after each epoch."
+    )
+    accuracy_questions: int = Field(
+        0, ge=0, description="Held-out questions answered greedily, looking again, in every check; 0: none."
+    )
+    early_stop_metric: EarlyStopMetric = Field(
+        "validation_loss", description="What a check must improve; accuracy needs accuracy_questions."
+    )
+    early_stop_patience: int = Field(
+        0,
+        ge=0,
+        description="Checks in a row without a better one that end the run; the best check's model is then "
+        "the result. 0: never, the last model is. Not with max_seconds, whose time is the point.",
+    )
+    feature_memory_gib: float = Field(
+        4.0, gt=0, description="Memory per rank for the features of pictures; what is more goes to files."
+    )
+    feature_disk_gib: float = Field(
+        32.0, ge=0, description="Room for files of features, all runs of a tower together; 0 keeps none."
+    )
 
     @model_validator(mode="after")
     def _ranks_share_a_batch(self) -> "SFTConfig":
@@ -109,36 +136,19 @@ class SFTConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _the_watched_metric_is_measured(self) -> "SFTConfig":
+        if self.early_stop_patience and self.early_stop_metric == "accuracy" and not self.accuracy_questions:
+            raise ValueError(
+                "early_stop_metric 'accuracy' is never measured: set accuracy_questions, or watch "
+                "'validation_loss'"
+            )
+        return self
 
-class RewardConfig(Config):
-    """The four rewards of paper 3.3."""
-
-    accuracy: float = Field(1.0, ge=0, description="Correct final answer.")
-    format: float = Field(
-        1.0, ge=0, description="Well-formed <think> and <answer>; none for a truncated trajectory."
-    )
-    validity: float = Field(0.5, ge=0, description="Per valid, non-redundant box.")
-    validity_cap: float = Field(0.5, ge=0)
-    length_per_character: float = Field(0.001, ge=0, description="Per character of reasoning.")
-    length_cap: float = Field(0.25, ge=0)
-
-
-class ObjectiveConfig(Config):
-    """The R-GRPO objective (paper Eq. 1-3)."""
-
-    aggregation: Literal["paper-eq2", "seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm"] = (
-        "paper-eq2"
-    )
-    advantage_scale: Literal["group", "batch", "none"] = Field(
-        "group", description="What divides r - mean (Eq. 1)."
-    )
-    advantage_eps: float = Field(1e-4, gt=0, description="Added to the standard deviation.")
-    clip_low: float = Field(0.2, ge=0, lt=1)
-    clip_high: float = Field(0.2, ge=0)
-    engine_weight_cap: float = Field(
-        0.0, ge=0, description="Truncated importance weight engine to trainer; 0 is off."
-    )
-    mask_truncated: bool = Field(False, description="Leave truncated trajectories out of the loss.")
+    @property
+    def stops_early(self) -> bool:
+        """True when the best model of the run is kept, and the run may end before its last step."""
+        return bool(self.early_stop_patience and not self.max_seconds)
 
 
 class RGRPOConfig(Config):
@@ -164,6 +174,11 @@ class RGRPOConfig(Config):
     tokens_per_micro_batch: int = Field(
         8192, ge=64, description="Token budget of one forward pass, padding included."
     )
+    profile: ProfileName = Field(
+        "",
+        description="Named values for reward and objective (models/objective_config.py), under what is said "
+        "of them here; empty: the paper's, where nothing is said.",
+    )
     reward: RewardConfig = RewardConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     precision: Precision = "bfloat16"
@@ -171,6 +186,7 @@ class RGRPOConfig(Config):
     num_ranks: int = Field(1, ge=1)
     num_threads: int = Field(0, ge=0)
     checkpoint_every: int = Field(50, ge=1, description="Steps between checkpoints.")
+    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept; our choice.")
     max_mismatch_kl: float = Field(
         0.015, gt=0, description="Engine against trainer, k3, nats per token; more stops."
     )
@@ -185,6 +201,11 @@ class RGRPOConfig(Config):
         return self.model_copy(
             update={"preflight": PreflightConfig(enabled=False), "guards": GuardsConfig(enabled=False)}
         )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_its_profile(cls, values: Any) -> Any:
+        return with_profile(values)
 
     @model_validator(mode="after")
     def _ranks_share_the_questions(self) -> "RGRPOConfig":
@@ -291,9 +312,5 @@ class Preset(Config):
             raise ValueError(
                 f"promotion.min_questions {self.promotion.min_questions} exceeds evaluation.num_questions "
                 f"{self.evaluation.num_questions}: no version could ever be promoted"
-            )
-        if self.rgrpo.objective.engine_weight_cap and self.rgrpo.objective.aggregation == "paper-eq2":
-            raise ValueError(
-                "aggregation 'paper-eq2' (Eq. 2) has no engine weight; set engine_weight_cap to 0"
             )
         return self

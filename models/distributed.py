@@ -9,11 +9,13 @@ gathers and reduces in each of them.
 """
 
 import atexit
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -34,7 +36,11 @@ from deepspeed import DeepSpeedEngine as DeepSpeedEngine  # noqa: E402
 if _mlflow is None:
     del sys.modules["mlflow"]
 
+from models import training_state  # noqa: E402
+
 T = TypeVar("T")
+
+_CONFIGS = Path(__file__).resolve().parent.parent / "infra" / "deepspeed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,21 +81,27 @@ def rank() -> int:
     return dist.get_rank()
 
 
+def num_ranks() -> int:
+    """How many processes train together."""
+    return dist.get_world_size()
+
+
 def is_main() -> bool:
     """True in the one process that writes metrics, checkpoints and results."""
     return rank() == 0
 
 
 def deepspeed_config(config: SFTConfig | RGRPOConfig) -> dict[str, Any]:
-    """DeepSpeed's configuration. To it every micro-batch has size 1: :mod:`models.packing` cuts batches."""
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.max_grad_norm,
-        "bf16": {"enabled": config.precision == "bfloat16"},
-        "zero_optimization": {"stage": config.zero_stage},
-        "steps_per_print": 1 << 62,
-    }
+    """DeepSpeed's configuration, ``infra/deepspeed/zeroSTAGE.json``, with the preset's values for ``auto``.
+
+    To it every micro-batch has size 1: :mod:`models.packing` cuts batches. AdamW and the schedule are ours
+    (:func:`initialise`, :mod:`models.schedule`).
+    """
+    text = (_CONFIGS / f"zero{config.zero_stage}.json").read_text(encoding="utf-8")
+    values: dict[str, Any] = json.loads(text)
+    values["gradient_clipping"] = config.max_grad_norm
+    values["bf16"]["enabled"] = config.precision == "bfloat16"
+    return values
 
 
 def initialise(module: nn.Module, config: SFTConfig | RGRPOConfig) -> DeepSpeedEngine:
@@ -104,10 +116,7 @@ def initialise(module: nn.Module, config: SFTConfig | RGRPOConfig) -> DeepSpeedE
     ]
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(config))
-    # ZeRO 0 in bfloat16 allocates Adam's state by a step on zero gradients, and counts it: its bias
-    # correction would make the first updates a quarter too small.
-    for state in optimizer.state.values():
-        state["step"].zero_()
+    training_state.begin_adam(engine)
     return engine
 
 
@@ -117,8 +126,21 @@ def accumulate(engine: DeepSpeedEngine, loss: Tensor, *, is_last: bool) -> None:
     engine.backward(loss * dist.get_world_size(), scale_wrt_gas=False)
 
 
-def update(engine: DeepSpeedEngine, *, learning_rate: float) -> float:
-    """One optimiser step with the accumulated gradient; returns its norm before clipping."""
+def update(engine: DeepSpeedEngine, *, learning_rate: float, ids: Sequence[str] = ()) -> float:
+    """One optimiser step with the accumulated gradient; returns its norm before clipping.
+
+    Raises TrainingError on every rank, and takes no step, when the gradient is not finite on any: DeepSpeed
+    would step with it, or leave the step out in silence. The message names the samples ``ids``.
+    """
+    parts = training_state.local_gradients(engine)
+    norms = [torch.linalg.vector_norm(part, dtype=torch.float32).to(_collective_device()) for part in parts]
+    is_finite = not norms or bool(torch.stack(norms).isfinite().all())
+    if any(global_sums([not is_finite])):
+        names = [name for names in from_all_ranks(list(ids)) for name in names]
+        raise TrainingError(
+            "The gradient of the weights is not finite, though that of every single sample is. The step was "
+            f"stopped before the optimiser; the last checkpoint is sound. It had {', '.join(names[:10])}."
+        )
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
     norm = None

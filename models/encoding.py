@@ -24,7 +24,7 @@ from models.crops import crop_from_original
 from models.errors import EncodingError
 from models.records import VLIRRecord
 from models.region import Picture, Size, View, see
-from models.trajectory import CropSpan, Prompt, SampledSpan, Span, TextSpan, Trajectory
+from models.trajectory import CropSpan, Exchange, Prompt, SampledSpan, Span, TextSpan, Trajectory
 
 declare_torchvision_operators()
 
@@ -108,10 +108,12 @@ class Encoder:
 
     def collapse(self, prompt: Prompt, spans: Sequence[Span]) -> Collapsed:
         """The prompt and the assistant's turn so far. Raises EncodingError for a sampled span without ids."""
-        texts = tuple(part if isinstance(part, str) else None for part in prompt.parts())
-        prompt_ids = self._prompt_ids(prompt.system, texts)
+        turns = [
+            turn for exchange in prompt.earlier for turn in (_question(exchange.question), _reply(exchange))
+        ]
+        prompt_ids = self._prompt_ids(prompt.system, (*turns, _question(prompt)))
         parts = [_given(prompt_ids), *(self._span(span) for span in spans)]
-        pictures = (*prompt.pictures, *(span.picture for span in spans if isinstance(span, CropSpan)))
+        pictures = (*prompt.shown(), *(span.picture for span in spans if isinstance(span, CropSpan)))
         return self._joined(parts, pictures)
 
     def expand(self, collapsed: Collapsed) -> Encoded:
@@ -214,12 +216,14 @@ class Encoder:
             raise EncodingError(f"The tokenizer has no {token}. A Qwen2.5-VL tokenizer is needed.")
         return found
 
-    def _tokenize_prompt(self, system: str | None, parts: tuple[str | None, ...]) -> tuple[int, ...]:
-        """Ids of a prompt whose pictures are the parts that are None."""
-        content = [{"type": "image"} if text is None else {"type": "text", "text": text} for text in parts]
-        messages = [{"role": "user", "content": content}]
+    def _tokenize_prompt(self, system: str | None, turns: tuple["_Turn", ...]) -> tuple[int, ...]:
+        """Ids of a prompt: questions and replies in turn, the last a question."""
+        messages = [
+            {"role": "assistant" if index % 2 else "user", "content": [_content(text) for text in turn]}
+            for index, turn in enumerate(turns)
+        ]
         if system is not None:
-            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+            messages.insert(0, {"role": "system", "content": [_content(system)]})
         rendered = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return tuple(self.tokenizer.encode(rendered, add_special_tokens=False))
 
@@ -282,6 +286,22 @@ class TextSoFar:
             return ""
         self._num_read = len(ids)
         return added
+
+
+# Text, and None for every picture in it.
+_Turn = tuple[str | None, ...]
+
+
+def _question(prompt: Prompt) -> _Turn:
+    return tuple(part if isinstance(part, str) else None for part in prompt.parts())
+
+
+def _reply(exchange: Exchange) -> _Turn:
+    return tuple(None if isinstance(span, CropSpan) else span.text for span in exchange.reply)
+
+
+def _content(text: str | None) -> dict[str, str]:
+    return {"type": "image"} if text is None else {"type": "text", "text": text}
 
 
 @dataclass(frozen=True, slots=True)

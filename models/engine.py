@@ -40,6 +40,14 @@ class DraftingEngine(Engine, Protocol):
         """The requests in flight with ``shows_drafts`` whose text grew in the last step."""
 
 
+@runtime_checkable
+class WaitingEngine(Engine, Protocol):
+    """An engine elsewhere, whose :meth:`step` waits for news instead of computing."""
+
+    def wake(self) -> None:
+        """Let the step that waits return, or the next one; from any thread."""
+
+
 class ScriptedEngine:
     """An engine that answers from a function: tests, and the embedded teacher.
 

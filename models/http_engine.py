@@ -29,7 +29,7 @@ from models.config import EngineConfig
 from models.errors import EngineError
 from models.protocol import ANSWER_STOP, BOX_STOP, box_request
 from models.region import Picture
-from models.trajectory import CropSpan, Finish, GenerationRequest, Piece, SampledSpan, Span
+from models.trajectory import CropSpan, Finish, GenerationRequest, Piece, Prompt, SampledSpan, Span
 from models.usage import Usage
 
 CROP_TEXT = "The region you asked for. Go on."
@@ -180,9 +180,18 @@ def chat_body(request: GenerationRequest, config: EngineConfig) -> dict[str, Any
 
 def _question_messages(request: GenerationRequest) -> list[dict[str, Any]]:
     prompt = request.prompt
+    messages: list[dict[str, Any]] = (
+        [] if prompt.system is None else [{"role": "system", "content": prompt.system}]
+    )
+    for exchange in prompt.earlier:
+        messages.append(_question_message(exchange.question))
+        messages.append({"role": "assistant", "content": _turn_parts(exchange.reply)})
+    return [*messages, _question_message(prompt)]
+
+
+def _question_message(prompt: Prompt) -> dict[str, Any]:
     content = [_text_part(part) if isinstance(part, str) else _image_part(part) for part in prompt.parts()]
-    user = {"role": "user", "content": content}
-    return [user] if prompt.system is None else [{"role": "system", "content": prompt.system}, user]
+    return {"role": "user", "content": content}
 
 
 def _turn_parts(spans: Sequence[Span]) -> list[dict[str, Any]]:

@@ -94,25 +94,30 @@ def answer_confidence(trajectory: Trajectory, decode: Callable[[Sequence[int]], 
     return math.exp(sum(logprobs[first:last]))
 
 
-def picture_question(image: bytes | str, text: str, *, id: str = "question") -> Question:
+def picture_question(image: bytes | str | Path, text: str, *, id: str = "question") -> Question:
     """A question about a picture given as bytes, as a path, or as a data URI.
 
     Raises RecordError for what cannot be read as a picture.
     """
+    if not isinstance(image, bytes | str | Path):  # a table may hold anything
+        raise RecordError(
+            f"A picture cannot be a {type(image).__name__}. Give encoded bytes, a path or a data URI; in a "
+            "table one in each row."
+        )
     try:
         picture = read_picture(_picture_bytes(image), max_pixels=_MAX_PIXELS, max_bytes=_MAX_BYTES)
     except (OSError, ValueError, PictureFault) as error:
-        shown = f"{len(image)} bytes" if isinstance(image, bytes) else repr(image[:60])
+        shown = f"{len(image)} bytes" if isinstance(image, bytes) else repr(str(image)[:60])
         raise RecordError(
             f"{shown} cannot be read as a picture: {error}. Give encoded bytes, a path or a data URI."
         ) from error
     return Question.of_image(picture.image, text, id=id)
 
 
-def _picture_bytes(image: bytes | str) -> bytes:
+def _picture_bytes(image: bytes | str | Path) -> bytes:
     if isinstance(image, bytes):
         return image
-    if not image.startswith("data:"):
+    if isinstance(image, Path) or not image.startswith("data:"):
         return Path(image).read_bytes()
     header, _, body = image.partition(",")
     if not header.endswith(";base64"):

@@ -1,8 +1,9 @@
-"""Lengths to micro-batches under a token budget, padding counted.
+"""Lengths to micro-batches under a token budget.
 
-A forward pass costs what its padded rectangle holds, and a shape that was seen before costs less than a new
-one (kernels are chosen or compiled per shape). Samples of similar length therefore share a micro-batch, and
-the padded length is rounded up to a multiple.
+Fine-tuning packs samples one after another into a row, which costs as much as they have tokens. Rollouts
+that share their prompt make two padded rectangles, and those of similar length share a micro-batch. A shape
+that was seen before costs less than a new one (kernels are chosen or compiled per shape), so lengths are
+rounded up to a multiple.
 """
 
 from collections.abc import Hashable, Sequence
@@ -10,21 +11,9 @@ from dataclasses import dataclass
 
 from models.errors import TrainingError
 
-# Padded lengths are multiples of this, so that a run meets a dozen shapes instead of a hundred.
+# Padded lengths are multiples of these, so that a run meets a dozen shapes instead of a hundred.
 LENGTH_MULTIPLE = 16
-
-
-@dataclass(frozen=True, slots=True)
-class MicroBatch:
-    """Samples for one forward pass: positions in the list of lengths, and the padded length of every row."""
-
-    indices: tuple[int, ...]
-    length: int
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the padded rectangle."""
-        return len(self.indices) * self.length
+ROW_MULTIPLE = 64
 
 
 def padded_length(length: int) -> int:
@@ -32,25 +21,34 @@ def padded_length(length: int) -> int:
     return -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
 
 
-def pack(lengths: Sequence[int], *, max_tokens: int) -> list[MicroBatch]:
-    """Every sample in exactly one micro-batch of at most ``max_tokens``, longest first.
+def packed_length(length: int) -> int:
+    """The length of one row that holds ``length`` tokens of many samples."""
+    return -(-length // ROW_MULTIPLE) * ROW_MULTIPLE
 
-    The same lengths give the same shapes in whatever order they come. Raises TrainingError when one sample
-    alone is over the budget.
+
+def pack(lengths: Sequence[int], *, max_tokens: int) -> list[tuple[int, ...]]:
+    """Every sample in exactly one micro-batch of at most ``max_tokens``, given as positions, longest first.
+
+    Each goes into the first micro-batch that has room. Equal lengths stand side by side, where attention
+    takes them in one call. Raises TrainingError when one sample alone is over the budget.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    if order and padded_length(lengths[order[0]]) > max_tokens:
+    if order and lengths[order[0]] > max_tokens:
         raise TrainingError(
-            f"A sample of {lengths[order[0]]} tokens (padded {padded_length(lengths[order[0]])}) exceeds "
-            f"tokens_per_micro_batch {max_tokens}. Raise the budget or drop longer samples (max_tokens)."
+            f"A sample of {lengths[order[0]]} tokens exceeds tokens_per_micro_batch {max_tokens}. Raise the "
+            "budget or drop longer samples (max_tokens)."
         )
-    batches, start = [], 0
-    while start < len(order):
-        length = padded_length(lengths[order[start]])
-        rows = order[start : start + max_tokens // length]
-        batches.append(MicroBatch(tuple(rows), length))
-        start += len(rows)
-    return batches
+    batches: list[list[int]] = []
+    room: list[int] = []
+    for index in order:
+        length = lengths[index]
+        place = next((number for number, left in enumerate(room) if left >= length), len(room))
+        if place == len(room):
+            batches.append([])
+            room.append(max_tokens)
+        batches[place].append(index)
+        room[place] -= length
+    return [tuple(batch) for batch in batches]
 
 
 @dataclass(frozen=True, slots=True)

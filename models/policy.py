@@ -3,7 +3,7 @@
 Three choices make it fast and exact:
 
 1. a frozen tower is no part of the module that DeepSpeed partitions, casts and updates, and a picture's
-   features are computed once and kept by the picture's digest;
+   features are computed once and kept by the picture's digest (:mod:`models.feature_store`);
 2. only hidden states that predict a *sampled* token go through the output head;
 3. banned tokens (vision tokens, ids without text) are taken out of the softmax, exactly as the engines do.
 
@@ -11,9 +11,10 @@ The rollouts of one question share its prompt, which is most of their tokens: :f
 lets it be computed, and differentiated, once for all of them.
 """
 
-from collections import OrderedDict
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,17 @@ from models.encoding import (
     Encoder,
 )  # before transformers' model: it declares torchvision's operators
 from models.errors import EncodingError
+from models.feature_store import FeatureStore
+from models.gradient_watch import GradientWatch
+from models.packing import packed_length, padded_length
 from models.region import Picture
+from models.segments import ATTENTION, Segments
 
 from transformers import Qwen2_5_VLForConditionalGeneration  # isort: skip
 from transformers.utils.logging import disable_progress_bar  # isort: skip
 
 DTYPES: Mapping[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FEATURE_CACHE_BYTES = 1 << 30
-# Sequences are padded to a multiple of this: few distinct shapes, so that kernels are prepared once.
-LENGTH_MULTIPLE = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,7 +46,8 @@ class Batch:
 
     Pictures come as ``features`` (the visual tokens of all rows in reading order) when the tower is frozen,
     else as ``patches`` with ``grids``, so that the tower receives its gradient. With ``prompts`` (another
-    batch, of G sequences) row b goes on where sequence ``prompt_of[b]`` ends.
+    batch, of G sequences) row b goes on where sequence ``prompt_of[b]`` ends. With ``segments`` there is one
+    row, B = 1, of several sequences one after another that do not see each other.
     """
 
     ids: Tensor  # (B, T) int64
@@ -56,6 +60,7 @@ class Batch:
     grids: Tensor | None = None  # (pictures, 3)
     prompts: "Batch | None" = None
     prompt_of: Tensor | None = None  # (B,) int64
+    segments: Segments | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
@@ -77,7 +82,8 @@ class Policy(nn.Module):
             # In a tuple it is no submodule: nobody partitions, casts, optimises or saves it by mistake.
             self._frozen_tower = (model.model.visual.requires_grad_(False).eval(),)
             del model.model.visual
-        self._cache = _FeatureCache(FEATURE_CACHE_BYTES)
+        self._store = FeatureStore(max_bytes=FEATURE_CACHE_BYTES)
+        self.gradients = GradientWatch()
         self.register_buffer("_banned", torch.tensor(encoder.banned_ids), persistent=False)
 
     @property
@@ -97,15 +103,35 @@ class Policy(nn.Module):
 
     def features(self, pictures: Sequence[Picture]) -> list[Tensor]:
         """Features (visual tokens, D) of each picture, without gradient; cached when the tower is frozen."""
-        cached = {picture.digest: self._cache.get(picture.digest) for picture in pictures}
+        digests = {picture.digest for picture in pictures}
+        cached = {digest: self._store.get(digest) for digest in digests}
         missing = {picture.digest: picture for picture in pictures if cached[picture.digest] is None}
         found = {digest: features for digest, features in cached.items() if features is not None}
         if missing:
             computed = dict(zip(missing, self._look_at(list(missing.values())), strict=True))
             found |= computed
             if self.tower_is_frozen:
-                self._cache.put(computed)
+                self._store.put(computed)
         return [found[picture.digest] for picture in pictures]
+
+    def keep_features(self, folder: Path, *, max_bytes: int, max_file_bytes: int) -> FeatureStore:
+        """Keep a frozen tower's features also in files: in a folder of ``folder`` for this tower, of at most
+        ``max_file_bytes``, when they take more than ``max_bytes`` of memory. Returns the store."""
+        self._store = FeatureStore(
+            max_bytes=max_bytes, folder=folder / self._tower_digest(), max_file_bytes=max_file_bytes
+        )
+        return self._store
+
+    def _tower_digest(self) -> str:
+        """Names what features depend on but for the picture: the tower's weights, their type and device, how
+        it is built, and how a picture is cut into patches."""
+        processor = self.encoder.processor.image_processor.to_json_string()
+        told = f"{self.model.config.vision_config.to_json_string()} {processor} {self.device.type}"
+        digest = hashlib.sha256(told.encode())
+        for name, tensor in self.tower.state_dict().items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def forward(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
         """Log-probs (B, T-1) of ``ids[:, 1:]`` at a sampling temperature, nats, fp32; 0 where not sampled."""
@@ -119,10 +145,15 @@ class Policy(nn.Module):
     def hidden_states(self, batch: Batch) -> Tensor:
         """The last layer's output (B, T, D), before the output head."""
         language_model = self.model.model.language_model
+        lengths = batch.segments.lengths if batch.segments is not None else None
+        inputs = self.gradients.follow(self._embed(batch), lengths)
         if batch.prompts is None or batch.prompt_of is None:
             # Padding is on the right, where causal attention never looks: no mask, so the fast kernel runs.
             return language_model(
-                inputs_embeds=self._embed(batch), position_ids=batch.positions, use_cache=False
+                inputs_embeds=inputs,
+                position_ids=batch.positions,
+                use_cache=False,
+                segments=batch.segments,
             ).last_hidden_state
         prompts = batch.prompts
         cache = language_model(
@@ -132,7 +163,7 @@ class Policy(nn.Module):
         # A prompt's padding now lies between it and its continuation.
         mask = torch.cat([prompts.mask[batch.prompt_of], torch.ones_like(batch.mask)], dim=1)
         return language_model(
-            inputs_embeds=self._embed(batch),
+            inputs_embeds=inputs,
             position_ids=batch.positions,
             attention_mask=mask,
             past_key_values=cache,
@@ -172,8 +203,13 @@ class Policy(nn.Module):
     def _look_at(self, pictures: list[Picture]) -> list[Tensor]:
         for tower in self._frozen_tower:
             tower.to(self.device)
-        patches, grids = self.encoder.patches(pictures)
-        found = _tower_features(self.tower, patches.to(self.device), grids.to(self.device))
+        # On a CPU one at a time: kernels are chosen by size, so the last bits of a picture's features would
+        # depend on the others, and with them on what a run that goes on still has in its cache.
+        calls = [pictures] if self.device.type == "cuda" else [[picture] for picture in pictures]
+        found = []
+        for call in calls:
+            patches, grids = self.encoder.patches(call)
+            found += _tower_features(self.tower, patches.to(self.device), grids.to(self.device))
         # Clones: a slice would keep the features of the whole call alive in the cache.
         return [features.clone() for features in found]
 
@@ -190,27 +226,6 @@ class Policy(nn.Module):
         return self
 
 
-class _FeatureCache:
-    """Features by picture digest; the least recently used go first when the byte limit is passed."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._entries: OrderedDict[str, Tensor] = OrderedDict()
-
-    def get(self, digest: str) -> Tensor | None:
-        if digest in self._entries:
-            self._entries.move_to_end(digest)
-        return self._entries.get(digest)
-
-    def put(self, entries: Mapping[str, Tensor]) -> None:
-        self._entries.update(entries)
-        self._bytes += sum(tensor.nbytes for tensor in entries.values())
-        while self._bytes > self._max_bytes:
-            _, dropped = self._entries.popitem(last=False)
-            self._bytes -= dropped.nbytes
-
-
 def load_policy(model_path: Path, *, dtype: Precision = "float32", freeze_vision: bool = True) -> Policy:
     """The policy of a model folder in Hugging Face layout, on the CPU, in training mode."""
     encoder = Encoder.load(model_path)
@@ -218,12 +233,24 @@ def load_policy(model_path: Path, *, dtype: Precision = "float32", freeze_vision
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         model_path,
         dtype=DTYPES[dtype],
-        attn_implementation="sdpa",
+        attn_implementation={"": "sdpa", "text_config": ATTENTION},
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=False,
     )
     return Policy(model, encoder, freeze_vision=freeze_vision).train()
+
+
+def load_reference(model_path: Path, policy: Policy, *, dtype: Precision) -> Policy:
+    """The starting model beside the policy that is trained from it: frozen, on the same device.
+
+    A frozen tower is the policy's own, held once, and a batch's ``features`` serve both. Every rank holds the
+    whole reference, under ZeRO-3 too.
+    """
+    reference = load_policy(model_path, dtype=dtype, freeze_vision=policy.tower_is_frozen)
+    if policy.tower_is_frozen:
+        reference._frozen_tower = policy._frozen_tower
+    return reference.to(policy.device).requires_grad_(False).eval()
 
 
 def save_policy(policy: Policy, target: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
@@ -241,21 +268,62 @@ def collate(encoded: Sequence[Encoded], policy: Policy) -> Batch:
 
     Raises EncodingError when image pads and visual features disagree in number.
     """
-    longest = max(len(one) for one in encoded)
-    shape = (len(encoded), -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
-    ids = torch.full(shape, policy.encoder.pad_id)
-    positions = torch.zeros((3, *shape), dtype=torch.int64)
-    mask, sampled = torch.zeros((2, *shape), dtype=torch.bool)
-    engine_logprobs = torch.zeros(shape)
+    batch = _empty(len(encoded), padded_length(max(map(len, encoded))), policy)
     for row, one in enumerate(encoded):
-        end = len(one)
-        ids[row, :end] = torch.from_numpy(one.ids)
-        positions[:, row, :end] = torch.from_numpy(one.positions)
-        mask[row, :end] = True
-        sampled[row, :end] = torch.from_numpy(one.sampled)
-        engine_logprobs[row, :end] = torch.from_numpy(one.engine_logprobs)
-    seen = _pictures_of(encoded, policy, num_pads=int((ids == policy.encoder.image_token_id).sum()))
-    return Batch(ids, positions, mask, sampled, engine_logprobs, **seen).to(policy.device)
+        _write(one, batch, row=row, start=0)
+    return _with_pictures(batch, encoded, policy)
+
+
+def collate_packed(encoded: Sequence[Encoded], policy: Policy) -> Batch:
+    """One row of all sequences, one after another, each with the rotary positions it has alone.
+
+    ``forward`` then gives (1, T-1) log-probs; :func:`per_segment` sums them up by sequence. Raises
+    EncodingError as :func:`collate` does.
+    """
+    lengths = tuple(map(len, encoded))
+    total = sum(lengths)
+    batch = _empty(1, packed_length(total), policy)
+    for one, end in zip(encoded, accumulate(lengths), strict=True):
+        _write(one, batch, row=0, start=end - len(one))
+    padding = batch.ids.shape[1] - total
+    segments = Segments.of((*lengths, padding) if padding else lengths)
+    return _with_pictures(replace(batch, segments=segments), encoded, policy)
+
+
+def per_segment(logprobs: Tensor, batch: Batch) -> Tensor:
+    """Sums (number of segments,) of a packed batch's log-probs (1, T-1); padding is the last segment."""
+    assert batch.segments is not None, "the batch is not packed"
+    # The log-prob at t is of the token at t + 1. A segment's first token is never sampled.
+    aligned = nn.functional.pad(logprobs[0], (1, 0))
+    return torch.stack([part.sum() for part in aligned.split(batch.segments.lengths)])
+
+
+def _empty(num_rows: int, length: int, policy: Policy) -> Batch:
+    """A batch of padding on the CPU."""
+    shape = (num_rows, length)
+    return Batch(
+        ids=torch.full(shape, policy.encoder.pad_id),
+        positions=torch.zeros((3, *shape), dtype=torch.int64),
+        mask=torch.zeros(shape, dtype=torch.bool),
+        sampled=torch.zeros(shape, dtype=torch.bool),
+        engine_logprobs=torch.zeros(shape),
+    )
+
+
+def _write(one: Encoded, batch: Batch, *, row: int, start: int) -> None:
+    """Put a sequence into a row of a batch that is being made."""
+    place = slice(start, start + len(one))
+    batch.ids[row, place] = torch.from_numpy(one.ids)
+    batch.positions[:, row, place] = torch.from_numpy(one.positions)
+    batch.mask[row, place] = True
+    batch.sampled[row, place] = torch.from_numpy(one.sampled)
+    batch.engine_logprobs[row, place] = torch.from_numpy(one.engine_logprobs)
+
+
+def _with_pictures(batch: Batch, encoded: Sequence[Encoded], policy: Policy) -> Batch:
+    """The batch with its sequences' pictures, on the policy's device."""
+    num_pads = int((batch.ids == policy.encoder.image_token_id).sum())
+    return replace(batch, **_pictures_of(encoded, policy, num_pads=num_pads)).to(policy.device)
 
 
 def collate_sharing_prompts(encoded: Sequence[Encoded], policy: Policy) -> Batch:

@@ -34,6 +34,7 @@ _FORMAT = re.compile(r"\s*<think>(?P<think>.*)</think>\s*<answer>(?P<answer>.*)<
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _BOX_JSON = re.compile(r"\{[^{}]*\"bbox_2d\"[^{}]*\}")
+_PAUSE = re.compile(rf"\{{[^{{}}]*\}}|{ANSWER_STOP}")
 # As broken as box_request still takes for a crop command.
 _BOX_LITERAL = re.compile(r"\{[^{}]*bbox_2d[^{}]*\}")
 
@@ -89,6 +90,15 @@ def box_request(text: str) -> BoxRequest | BadJSON | None:
 def box_literals(text: str) -> list[str]:
     """Every crop command in a text just as it is written, broken ones included."""
     return _BOX_LITERAL.findall(text)
+
+
+def split_at_commands(text: str) -> list[str]:
+    """A text in pieces that each close with a crop command or an answer, and what follows the last."""
+    ends = [
+        found.end() for found in _PAUSE.finditer(text) if found[0] == ANSWER_STOP or "bbox_2d" in found[0]
+    ]
+    pieces = [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True)]
+    return [piece for piece in pieces if piece]
 
 
 def _opening_brace(text: str, end: int) -> int | None:

@@ -3,7 +3,7 @@
 A parent resolves a preset into one of these (``config.json`` of the run); the child knows no preset.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -51,16 +51,33 @@ class ValidationRun(Config):
     )
 
 
+def _on_any_machine(config: SFTConfig | RGRPOConfig) -> dict[str, Any]:
+    """The defaults of what decides how a stage is run, not what it comes to."""
+    names = ("num_ranks", "num_threads", "zero_stage", "checkpoint_every", "keep_checkpoints")
+    return {name: type(config).model_fields[name].default for name in names}
+
+
 class SFTRun(Config):
     """What the SFT child process reads from its run directory."""
 
     model_path: str
     records_path: str
     validation_path: str = Field("", description="Held-out records for the validation loss; empty for none.")
+    questions_path: str = Field(
+        "", description="Held-out questions for the accuracy; empty takes those of the validation records."
+    )
+    features_path: str = Field(
+        "", description="Folder that keeps features of pictures between runs; empty keeps them in memory."
+    )
     look: Look
     sft: SFTConfig
     freeze_vision: bool
     seed: int
+
+    def anywhere(self) -> "SFTRun":
+        """The same run as any machine may go on with it: without paths, whose content names it, and ranks."""
+        here = {"model_path": "", "records_path": "", "validation_path": ""}
+        return self.model_copy(update={**here, "sft": self.sft.model_copy(update=_on_any_machine(self.sft))})
 
 
 class RGRPORun(Config):
@@ -74,6 +91,13 @@ class RGRPORun(Config):
     engine: EngineConfig
     freeze_vision: bool
     seed: int
+
+    def anywhere(self) -> "RGRPORun":
+        """As :meth:`SFTRun.anywhere`; a run that a guard has paused goes on under other limits too."""
+        here = {"model_path": "", "questions_path": "", "probe_path": ""}
+        trained = self.rgrpo.without_trust()
+        rgrpo = trained.model_copy(update=_on_any_machine(trained))
+        return self.model_copy(update={**here, "rgrpo": rgrpo})
 
 
 class EvaluationVariant(Config):

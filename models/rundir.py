@@ -22,6 +22,8 @@ from models.errors import RunDirError
 
 ROLLOUTS = "rollouts"  # the folder with every step's rollouts
 _METRIC_NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_@.]+)+")
+_STEP = re.compile(r"step-\d+")
+_REMOVED = ".removed"
 
 
 class Result(BaseModel):
@@ -100,16 +102,52 @@ class RunDir:
             for line in self.metrics_path.read_text().split("\n")[:-1]:
                 yield json.loads(line)
 
+    def last_metrics(self, step: int) -> dict[str, float]:
+        """What was said last of every metric, up to a step, but of the progress."""
+        found: dict[str, Any] = {}
+        for line in self.metrics():
+            if line["step"] <= step:
+                found |= line
+        return {
+            name: value
+            for name, value in found.items()
+            if _METRIC_NAME.fullmatch(name) and not name.startswith("progress/")
+        }
+
     @contextmanager
     def checkpoint(self, step: int) -> Iterator[Path]:
-        """A directory to save into; it becomes ``checkpoints/step-N`` only when the block succeeds."""
+        """A directory to save into; it becomes ``checkpoints/step-N`` only when the block succeeds.
+
+        It is on the disk before it has that name: a machine that loses its power leaves it whole or not at
+        all.
+        """
         target = self.path / "checkpoints" / f"step-{step}"
         partial = target.with_name(target.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
-        shutil.rmtree(target, ignore_errors=True)
+        for path in (*partial.iterdir(), partial):
+            _flush(path)
+        remove(target)
         partial.rename(target)
+        _flush(target.parent)
+
+    def checkpoints(self) -> list[Path]:
+        """The folders of the complete checkpoints, the newest last."""
+        complete = (path for path in self._in_checkpoints() if _STEP.fullmatch(path.name))
+        return sorted(complete, key=lambda path: int(path.name.removeprefix("step-")))
+
+    def keep_checkpoints(self, count: int) -> None:
+        """Remove all but the newest ``count`` checkpoints, and what was left of one that was interrupted."""
+        for path in self.checkpoints()[:-count]:
+            remove(path)
+        for path in self._in_checkpoints():
+            if path.name.endswith(_REMOVED):
+                shutil.rmtree(path)
+
+    def _in_checkpoints(self) -> list[Path]:
+        folder = self.path / "checkpoints"
+        return list(folder.iterdir()) if folder.is_dir() else []
 
     def finish(self, result: Result) -> None:
         """Write ``result.json``; the run is over."""
@@ -124,6 +162,23 @@ class RunDir:
             return Result.model_validate_json(target.read_text())
         except ValidationError as error:
             raise RunDirError(f"{target} is malformed, so the run counts as failed: {error}") from error
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder, if there is one. It loses its name first: nobody finds a part of it."""
+    removed = folder.with_name(folder.name + _REMOVED)
+    if folder.is_dir():
+        folder.rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Have the disk keep a file, or the names in a folder."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def write_atomically(path: Path, text: str) -> None:

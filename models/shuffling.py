@@ -15,3 +15,13 @@ def endless_shuffle(num_items: int, *, start: int, count: int, seed: int) -> lis
             order = np.random.default_rng([seed, epoch]).permutation(num_items)
         found.append(int(order[place]))
     return found
+
+
+def start_of_batch(step: int, *, num_items: int, size: int) -> int:
+    """The position in the stream at which batch ``step`` starts when no batch holds an item twice.
+
+    What is left of an epoch after its last whole batch is skipped; other items are, in the next one. ``size``
+    is at most ``num_items``.
+    """
+    epoch, place = divmod(step, num_items // size)
+    return epoch * num_items + place * size

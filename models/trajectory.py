@@ -61,13 +61,15 @@ class Prompt:
     """What the model is asked: an optional system text, then text and pictures.
 
     ``places`` says before which character of the text each picture stands, in ascending order; without them
-    all pictures stand before the text.
+    all pictures stand before the text. ``earlier`` is what was asked and answered before, which stands
+    between the system text and this question.
     """
 
     text: str
     pictures: tuple[Picture, ...] = ()
     system: str | None = None
     places: tuple[int, ...] = ()
+    earlier: tuple["Exchange", ...] = ()
 
     def __post_init__(self) -> None:
         if self.places:
@@ -84,6 +86,13 @@ class Prompt:
             yield picture
         if start < len(self.text) or not self.pictures:
             yield self.text[start:]
+
+    def shown(self) -> tuple[Picture, ...]:
+        """Every picture that the model sees before it writes, in order: those of earlier questions with the
+        crops that were given then, and those of this one.
+        """
+        before = [(*exchange.question.pictures, *exchange.crops) for exchange in self.earlier]
+        return (*(picture for pictures in before for picture in pictures), *self.pictures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +133,19 @@ class CropSpan:
 
 
 Span = SampledSpan | TextSpan | CropSpan
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """An earlier question of a conversation and the reply to it: text without ids, what we told, crops."""
+
+    question: Prompt
+    reply: tuple[Span, ...]
+
+    @property
+    def crops(self) -> tuple[Picture, ...]:
+        """The crops in the reply."""
+        return tuple(span.picture for span in self.reply if isinstance(span, CropSpan))
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,11 @@ class TransformersEngine:
         self._done: list[Piece] = []
         self._drafts: list[Draft] = []
 
+    @property
+    def is_busy(self) -> bool:
+        """True when the next step makes a forward pass."""
+        return bool(self._live)
+
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request; its id must not be in flight."""
         if request.request_id in self._live:

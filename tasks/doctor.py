@@ -7,9 +7,11 @@ removed again. Every finding that is not well says what to do.
 import importlib.util
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from models.errors import ConfigError, StoreError, VLMR3Error
@@ -40,7 +42,7 @@ def examine(settings: Settings, *, endpoint: str = "") -> Iterator[Finding]:
     yield from _machine(settings)
     yield from _versions()
     yield from _accelerators()
-    yield Finding("work directory", str(settings.work_dir))
+    yield _work_dir(settings.work_dir)
     yield from _store(settings)
     yield _server("tracker", settings.tracking_uri, "/health", "MLFLOW_TRACKING_URI")
     yield from _champion(settings)
@@ -65,7 +67,7 @@ def _machine(settings: Settings) -> Iterator[Finding]:
         memory >= _MEMORY_GIB,
         f"Preset tiny needs about {_MEMORY_GIB} GiB free; close something.",
     )
-    place = next(folder for folder in (settings.work_dir, *settings.work_dir.parents) if folder.exists())
+    place = _existing(settings.work_dir)
     disk = shutil.disk_usage(place).free / 2**30
     yield Finding(
         "disk",
@@ -75,6 +77,21 @@ def _machine(settings: Settings) -> Iterator[Finding]:
     )
     compiler = shutil.which(compiler_name())
     yield Finding("C++ compiler", compiler or "none", compiler is not None, "Install g++, or set CXX.")
+
+
+def _work_dir(folder: Path) -> Finding:
+    place = _existing(folder)
+    try:
+        tempfile.TemporaryFile(dir=place).close()  # what permissions say is not what a file system does
+    except OSError as error:
+        found = f"{folder}: nothing can be written in {place} ({error.strerror})"
+        return Finding("work directory", found, False, "Name another one by --work-dir or VLM_R3_WORK_DIR.")
+    return Finding("work directory", str(folder))
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or where it would be made."""
+    return next(each for each in (folder, *folder.parents) if each.exists())
 
 
 def _versions() -> Iterator[Finding]:

@@ -8,6 +8,9 @@ from models.errors import ConfigError, TrackingError
 from tasks.endpoint_models import get, without_password
 from tasks.settings import Settings
 
+# Schemes of a tracker's address: servers, then databases that hold a registry.
+_TRACKERS = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file")
+
 
 def preflight(preset: Preset, settings: Settings) -> Preflight:
     """The report that a version carries; all of its checks are kept.
@@ -32,9 +35,18 @@ def check_preset(preset: Preset) -> tuple[Check, ...]:
 
 
 def check_tracker(settings: Settings) -> Check:
-    """Ask the tracker for its health, once. Raises TrackingError when it is a server that does not answer."""
+    """Ask the tracker for its health, once.
+
+    Raises TrackingError when it is a server that does not answer, ConfigError for an address of nothing.
+    """
     name, rule = "tracker", "it answers, so that what is run is recorded"
-    if urlsplit(settings.tracking_uri).scheme not in ("http", "https"):
+    scheme = urlsplit(settings.tracking_uri).scheme.partition("+")[0]
+    if scheme and scheme not in _TRACKERS:
+        raise ConfigError(
+            f"MLFLOW_TRACKING_URI is {without_password(settings.tracking_uri)!r}; MLflow knows a server "
+            f"(http, https) and databases ({', '.join(_TRACKERS[2:])}). Name one of these, or leave it unset."
+        )
+    if not scheme.startswith("http"):
         return _kept(name, "a database of this machine", rule)
     place = without_password(settings.tracking_uri)
     try:

@@ -74,9 +74,18 @@ def prefect_server(settings: Settings) -> Iterator[PrefectServer | None]:
 
 @contextmanager
 def sole_use(settings: Settings) -> Iterator[None]:
-    """The work directory for one run alone. Raises ConfigError when another run is using it."""
+    """The work directory for one run alone.
+
+    Raises ConfigError when another run is using it, and where nothing can be written.
+    """
     path = settings.work_dir / "lock"
-    file = locks.take(path)
+    try:
+        file = locks.take(path)
+    except OSError as error:
+        raise ConfigError(
+            f"The work directory {settings.work_dir} cannot be written to: {error.strerror}. Name another "
+            "one by --work-dir or VLM_R3_WORK_DIR."
+        ) from error
     if file is None:
         raise ConfigError(
             f"Another run ({locks.holder(path)}) is using {settings.work_dir}. Wait for it, or give this one "

@@ -32,6 +32,8 @@ def check_serving(
         raise ConfigError("--model-name is empty. Clients name the model by it.")
     chosen = limits_for(preset.look, preset.engine, limits)
     check_model(model, settings)
+    # Pictures, the crops of this answer, and as many crops of earlier answers of its conversation.
+    room = chosen.max_images + 2 * chosen.max_crops
     return ServingConfig(
         model_name=model_name,
         source=model,
@@ -39,7 +41,7 @@ def check_serving(
         port=port,
         allow_private_urls=allow_private_urls,
         look=preset.look,
-        engine=preset.engine,
+        engine=preset.engine.model_copy(update={"max_images": max(room, preset.engine.max_images)}),
         limits=chosen,
     )
 

@@ -95,6 +95,11 @@ class Settings:
         return f"{self.benchmarks.rstrip('/')}/{name}"
 
     @property
+    def features(self) -> Path:
+        """What vision towers made of pictures, for all runs; it may be removed at any time."""
+        return self.work_dir / "features"
+
+    @property
     def fetched(self) -> Path:
         """Local copies of artifacts whose store is elsewhere."""
         return self.work_dir / "fetched"

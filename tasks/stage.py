@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from prefect import Task
 from prefect.context import FlowRunContext, TaskRunContext
@@ -29,6 +29,10 @@ from tasks.caching import code_version
 from tasks.launch import run_child
 from tasks.progress import board
 from tasks.settings import Settings
+from tasks.uris import S3_SCHEME
+
+if TYPE_CHECKING:
+    from tasks.checkpoint_copies import CheckpointCopies
 
 # What is kept of a run directory beside its product: enough to read how it went.
 RECORD_FILES = ("config.json", "metrics.jsonl", "result.json", "log.txt", PREFLIGHT)
@@ -61,6 +65,7 @@ class StageRun:
         self._label = label
         self._refreshed: set[Path] = set()
         self._held: dict[Path, TextIO] = {}
+        self._copies: list[CheckpointCopies] = []
 
     async def child(
         self,
@@ -72,11 +77,14 @@ class StageRun:
         num_threads: int = 0,
         is_repeated: bool = False,
         named_by: BaseModel | None = None,
+        keep_checkpoints: int = 0,
     ) -> tuple[RunDir, Result]:
         """The run directory and result of ``python -m module``; an unfinished earlier run goes on.
 
         A finished one is not run again, unless ``is_repeated``: its child then decides what is left to do.
         ``named_by`` names the directory in place of ``config``, a part of which may change between starts.
+        So many of its checkpoints are kept in the store as well, where that is not on this machine: an
+        unfinished run goes on from there when the directory has gone.
         """
         run = await self.directory(module, config, inputs, named_by=named_by)
         if _is_done(run) and not is_repeated:
@@ -84,17 +92,46 @@ class StageRun:
                 self.tracked.forward(line)
             return run, run.result()
         log = _logger()
-        result = await run_child(
-            module,
-            run,
-            num_ranks=num_ranks,
-            num_threads=num_threads,
-            held=[self._held[run.path]],
-            on_start=lambda: board().start(self._label),
-            on_line=log.info,
-            on_metrics=self.measured,
-        )
+        async with self._copied_checkpoints(run, keep_checkpoints):
+            result = await run_child(
+                module,
+                run,
+                num_ranks=num_ranks,
+                num_threads=num_threads,
+                held=[self._held[run.path]],
+                on_start=lambda: board().start(self._label),
+                on_line=log.info,
+                on_metrics=self.measured,
+            )
         return run, result
+
+    @asynccontextmanager
+    async def _copied_checkpoints(self, run: RunDir, keep: int) -> AsyncIterator[None]:
+        """Fetch a run's newest checkpoint before a block, and keep copies of those that the block makes."""
+        if not keep or not self.settings.artifacts.startswith(S3_SCHEME):
+            yield
+            return
+        from tasks.checkpoint_copies import CheckpointCopies  # boto3 takes long to import
+
+        copies = CheckpointCopies(self.settings.artifacts, run, keep=keep)
+        await asyncio.to_thread(copies.restore)
+        copies.start()
+        is_waited_for = False
+        try:
+            yield
+            is_waited_for = True
+        except Exception:
+            is_waited_for = True  # it will be started again, maybe elsewhere; a cancelled one has no time
+            raise
+        finally:
+            await asyncio.to_thread(copies.stop, is_waited_for=is_waited_for)
+            self.tracked.tag(
+                {
+                    "checkpoints.copied": str(copies.num_made),
+                    "checkpoints.copies_failed": str(copies.num_failed),
+                }
+            )
+        self._copies.append(copies)
 
     async def directory(
         self,
@@ -157,6 +194,8 @@ class StageRun:
         for name in RECORD_FILES:
             if (run.path / name).exists():
                 self.tracked.log_file(run.path / name)
+        for copies in self._copies:
+            copies.remove()  # what was trained is kept
         self.tracked.tag({f"artifact.{name}": f"{ref.uri}#{ref.sha256}" for name, ref in artifacts.items()})
         return StageOutput(
             artifacts={**artifacts, "record": record},

@@ -28,8 +28,10 @@ def training_seconds(output: StageOutput) -> float:
     """
     path = read_store().fetch(output.artifacts["record"]) / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    # A resumed run logs the steps after its checkpoint again: the last line of a step counts.
-    last = {line["step"]: line for line in lines}
+    # A resumed run logs the steps after its checkpoint again: what was said last of a step counts.
+    last: dict[int, dict[str, float]] = {}
+    for line in lines:
+        last.setdefault(line["step"], {}).update(line)
     seconds = sum(
         value
         for line in last.values()
@@ -60,11 +62,14 @@ async def train_sft(
     """A model fine-tuned on the rationales; artifact ``model``."""
     async with stage_run("sft", label=label, parent=parent, params=config.model_dump()) as stage:
         folder = stage.store.fetch(data)
+        questions = folder / QUESTIONS / "validation.parquet"
         request = SFTRun(
             model_path=str(stage.store.fetch(model)),
             records_path=str(folder / RECORDS),
             # A small set of one's own may leave none; training then goes without a validation loss.
             validation_path=str(folder / VALIDATION) if count_records(folder / VALIDATION) else "",
+            questions_path=str(questions) if questions.is_file() and count_questions(questions) else "",
+            features_path=str(stage.settings.features),
             look=look,
             sft=config,
             freeze_vision=freeze_vision,
@@ -76,6 +81,8 @@ async def train_sft(
             inputs=(model, data),
             num_ranks=config.num_ranks,
             num_threads=config.num_threads,
+            named_by=request.anywhere(),
+            keep_checkpoints=config.keep_checkpoints,
         )
         trained = stage.publish(run, [result.artifacts["model"]], kind="model")
         return stage.output(run, result, {"model": trained})
@@ -104,8 +111,8 @@ async def train_rgrpo(
             inputs=(model, data),
             num_ranks=config.num_ranks,
             num_threads=config.num_threads,
-            # A run that a guard has paused goes on under other limits.
-            named_by=request.model_copy(update={"rgrpo": config.without_trust()}),
+            named_by=request.anywhere(),
+            keep_checkpoints=config.keep_checkpoints,
         )
         trained = stage.publish(run, [result.artifacts["model"]], kind="model")
         sampled = stage.publish(run, [ROLLOUTS], kind=ROLLOUTS)

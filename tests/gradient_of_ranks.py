@@ -1,4 +1,4 @@
-"""Run under torchrun: write the gradients of one SFT batch and of one R-GRPO batch, dealt out to the ranks.
+"""Run under torchrun: write the gradients of an SFT batch and of R-GRPO batches, dealt out to the ranks.
 
 torchrun --nproc-per-node N tests/gradient_of_ranks.py MODEL_PATH ZERO_STAGE OUTPUT
 """
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -14,7 +15,8 @@ from deepspeed.utils import safe_get_full_grad
 
 from models import distributed
 from models.config import ObjectiveConfig, RGRPOConfig, SFTConfig
-from models.policy import load_policy
+from models.encoding import Encoded
+from models.policy import Policy, load_policy, load_reference
 from models.rgrpo import update
 from models.rgrpo.objective import Totals
 from models.rgrpo.update import Sample
@@ -22,42 +24,75 @@ from models.sft import step
 from tests.training_data import LOOK, records
 
 ADVANTAGES = (1.0, -1.0, 0.5, -0.5, 2.0)
+OBJECTIVES = {
+    "paper-eq2": ObjectiveConfig(aggregation="paper-eq2"),
+    "seq-mean-token-mean": ObjectiveConfig(aggregation="seq-mean-token-mean"),
+    "seq-mean-token-sum-norm": ObjectiveConfig(aggregation="seq-mean-token-sum-norm"),
+    "token-mean-beta": ObjectiveConfig(aggregation="token-mean", beta=0.5),
+}
 
 
 def main(model_path: Path, zero_stage: int, output: Path) -> None:
     """Five samples: with two ranks one has three and the other two, in micro-batches of one sample."""
     world = distributed.start(num_threads=1)
-    found = {}
-    for stage in ("sft", "rgrpo"):
-        policy = load_policy(model_path)
-        encoded = [policy.encoder.encode_record(record, LOOK) for record in records(5)]
-        mine = range(world.rank, len(encoded), world.size)
-        if stage == "sft":
-            config = SFTConfig(precision="float32", zero_stage=zero_stage)
-            engine = distributed.initialise(policy, config)
-            step.accumulate_gradient(
-                engine, [encoded[i] for i in mine], [str(i) for i in mine], max_tokens=128
-            )
-        else:
-            # No engine sampled these records: there is nothing for the trainer to agree with.
-            settings = RGRPOConfig(
-                precision="float32",
-                zero_stage=zero_stage,
-                tokens_per_micro_batch=128,
-                max_mismatch_kl=1e9,
-                objective=ObjectiveConfig(aggregation="token-mean"),
-            )
-            engine = distributed.initialise(policy, settings)
-            update.accumulate_gradient(
-                engine,
-                [Sample(str(i // 2), i % 2, encoded[i], ADVANTAGES[i]) for i in mine],
-                spare=encoded[0],
-                totals=Totals(1, 5, sum(one.num_sampled for one in encoded), 24),
-                config=settings,
-            )
-        found[stage] = {name: safe_get_full_grad(p).clone() for name, p in policy.named_parameters()}
+    found = {"sft": sft_gradient(model_path, zero_stage)}
+    for name, objective in OBJECTIVES.items():
+        found[name] = rgrpo_gradient(model_path, zero_stage, objective)
     if world.rank == 0:
         torch.save(found, output)
+
+
+def sft_gradient(model_path: Path, zero_stage: int) -> dict[str, torch.Tensor]:
+    """Gradients by parameter name."""
+    policy = load_policy(model_path)
+    encoded, mine = dealt(policy)
+    engine = distributed.initialise(policy, SFTConfig(precision="float32", zero_stage=zero_stage))
+    step.accumulate_gradient(engine, [encoded[i] for i in mine], [str(i) for i in mine], max_tokens=128)
+    return gradients(policy)
+
+
+def rgrpo_gradient(model_path: Path, zero_stage: int, objective: ObjectiveConfig) -> dict[str, torch.Tensor]:
+    """The same of an objective; its reference, if it has one, is the model moved by a little noise."""
+    # No engine sampled these records: there is nothing for the trainer to agree with.
+    settings = RGRPOConfig(
+        precision="float32",
+        zero_stage=zero_stage,
+        tokens_per_micro_batch=128,
+        max_mismatch_kl=1e9,
+        objective=objective,
+    )
+    policy = load_policy(model_path)
+    encoded, mine = dealt(policy)
+    reference = moved(load_reference(model_path, policy, dtype="float32")) if objective.beta else None
+    engine = distributed.initialise(policy, settings)
+    update.accumulate_gradient(
+        engine,
+        [Sample(str(i // 2), i % 2, encoded[i], ADVANTAGES[i]) for i in mine],
+        spare=encoded[0],
+        totals=Totals(1, 5, sum(one.num_sampled for one in encoded), 24),
+        config=settings,
+        reference=reference,
+    )
+    return gradients(policy)
+
+
+def dealt(policy: Policy) -> tuple[list[Encoded], range]:
+    """All samples, and which of them are this rank's."""
+    encoded = [policy.encoder.encode_record(record, LOOK) for record in records(5)]
+    return encoded, range(distributed.rank(), len(encoded), dist.get_world_size())
+
+
+def moved(policy: Policy) -> Policy:
+    """The policy elsewhere, the same place on every rank."""
+    torch.manual_seed(0)
+    for parameter in policy.parameters():
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    return policy
+
+
+def gradients(policy: Policy) -> dict[str, torch.Tensor]:
+    """Gradients by parameter name."""
+    return {name: safe_get_full_grad(p).clone() for name, p in policy.named_parameters()}
 
 
 if __name__ == "__main__":

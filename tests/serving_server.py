@@ -90,10 +90,16 @@ class Running:
 
 
 @contextmanager
-def running(engine: Engine, *, api_key: str = "", engine_config=ENGINE, **limits) -> Iterator[Running]:
+def running(
+    engine: Engine, *, api_key: str = "", engine_config=ENGINE, allow_private_urls=False, **limits
+) -> Iterator[Running]:
     """The server in a thread, until the block ends."""
     config = ServingConfig(
-        port=0, look=LOOK, engine=engine_config, limits=limits_for(LOOK, engine_config, limits)
+        port=0,
+        look=LOOK,
+        engine=engine_config,
+        allow_private_urls=allow_private_urls,
+        limits=limits_for(LOOK, engine_config, limits),
     )
     listener = listen(config.host, config.port)
     started = threading.Event()

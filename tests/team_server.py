@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,8 @@ from typing import Any
 
 import httpx
 import psutil
+
+from tests.readme import arguments_of, documented
 
 ROOT = Path(__file__).parents[1]
 # As small as it gets: this is about the machinery.
@@ -140,6 +141,15 @@ def listening() -> Iterator[tuple[str, list[str]]]:
     server.server_close()
 
 
+def _sourced(folder: Path) -> dict[str, str]:
+    """What the README's way of reading the environment file adds to a shell's environment there."""
+    read = documented("set -a; . .vlm-r3/services/env; set +a", {".vlm-r3/services/env": "work/services/env"})
+    command = ["env", "-i", "bash", "-c", f"{read}; env -0"]
+    said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+    found = dict(line.split("=", 1) for line in said.split("\0") if line)
+    return {name: value for name, value in found.items() if name not in ("PWD", "SHLVL", "_")}
+
+
 @contextmanager
 def team_server(webhook: str) -> Iterator[Team]:
     """A team server with everything deployed, started as a user starts it; ``webhook`` gets its messages."""
@@ -149,10 +159,9 @@ def team_server(webhook: str) -> Iterator[Team]:
     work_dir = folder / "work"
     bare = Team(work_dir, {"VLM_R3_WORK_DIR": str(work_dir)})
     try:
-        said = bare.run("flows.cli", "services", "up")
+        said = bare.run("flows.cli", *arguments_of("vlm-r3 services up"))
         assert said.count("ok ") == 5, said
-        lines = shlex.split((work_dir / "services" / "env").read_text())
-        started = Team(work_dir, dict(line.split("=", 1) for line in lines))
+        started = Team(work_dir, _sourced(folder))
         started.run("tests.integration.save_webhook", webhook)
         said = started.run("flows.cli", "deploy", "--notify", "custom-webhook/listener")
         assert "automation   a failed gate notifies\n" in said

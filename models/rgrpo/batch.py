@@ -70,7 +70,7 @@ def score_and_compare(
     before = sum(map(len, ranks[: distributed.rank()]))
     mine = advantages.values[before : before + len(scored)]
     rollouts = tuple(
-        Rollout(trajectory, outcome.kind, float(advantage), _counts(outcome, config) and abs(advantage) > 0)
+        Rollout(trajectory, outcome.kind, float(advantage), _has_gradient(outcome, float(advantage), config))
         for trajectory, outcome, advantage in zip(scored, outcomes, mine, strict=True)
     )
     return Batch(
@@ -85,6 +85,11 @@ def score_and_compare(
 def _scored(trajectory: Trajectory, question: Question, config: RGRPOConfig) -> Trajectory:
     reward = score(trajectory, question, config.reward)
     return trajectory if reward is None else trajectory.with_reward(reward)
+
+
+def _has_gradient(outcome: Outcome, advantage: float, config: RGRPOConfig) -> bool:
+    """A group of equal rewards gives none by its advantages; the KL to a reference gives one to all."""
+    return _counts(outcome, config) and (advantage != 0 or config.objective.beta > 0)
 
 
 def _counts(outcome: Outcome, config: RGRPOConfig) -> bool:

@@ -7,13 +7,17 @@ mask comes from the trajectory, which knew who wrote each token, and is never gu
 ``paper-eq2`` is the objective as printed: minus the mean over questions of the *sum* over the M trajectories
 of ``exp(S - stopgrad(S)) A``, where S is the *sum* of a trajectory's sampled log-probs. Its ratio is 1, so
 there is nothing to clip, its value is the mean advantage, and its gradient is A grad S: written here in log
-space, for a product of probabilities underflows. beta is 0 (A.3): no KL term, no reference model (Eq. 3 is
-never needed).
+space, for a product of probabilities underflows.
 
 The other three multiply a clipped per-token ratio by the advantage and differ in what they divide by:
 ``seq-mean-token-mean`` (GRPO), ``token-mean`` (DAPO), ``seq-mean-token-sum-norm`` (Dr. GRPO). Clipping acts
 only when ``old_logprobs`` differ from the current ones; with one optimiser step per batch of rollouts they do
 not.
+
+With ``beta`` above 0 (A.3 has 0) the KL to the starting model is added. Eq. 3 is written on probabilities of
+whole sequences, whose ratio overflows; it is read per token here: beta times the sum over sampled tokens of
+``r - 1 - log r`` with ``r = pi_ref / pi``, each token with the weight that the aggregation gives it (Eq. 2:
+one over the number of questions). The clip and the engine's weight do not touch it.
 
 Every divisor is a :class:`Totals` of the global batch. A sum over micro-batches and ranks therefore gives the
 same gradient however the batch is cut.
@@ -41,10 +45,12 @@ class Totals:
 
 class PolicyLoss(NamedTuple):
     """``loss`` (scalar) is this micro-batch's share: shares add up to the loss of the global batch.
-    ``num_clipped`` counts sampled tokens whose gradient the clip removed."""
+    ``num_clipped`` counts sampled tokens whose gradient the clip removed; ``reference_kl`` (B,) is each row's
+    KL to the reference, summed over its tokens, nats, without gradient; None without a reference."""
 
     loss: Tensor
     num_clipped: Tensor
+    reference_kl: Tensor | None = None
 
 
 def policy_loss(
@@ -56,18 +62,43 @@ def policy_loss(
     totals: Totals,
     config: ObjectiveConfig,
     engine_weight: Tensor | None = None,
+    reference_logprobs: Tensor | None = None,
 ) -> PolicyLoss:
     """This micro-batch's share of the loss.
 
     ``logprobs``, ``old_logprobs`` (B, T) nats: of the current policy, and of the one that the ratio is taken
     against; ``advantages`` (B,); ``sampled`` (B, T) bool; ``engine_weight`` (B, T) or None, see
-    :func:`truncated_weight`. Eq. 2 has no engine weight: with ``paper-eq2`` it is not used.
+    :func:`truncated_weight`: Eq. 2 has none, with ``paper-eq2`` it is not used; ``reference_logprobs``
+    (B, T) nats of the starting model, needed exactly when ``config.beta`` is above 0.
     """
-    advantages = advantages.unsqueeze(1)  # (B, 1)
+    assert (reference_logprobs is not None) == (config.beta > 0), "a reference goes with beta > 0"
     if config.aggregation == "paper-eq2":
-        log_likelihood = torch.where(sampled, logprobs, 0.0).sum(dim=1, keepdim=True)  # S_i, (B, 1)
-        ratio = torch.exp(log_likelihood - log_likelihood.detach())
-        return PolicyLoss(-(ratio * advantages).sum() / max(totals.num_questions, 1), torch.tensor(0))
+        found = _eq2(logprobs, advantages, sampled, totals)
+    else:
+        found = _clipped(logprobs, old_logprobs, advantages, sampled, totals, config, engine_weight)
+    if reference_logprobs is None:
+        return found
+    kl = reference_k3(logprobs, reference_logprobs, sampled)
+    penalty = (kl * _token_weights(sampled.to(logprobs.dtype), totals, config)).sum()
+    return PolicyLoss(found.loss + config.beta * penalty, found.num_clipped, kl.detach().sum(dim=1))
+
+
+def _eq2(logprobs: Tensor, advantages: Tensor, sampled: Tensor, totals: Totals) -> PolicyLoss:
+    log_likelihood = torch.where(sampled, logprobs, 0.0).sum(dim=1)  # S_i, (B,)
+    ratio = torch.exp(log_likelihood - log_likelihood.detach())
+    return PolicyLoss(-(ratio * advantages).sum() / max(totals.num_questions, 1), torch.tensor(0))
+
+
+def _clipped(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    sampled: Tensor,
+    totals: Totals,
+    config: ObjectiveConfig,
+    engine_weight: Tensor | None,
+) -> PolicyLoss:
+    advantages = advantages.unsqueeze(1)  # (B, 1)
     # Where nothing was sampled both sides are replaced: a masked inf - inf would still poison the gradient.
     ratio = torch.exp(torch.where(sampled, logprobs - old_logprobs, 0.0))
     free = ratio * advantages
@@ -77,6 +108,13 @@ def policy_loss(
         token_loss = token_loss * engine_weight
     weights = _token_weights(sampled.to(logprobs.dtype), totals, config)
     return PolicyLoss((token_loss * weights).sum(), ((clipped < free) & sampled).sum())
+
+
+def reference_k3(logprobs: Tensor, reference_logprobs: Tensor, sampled: Tensor) -> Tensor:
+    """r - 1 - log r per token (B, T), r = pi_ref / pi; 0 where not sampled. Its mean over what the policy
+    sampled is KL(policy || reference), nats; unlike the log ratio alone it is never negative."""
+    log_ratio = torch.where(sampled, reference_logprobs - logprobs, 0.0)
+    return torch.expm1(log_ratio) - log_ratio
 
 
 def truncated_weight(logprobs: Tensor, engine_logprobs: Tensor, *, cap: float) -> Tensor:
@@ -94,6 +132,8 @@ def mismatch_k3(logprobs: Tensor, engine_logprobs: Tensor, sampled: Tensor) -> T
 
 def _token_weights(mask: Tensor, totals: Totals, config: ObjectiveConfig) -> Tensor:
     """What each token's loss is multiplied by, (B, T). ``mask`` is 1.0 where sampled, else 0.0."""
+    if config.aggregation == "paper-eq2":
+        return mask / max(totals.num_questions, 1)
     if config.aggregation == "token-mean":
         return mask / max(totals.num_tokens, 1)
     if config.aggregation == "seq-mean-token-mean":

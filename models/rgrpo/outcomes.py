@@ -13,6 +13,7 @@ from models.config import RGRPOConfig
 from models.errors import TrainingError
 from models.records import Question
 from models.rgrpo.advantages import Advantages
+from models.rgrpo.rewards import differ_in_length_only
 from models.trajectory import Reward, SampledSpan, StopReason, Trajectory
 
 
@@ -119,10 +120,7 @@ def _is_all_wrong(group: Sequence[Outcome]) -> bool:
 
 def _differs_in_length_only(group: Sequence[Outcome]) -> bool:
     """Equal but for the length reward, which Eq. 1 then blows up to a full-size advantage."""
-    parts = {
-        (r.accuracy, r.format, r.validity) for r in (outcome.reward for outcome in group) if r is not None
-    }
-    return len(parts) == 1
+    return differ_in_length_only([outcome.reward for outcome in group if outcome.reward is not None])
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -18,8 +18,9 @@ from models.config import Look, resolve_model_path
 from models.distributed import DeepSpeedEngine
 from models.encoding import Encoded, Encoder
 from models.errors import RecordError, RunDirError
-from models.policy import load_policy
+from models.policy import Policy, load_policy
 from models.records import Question, read_questions
+from models.rgrpo.actors import open_reference
 from models.rgrpo.batch import Batch, score_and_compare
 from models.rgrpo.rollouts import KeptRollout, read_rollouts, rollouts_path, steps_kept
 from models.rgrpo.update import learning_rate, score_again, update_policy
@@ -113,8 +114,9 @@ def replay(
     questions = {question.id: question for question in read_questions(Path(config.questions_path))}
     found = checkpoints.resume(run, engine, at_most=step)
     started_from = f"checkpoints/step-{found.step}" if found.step else "the model that the run began with"
+    reference = open_reference(config, policy) if found.step < step else None
     for again in range(found.step, step):
-        _update_again(engine, run, again, config, questions)
+        _update_again(engine, run, again, config, questions, reference)
         on_update(again + 1 - found.step, step - found.step)
     limit = TOLERANCES[config.engine.dtype] if tolerance is None else tolerance
     rollouts, gaps = _replayed(engine, run, step, config, questions, tolerance=limit)
@@ -173,7 +175,12 @@ def _config_of(run: RunDir) -> RGRPORun:
 
 
 def _update_again(
-    engine: DeepSpeedEngine, run: RunDir, step: int, config: RGRPORun, questions: Mapping[str, Question]
+    engine: DeepSpeedEngine,
+    run: RunDir,
+    step: int,
+    config: RGRPORun,
+    questions: Mapping[str, Question],
+    reference: Policy | None,
 ) -> None:
     """Take the optimiser step of the rollouts that were kept of ``step``, on this one rank."""
     trajectories = [
@@ -188,6 +195,7 @@ def _update_again(
         totals=batch.totals,
         config=config.rgrpo,
         learning_rate=learning_rate(config.rgrpo, step),
+        reference=reference,
     )
 
 

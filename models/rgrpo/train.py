@@ -6,7 +6,8 @@
 Every rank holds a share of the questions, an inference engine and the trained policy. A step samples M
 rollouts of each question with the newest weights, scores them, and takes one optimiser step: strictly
 on-policy, as Eq. 2 is. Groups of equal rewards have advantage zero and are left out of the forward pass,
-which changes nothing but the time it takes. Guards watch the run and pause it (:mod:`models.rgrpo.guards`).
+which changes nothing but the time it takes; with beta above 0 they stay, for the KL to the starting model
+moves them too. Guards watch the run and pause it (:mod:`models.rgrpo.guards`).
 """
 
 import logging
@@ -31,7 +32,7 @@ from models.rgrpo.update import learning_rate, update_policy
 from models.rollout import derive_seed, rollout
 from models.run_config import RGRPORun
 from models.rundir import Result, RunDir
-from models.shuffling import endless_shuffle
+from models.shuffling import endless_shuffle, start_of_batch
 from models.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Training:
     def __init__(self, run: RunDir, config: RGRPORun, actors: Actors) -> None:
         self._run, self._config, self._look, self._seed = run, config.rgrpo, config.look, config.seed
         self._engine, self._policy = actors.engine, actors.engine.module
+        self._reference = actors.reference
         self._sampler, self._questions = actors.sampler, actors.questions
         self._held_out = actors.held_out[: config.rgrpo.guards.probe_questions]
         self._guards = Guards(config.rgrpo.guards)
@@ -68,9 +70,10 @@ class Training:
     def run_to_the_end(self, progress: Progress) -> None:
         """All steps that are left. Raises GuardError when a guard pauses the run."""
         began = time.monotonic() - progress.seconds
+        self.last_metrics = self._run.last_metrics(progress.step)
         self._log(progress.step, {})
         if progress.step:
-            self._show_the_sampler_new_weights(progress.step)
+            self._show_the_sampler_new_weights(progress.weight_version)
             earlier = distributed.from_main(lambda: steps_so_far(self._run.metrics(), progress.step))
             self._guards = Guards(self._config.guards, earlier)
         for step in range(progress.step, self._config.num_steps):
@@ -81,7 +84,13 @@ class Training:
             except GuardError as error:
                 raise self._paused(error) from error
             if (step + 1) % self._config.checkpoint_every == 0:
-                checkpoints.save(self._run, self._engine, Progress(step + 1, time.monotonic() - began))
+                self._save(step + 1, time.monotonic() - began)
+
+    def _save(self, step: int, seconds: float) -> None:
+        progress = Progress(
+            step, seconds, num_samples=self._position(step), weight_version=self._sampler.version
+        )
+        checkpoints.save(self._run, self._engine, progress, keep=self._config.keep_checkpoints)
 
     def _paused(self, error: GuardError) -> GuardError:
         """The same with the last good checkpoint: no guard has spoken when it was written."""
@@ -111,11 +120,15 @@ class Training:
             return measure_crop_gain(self._sampler, share, look=self._look)
 
     def _next_questions(self, step: int) -> list[Question]:
-        """This rank's share of the step's questions."""
-        count = self._config.questions_per_step
-        chosen = endless_shuffle(len(self._questions), start=step * count, count=count, seed=self._seed)
-        share = count // self._config.num_ranks
+        """This rank's share of the step's questions. None comes twice in a step: groups are by question."""
+        count, start = self._config.questions_per_step, self._position(step)
+        chosen = endless_shuffle(len(self._questions), start=start, count=count, seed=self._seed)
+        share = count // distributed.num_ranks()
         return [self._questions[index] for index in chosen[distributed.rank() * share :][:share]]
+
+    def _position(self, step: int) -> int:
+        """How far into the order of all questions a step begins."""
+        return start_of_batch(step, num_items=len(self._questions), size=self._config.questions_per_step)
 
     def _roll_out(self, questions: Sequence[Question], step: int) -> list[Trajectory]:
         with self._watch("rollout"):
@@ -147,6 +160,7 @@ class Training:
                 totals=batch.totals,
                 config=self._config,
                 learning_rate=learning_rate(self._config, step),
+                reference=self._reference,
             )
 
     def _show_the_sampler_new_weights(self, version: int) -> None:

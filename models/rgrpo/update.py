@@ -19,8 +19,8 @@ from models.distributed import DeepSpeedEngine
 from models.encoding import Encoded
 from models.errors import GuardError
 from models.packing import Continuation, pack_groups
-from models.policy import collate_sharing_prompts
-from models.rgrpo.objective import Totals, mismatch_k3, policy_loss, truncated_weight
+from models.policy import Batch, Policy, collate_sharing_prompts
+from models.rgrpo.objective import PolicyLoss, Totals, mismatch_k3, policy_loss, truncated_weight
 from models.schedule import warmup_then_cosine
 
 
@@ -32,6 +32,11 @@ class Sample:
     sample_index: int
     encoded: Encoded
     advantage: float
+
+    @property
+    def id(self) -> str:
+        """Its name in messages."""
+        return f"{self.question_id}#{self.sample_index}"
 
     @property
     def continuation(self) -> Continuation:
@@ -48,16 +53,21 @@ def update_policy(
     totals: Totals,
     config: RGRPOConfig,
     learning_rate: float,
+    reference: Policy | None = None,
 ) -> dict[str, float]:
     """Train on this rank's samples; returns the update's metrics, the same on every rank.
 
-    Nothing happens when no rank has a sample. Before the optimiser step, raises TrainingError when a log-prob
+    ``reference`` is the starting model, needed exactly when ``objective.beta`` is above 0. Nothing happens
+    when no rank has a sample. Before the optimiser step, raises TrainingError when a log-prob or a gradient
     is not finite, and GuardError when engine and trainer disagree by more than ``max_mismatch_kl``.
     """
-    metrics = accumulate_gradient(engine, samples, spare=spare, totals=totals, config=config)
+    metrics = accumulate_gradient(
+        engine, samples, spare=spare, totals=totals, config=config, reference=reference
+    )
     if metrics is None:
         return {"rgrpo/updated": 0.0}
-    gradient_norm = distributed.update(engine, learning_rate=learning_rate)
+    ids = [sample.id for sample in samples]
+    gradient_norm = distributed.update(engine, learning_rate=learning_rate, ids=ids)
     return {
         "rgrpo/updated": 1.0,
         "rgrpo/gradient_norm": gradient_norm,
@@ -73,6 +83,7 @@ def accumulate_gradient(
     spare: Encoded,
     totals: Totals,
     config: RGRPOConfig,
+    reference: Policy | None = None,
 ) -> dict[str, float] | None:
     """Add the gradient of the loss over all ranks' samples; None when no rank has any.
 
@@ -84,11 +95,17 @@ def accumulate_gradient(
     if not packed:
         return None
     seen = _Seen()
+    rows: list[range] = []  # of each micro-batch, among those that were seen
     for number, micro_batch in enumerate(packed, start=1):
         chosen = [samples[index] for index in micro_batch or ()]
-        loss = _micro_batch_loss(engine, chosen, spare, totals=totals, config=config, seen=seen)
+        first = rows[-1].stop if rows else 0
+        rows.append(range(first, first + len(chosen)))
+        loss = _micro_batch_loss(
+            engine, chosen, spare, totals=totals, config=config, reference=reference, seen=seen
+        )
         distributed.accumulate(engine, loss, is_last=number == len(packed))
-    return seen.metrics(config)
+    broken = engine.module.gradients.take(rows, rows[-1].stop)
+    return seen.metrics(config, broken)
 
 
 def _micro_batch_loss(
@@ -98,6 +115,7 @@ def _micro_batch_loss(
     *,
     totals: Totals,
     config: RGRPOConfig,
+    reference: Policy | None,
     seen: "_Seen",
 ) -> Tensor:
     """This micro-batch's share of the global loss (scalar)."""
@@ -107,6 +125,7 @@ def _micro_batch_loss(
         return logprobs.sum() * 0.0
     sampled, engine_logprobs = batch.sampled[:, 1:], batch.engine_logprobs[:, 1:]
     cap = config.objective.engine_weight_cap
+    engine_weight = truncated_weight(logprobs, engine_logprobs, cap=cap) if cap else None
     result = policy_loss(
         logprobs,
         old_logprobs=logprobs.detach(),
@@ -114,11 +133,21 @@ def _micro_batch_loss(
         sampled=sampled,
         totals=totals,
         config=config.objective,
-        engine_weight=truncated_weight(logprobs, engine_logprobs, cap=cap) if cap else None,
+        engine_weight=engine_weight,
+        reference_logprobs=_reference_logprobs(reference, batch, config),
     )
-    ids = [f"{sample.question_id}#{sample.sample_index}" for sample in samples]
-    seen.add(ids, logprobs.detach(), engine_logprobs, sampled, result.loss)
+    seen.add([sample.id for sample in samples], logprobs.detach(), engine_logprobs, sampled, result)
+    if engine_weight is not None:
+        seen.add_cut((engine_weight >= cap) & sampled)
     return result.loss
+
+
+def _reference_logprobs(reference: Policy | None, batch: Batch, config: RGRPOConfig) -> Tensor | None:
+    """(B, T - 1), at the policy's temperature and with its bans, else the two would differ from the start."""
+    if reference is None:
+        return None
+    with torch.no_grad():
+        return reference(batch, temperature=config.temperature)
 
 
 @torch.no_grad()
@@ -161,24 +190,43 @@ class _Seen:
         self._mismatches: list[Tensor] = []
         self._gaps: list[Tensor] = []
         self._num_tokens: list[Tensor] = []
+        self._num_clipped: list[Tensor] = []
+        self._num_cut: list[Tensor] = []
+        self._reference_kls: list[Tensor] = []
 
     def add(
-        self, ids: list[str], logprobs: Tensor, engine_logprobs: Tensor, sampled: Tensor, loss: Tensor
+        self,
+        ids: list[str],
+        logprobs: Tensor,
+        engine_logprobs: Tensor,
+        sampled: Tensor,
+        result: PolicyLoss,
     ) -> None:
         """Note one micro-batch; the tensors are (B, T - 1). Nothing is moved off the device yet."""
         self._ids += ids
         self._likelihoods.append(logprobs.sum(dim=1))
-        self._losses.append(loss.detach())
+        self._losses.append(result.loss.detach())
         self._mismatches.append(mismatch_k3(logprobs, engine_logprobs, sampled))
         self._gaps.append(torch.where(sampled, logprobs - engine_logprobs, 0.0).abs().max())
         self._num_tokens.append(sampled.sum())
+        self._num_clipped.append(result.num_clipped)
+        if result.reference_kl is not None:
+            self._reference_kls.append(result.reference_kl)
 
-    def metrics(self, config: RGRPOConfig) -> dict[str, float]:
-        """Sums over all ranks. Raises TrainingError or GuardError when the update must not happen."""
-        likelihoods = torch.cat(self._likelihoods) if self._likelihoods else torch.zeros(0)
-        distributed.require_finite(self._ids, likelihoods, what="The log-likelihood")
-        loss, mismatch, num_tokens = distributed.global_sums(
-            [sum(map(float, values)) for values in (self._losses, self._mismatches, self._num_tokens)]
+    def add_cut(self, is_cut: Tensor) -> None:
+        """Note which tokens' engine weight was cut at its cap, (B, T - 1)."""
+        self._num_cut.append(is_cut.sum())
+
+    def metrics(self, config: RGRPOConfig, broken: Tensor) -> dict[str, float]:
+        """Sums over all ranks. Raises TrainingError or GuardError when the update must not happen.
+
+        ``broken`` (N,) is NaN for a sample whose gradient is not finite.
+        """
+        likelihoods = torch.cat(self._likelihoods).cpu() if self._likelihoods else torch.zeros(0)
+        distributed.require_finite(self._ids, likelihoods + broken, what="The log-likelihood or its gradient")
+        counted = (self._losses, self._mismatches, self._num_tokens, self._num_clipped, self._num_cut)
+        loss, mismatch, num_tokens, num_clipped, num_cut = distributed.global_sums(
+            [sum(map(float, values)) for values in counted]
         )
         mismatch_kl = mismatch / max(num_tokens, 1.0)
         if mismatch_kl > config.max_mismatch_kl:
@@ -193,4 +241,13 @@ class _Seen:
             "rgrpo/mismatch_kl": mismatch_kl,
             "rgrpo/mismatch_max": distributed.global_max(max(map(float, self._gaps), default=0.0)),
             "rgrpo/trained_tokens": num_tokens,
+            "rgrpo/clipped_share": num_clipped / max(num_tokens, 1.0),
+            "rgrpo/engine_weight_cut_share": num_cut / max(num_tokens, 1.0),
+            **(self._reference_kl(num_tokens) if config.objective.beta else {}),
         }
+
+    def _reference_kl(self, num_tokens: float) -> dict[str, float]:
+        kls = torch.cat(self._reference_kls) if self._reference_kls else torch.zeros(0)
+        distributed.require_finite(self._ids, kls, what="The KL to the reference")
+        (total,) = distributed.global_sums([kls.sum()])
+        return {"rgrpo/reference_kl": total / max(num_tokens, 1.0)}

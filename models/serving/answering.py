@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from PIL import Image
 
+from models.conversation import Said, follow_up
 from models.errors import RegionError
 from models.narration import Looked, Wrote
 from models.protocol import STOPS
@@ -19,6 +20,7 @@ from models.serving.download import Downloader
 from models.serving.driver import Broke, Driver, Ended, Job, News
 from models.serving.errors import APIError, bad_request
 from models.serving.images import decode, from_data_uri, is_data_uri
+from models.serving.messages import Question
 from models.serving.metrics import Metrics
 from models.serving.replies import Choice, Reply
 from models.trajectory import StopReason
@@ -45,7 +47,7 @@ class Answerer:
         Raises APIError for pictures that cannot be used, and 503 when the engine is gone.
         """
         received = time.monotonic()
-        urls = [source for source in ask.sources if not is_data_uri(source)]
+        urls = [source for source in ask.said.sources if not is_data_uri(source)]
         fetched = dict(zip(urls, await asyncio.gather(*map(self._downloader.fetch, urls)), strict=True))
         loop = asyncio.get_running_loop()
         asked = await loop.run_in_executor(self._decoders, self._ready, ask, fetched)
@@ -55,21 +57,34 @@ class Answerer:
 
     def _ready(self, ask: Ask, fetched: Mapping[str, bytes]) -> Asked:
         """Pictures decoded and resized; runs on a thread of its own."""
+        config, said = self.config, ask.said
+        look = config.look.model_copy(update={"max_crops": config.limits.max_crops})
+        room = config.engine.max_images - len(said.sources) - ask.look.max_crops
+        try:
+            asked = follow_up(
+                "question",
+                self._decoded(said.question, fetched),
+                [(self._decoded(question, fetched), reply) for question, reply in said.earlier],
+                ask.look,
+                earlier_look=look if ask.looks_again else None,
+                max_earlier_crops=max(0, room),
+            )
+        except RegionError as error:
+            raise bad_request(str(error), param="messages", code="invalid_image") from error
+        if said.system is None:
+            return asked
+        # A system message of the client's is used as it is.
+        return replace(asked, prompt=replace(asked.prompt, system=said.system))
+
+    def _decoded(self, question: Question, fetched: Mapping[str, bytes]) -> Said:
         limits = self.config.limits
         images: list[Image.Image] = []
-        for source in ask.sources:
+        for source in question.sources:
             data = fetched.get(source)
             if data is None:
                 data = from_data_uri(source, max_bytes=limits.max_image_bytes)
             images.append(decode(data, max_pixels=limits.max_image_pixels))
-        try:
-            asked = Asked.about("question", ask.text, images, ask.look, places=ask.places)
-        except RegionError as error:
-            raise bad_request(str(error), param="messages", code="invalid_image") from error
-        if ask.system is None:
-            return asked
-        # A system message of the client's is used as it is.
-        return replace(asked, prompt=replace(asked.prompt, system=ask.system))
+        return Said(question.text, tuple(images), question.places)
 
 
 class Answer:
@@ -159,8 +174,9 @@ class Answer:
             raise APIError(500, f"No answer: {trajectory.detail or trajectory.stop}", code="engine_error")
         if trajectory.stop is StopReason.CONTEXT_LIMIT and not trajectory.num_sampled_tokens:
             raise bad_request(
-                "The question with its images is longer than the model's context of "
-                f"{self._answerer.config.engine.max_model_len} tokens. Shorten it, or send fewer images.",
+                "The conversation with its images is longer than the model's context of "
+                f"{self._answerer.config.engine.max_model_len} tokens. Shorten it, leave out old turns, or "
+                "send fewer images.",
                 param="messages",
                 code="context_length_exceeded",
             )

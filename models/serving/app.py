@@ -89,7 +89,8 @@ class _Service:
         """Runs the driver while the server is up."""
         driver = Driver(
             self._engine,
-            max_in_flight=self.config.engine.max_num_seqs,
+            # More than the engine computes at once: while a crop is cut, another one takes the place.
+            max_in_flight=self.config.engine.max_num_seqs * 5 // 4,
             metrics=self.metrics,
             on_failure=self._on_failure,
         )
@@ -140,6 +141,25 @@ class _Service:
         return models_body(self.config.model_name, self.config.source, self._created, limits)
 
 
+class _Place:
+    """One request among those in flight. It leaves before its last byte is sent: who has read that one may
+    ask again at once.
+    """
+
+    def __init__(self, service: _Service) -> None:
+        self._service = service
+        self._is_held = True
+        service.num_in_flight += 1
+        service.metrics.in_flight.inc()
+
+    def leave(self) -> None:
+        """Make room for another; harmless when it has been done."""
+        if self._is_held:
+            self._is_held = False
+            self._service.num_in_flight -= 1
+            self._service.metrics.in_flight.dec()
+
+
 class _Chat:
     """POST /v1/chat/completions."""
 
@@ -156,15 +176,13 @@ class _Chat:
                 f"{service.num_in_flight} requests are in flight, as many as this server takes. Try again.",
                 code="too_many_requests",
             )
-        service.num_in_flight += 1
-        service.metrics.in_flight.inc()
+        place = _Place(service)
         try:
             body = await self._body(scope, receive)
             if body is not None:
-                await _unless_gone(self._answer(parse(body, service.config), send), receive)
+                await _unless_gone(self._answer(parse(body, service.config), send, place), receive)
         finally:
-            service.num_in_flight -= 1
-            service.metrics.in_flight.dec()
+            place.leave()
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
         """The request's body; None when the client went away in the middle. Raises APIError (408, 413)."""
@@ -188,7 +206,7 @@ class _Chat:
             seconds = self._limits.max_upload_seconds
             raise APIError(408, f"The request did not arrive within {seconds:g} s.", code="timeout") from None
 
-    async def _answer(self, ask: Ask, send: Send) -> None:
+    async def _answer(self, ask: Ask, send: Send, place: "_Place") -> None:
         answer = None
         has_begun = False
 
@@ -201,10 +219,13 @@ class _Chat:
             async with asyncio.timeout(self._limits.max_seconds):
                 answer = await self._service.answerer.begin(ask)
                 if not ask.is_stream:
-                    await _send_body(sending, await answer.whole(), b"application/json", more=False)
+                    body = await answer.whole()
+                    place.leave()
+                    await _send_body(sending, body, b"application/json", more=False)
                     return
                 async for events in answer.events():
                     await _send_body(sending, events, b"text/event-stream", more=True, begins=not has_begun)
+                place.leave()
                 await _send_body(sending, STREAM_END, b"", more=False, begins=False)
         except TimeoutError:
             seconds = self._limits.max_seconds

@@ -5,18 +5,18 @@ something else than it believes.
 """
 
 import difflib
-import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.config import Look
 from models.serving.config import ServingConfig
 from models.serving.errors import APIError, bad_request
+from models.serving.messages import Body, Conversation, Message, conversation_of
 
 # Fields that OpenAI's clients may send, and the values that ask for nothing.
 NEUTRAL: Mapping[str, Sequence[object]] = MappingProxyType(
@@ -52,55 +52,17 @@ IGNORED = frozenset(
         *("safety_identifier", "service_tier", "store", "user", "verbosity"),
     }
 )
-# Text that a Qwen tokenizer would read as a special token, for example the end of the turn.
-_SPECIAL_TOKEN = re.compile(r"<\|[^|<>\s]{1,40}\|>")
 _INT64 = 2**63
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class TextPart(_Body):
-    """A piece of a message's text."""
-
-    type: Literal["text"]
-    text: str
-
-
-class ImageURL(_Body):
-    """Where a picture is: a data URI, or http(s). ``detail`` is taken and changes nothing."""
-
-    url: str
-    detail: Literal["auto", "low", "high"] = "auto"
-
-
-class ImagePart(_Body):
-    """A picture, at its place in the message."""
-
-    type: Literal["image_url"]
-    image_url: ImageURL
-
-
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
-
-
-class Message(_Body):
-    """One message."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[Part]
-    name: str | None = None
-
-
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """What a stream carries besides text."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
-class LookAgain(_Body):
+class LookAgain(Body):
     """Our field of a request: how the model may look again."""
 
     max_crops: int | None = Field(None, ge=0)
@@ -128,14 +90,10 @@ class ChatRequest(BaseModel):
 class Ask:
     """A request as the loop takes it; pictures are still where the client says.
 
-    ``places`` says before which character of the text each picture stands. ``looks_again`` False asks
-    directly: no system prompt of ours, no crop, no stop at a brace.
+    ``looks_again`` False asks directly: no system prompt of ours, no crop, no stop at a brace.
     """
 
-    text: str
-    sources: tuple[str, ...]
-    places: tuple[int, ...]
-    system: str | None
+    said: Conversation
     look: Look
     looks_again: bool
     num_choices: int
@@ -160,26 +118,15 @@ def parse(body: bytes, config: ServingConfig) -> Ask:
             param="model",
         )
     _refuse_what_we_cannot_do(request.model_extra or {})
-    system, user = _messages(request.messages)
-    text, sources, places = _content(user)
-    for written in (text, system or ""):
-        if found := _SPECIAL_TOKEN.search(written):
-            raise bad_request(
-                f"The text holds the special token {found[0]!r}, which the model would read as a mark of the "
-                "chat's own. Leave it out.",
-                param="messages",
-            )
+    said = conversation_of(request.messages)
     limits = config.limits
-    _at_most(len(text) + len(system or ""), limits.max_text_characters, "characters of text", "messages")
-    _at_most(len(sources), limits.max_images, "images", "messages")
+    _at_most(said.num_characters, limits.max_text_characters, "characters of text", "messages")
+    _at_most(len(said.sources), limits.max_images, "images", "messages")
     num_choices = request.n or 1
     _at_most(num_choices, limits.max_choices, "choices", "n")
     return Ask(
-        text=text,
-        sources=sources,
-        places=places,
-        system=system,
-        look=_look(request, len(sources), config),
+        said=said,
+        look=_look(request, len(said.sources), config),
         looks_again=request.look_again is not False,
         num_choices=num_choices,
         temperature=request.temperature or 0.0,
@@ -203,47 +150,6 @@ def _refuse_what_we_cannot_do(extra: Mapping[str, Any]) -> None:
             raise bad_request(
                 f"{name} is {_short(value)}, which this server cannot do. Leave the field out.", param=name
             )
-
-
-def _messages(messages: Sequence[Message]) -> tuple[str | None, Message]:
-    """The system text, if any, and the one question."""
-    roles = [message.role for message in messages]
-    *before, user = messages
-    is_one_question = user.role == "user" and all(
-        message.role in ("system", "developer") for message in before
-    )
-    if not is_one_question or len(before) > 1:
-        raise bad_request(
-            f"messages has the roles {_short(roles)}. This model answers one question at a time: one user "
-            "message, before it one system message or none. Put what was said earlier into the question.",
-            param="messages",
-        )
-    if not before:
-        return None, user
-    if not isinstance(before[0].content, str) and any(
-        isinstance(part, ImagePart) for part in before[0].content
-    ):
-        raise bad_request(
-            "The system message holds an image. Put images into the user message.", param="messages"
-        )
-    return _content(before[0])[0], user
-
-
-def _content(message: Message) -> tuple[str, tuple[str, ...], tuple[int, ...]]:
-    """Text, sources of pictures, and before which character of the text each picture stands."""
-    parts = (
-        [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
-    )
-    text, sources, places = "", [], []
-    for part in parts:
-        if isinstance(part, TextPart):
-            text += part.text
-        else:
-            sources.append(part.image_url.url)
-            places.append(len(text))
-    if not text.strip():
-        raise bad_request(f"The {message.role} message has no text.", param="messages")
-    return text, tuple(sources), tuple(places)
 
 
 def _look(request: ChatRequest, num_images: int, config: ServingConfig) -> Look:

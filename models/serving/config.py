@@ -16,8 +16,10 @@ class Limits(Config):
     max_request_bytes: int = Field(32 * 2**20, ge=1024, description="Body of a request, pictures included.")
     max_image_bytes: int = Field(16 * 2**20, ge=1, description="One encoded picture.")
     max_image_pixels: int = Field(16_777_216, ge=1, description="One decoded picture, width x height.")
-    max_images: int = Field(8, ge=0, description="Pictures of one question.")
-    max_text_characters: int = Field(32_768, ge=1, description="Text of a question, system prompt included.")
+    max_images: int = Field(8, ge=0, description="Pictures of one conversation.")
+    max_text_characters: int = Field(
+        32_768, ge=1, description="Text of a conversation, system prompt included."
+    )
     max_tokens: int = Field(2048, ge=1, description="Sampled tokens of one answer.")
     max_crops: int = Field(6, ge=0, description="Crops of one answer.")
     max_choices: int = Field(8, ge=1, description="Answers to one request (n).")

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
-from models.engine import DraftingEngine, Engine
+from models.engine import DraftingEngine, Engine, WaitingEngine
 from models.errors import EngineError
 from models.narration import Narrator, Told
 from models.rollout import Episode, Loop
@@ -66,8 +66,8 @@ class _Told:
 class Driver:
     """Drives the loop until it is closed or the engine fails.
 
-    At most ``max_in_flight`` episodes are in the engine; others wait in the order they came. ``on_failure``
-    is called on the driver's thread when the engine has failed: every job is then told that it broke.
+    At most ``max_in_flight`` episodes are under way; others wait in the order they came. ``on_failure`` is
+    called on the driver's thread when the engine has failed: every job is then told that it broke.
     """
 
     def __init__(
@@ -75,6 +75,8 @@ class Driver:
     ) -> None:
         self.failure = ""
         self._loop = Loop(engine)
+        self._drafting_engine = engine if isinstance(engine, DraftingEngine) else None
+        self._waiting_engine = engine if isinstance(engine, WaitingEngine) else None
         self._max_in_flight = max_in_flight
         self._metrics = metrics
         self._on_failure = on_failure
@@ -88,16 +90,21 @@ class Driver:
 
     def submit(self, job: Job) -> None:
         """Begin a job; from any thread."""
-        self._orders.put(lambda: self._admit(job))
+        self._order(lambda: self._admit(job))
 
     def abort(self, job: Job) -> None:
         """Forget a job and free its place in the engine; from any thread, also for one that has ended."""
-        self._orders.put(lambda: self._forget(job))
+        self._order(lambda: self._forget(job))
 
     def close(self) -> None:
         """Stop; what is in flight is told that it broke. The engine stays open."""
-        self._orders.put(self._end)
+        self._order(self._end)
         self._thread.join()
+
+    def _order(self, order: Callable[[], None]) -> None:
+        self._orders.put(order)
+        if self._waiting_engine is not None:
+            self._waiting_engine.wake()
 
     def _run(self) -> None:
         try:
@@ -140,8 +147,8 @@ class Driver:
     def _step(self) -> None:
         for episode in self._loop.step():
             self._advance(episode)
-        if isinstance(self._loop.engine, DraftingEngine):
-            for draft in self._loop.engine.drafts():
+        if self._drafting_engine is not None:
+            for draft in self._drafting_engine.drafts():
                 if told := self._told.get(draft.request_id):
                     self._note(told, told.narrator.draft(draft.text))
 

@@ -6,6 +6,7 @@ every request's HTTP and pictures would cost the engine that much time.
 A picture crosses the pipe once: both ends keep the same last pictures and name them by digest afterwards.
 """
 
+import gc
 import io
 import logging
 import os
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 # Pictures that both ends keep. More only means that a picture crosses again.
 KEPT_BYTES = 512 * 2**20
-_POLL_SECONDS = 0.002
+_WAIT_SECONDS = 1.0
 _CLOSE_SECONDS = 10.0
 
 
@@ -84,7 +85,7 @@ class EngineProcess:
         self._pictures = KnownPictures()
         self._live: set[str] = set()
         self._drafts: list[Draft] = []
-        self._arrived: SimpleQueue[_Step | _Failed] = SimpleQueue()
+        self._arrived: SimpleQueue[_Step | _Failed | None] = SimpleQueue()
         # One thread, so that messages stay in order; the driver never waits for the child to read.
         self._sender = ThreadPoolExecutor(1, "to-engine")
         self._wait_until_ready()
@@ -96,11 +97,13 @@ class EngineProcess:
         self._sender.submit(lambda: self._send(self._pictures.pack(request)))
 
     def step(self) -> list[Piece]:
-        """What one step of the child gave; waits a moment when nothing has come."""
+        """What one step of the child gave; waits for it, though not for ever."""
         self._drafts = []
         try:
-            message = self._arrived.get(timeout=_POLL_SECONDS)
+            message = self._arrived.get(timeout=_WAIT_SECONDS)
         except Empty:
+            return []
+        if message is None:
             return []
         if isinstance(message, _Failed):
             raise EngineError(message.reason)
@@ -109,6 +112,10 @@ class EngineProcess:
         self._live -= {piece.request_id for piece in pieces}
         self._drafts = [draft for draft in message.drafts if draft.request_id in self._live]
         return pieces
+
+    def wake(self) -> None:
+        """Let the step that waits return, or the next one; from any thread."""
+        self._arrived.put(None)
 
     def drafts(self) -> list[Draft]:
         """The requests with ``shows_drafts`` whose text grew in the last step."""
@@ -217,7 +224,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _pictures(request: GenerationRequest) -> Iterable[Picture]:
-    yield from request.prompt.pictures
+    yield from request.prompt.shown()
     for span in request.spans:
         if isinstance(span, CropSpan):
             yield span.picture
@@ -231,6 +238,9 @@ def _run(pipe: Connection, model_path: Path, config: EngineConfig, look: Look) -
     try:
         engine = _open(model_path, config, look)
         try:
+            # What is here now stays: the collector need not look through all of vLLM while requests wait.
+            gc.collect()
+            gc.freeze()
             pipe.send(_Ready())
             _serve(pipe, engine)
         except (BrokenPipeError, ConnectionResetError):

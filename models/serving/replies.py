@@ -96,7 +96,7 @@ class Reply:
         """Tokens over all choices. Given are question, crops and messages; pictures among them apart."""
         given = sum(choice.num_given_tokens for choice in choices)
         sampled = sum(choice.trajectory.num_sampled_tokens for choice in choices)
-        pictures = [*self.asked.prompt.pictures] * len(choices)
+        pictures = [*self.asked.prompt.shown()] * len(choices)
         crops = [crop.picture for choice in choices for crop in choice.trajectory.crops]
         factor = self.ask.look.pixel_factor
         return {

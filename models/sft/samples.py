@@ -1,6 +1,11 @@
-"""Rationale records ready for training: a rank's share, encoded; over-long ones dropped and counted."""
+"""Rationale records ready for training, in one order for all ranks; over-long ones dropped and counted.
 
-from dataclasses import dataclass
+The order is of all samples, and a rank takes its share of each batch: so a run goes on with another number of
+ranks where it stopped, and no sample is seen twice in an epoch or skipped.
+"""
+
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from models import distributed
@@ -8,50 +13,94 @@ from models.config import Look, SFTConfig
 from models.distributed import World
 from models.encoding import Encoded, Encoder
 from models.errors import TrainingError
-from models.records import read_records
+from models.records import VLIRRecord, read_records
 from models.shuffling import endless_shuffle
 
+log = logging.getLogger(__name__)
 
-@dataclass(frozen=True, slots=True)
+# Encoded samples hold their pictures; what does not fit here is encoded again when it is needed.
+_KEPT_BYTES = 4 << 30
+
+
 class Samples:
-    """This rank's samples. ``num_total`` and ``num_dropped`` count those of all ranks, kept and dropped."""
+    """The samples of all ranks, of which this one encodes what it needs.
 
-    ids: tuple[str, ...]
-    encoded: tuple[Encoded, ...]
-    num_total: int
-    num_dropped: int
+    ``num_dropped`` counts the over-long ones, which are not among them.
+    """
 
-    def batch(self, step: int, *, size: int, seed: int) -> list[int]:
-        """Positions of this rank's ``size`` samples of a step; every epoch has an order of its own."""
-        return endless_shuffle(len(self.encoded), start=step * size, count=size, seed=seed)
+    def __init__(self, records: Sequence[VLIRRecord], *, encoder: Encoder, look: Look, world: World) -> None:
+        self._records, self._encoder, self._look, self._world = records, encoder, look, world
+        self._kept: dict[int, Encoded] = {}
+        self._kept_bytes = 0
+        self._usable: list[int] = []
+
+    @property
+    def num_total(self) -> int:
+        """Samples of all ranks."""
+        return len(self._usable)
+
+    @property
+    def num_dropped(self) -> int:
+        """Records that are too long."""
+        return len(self._records) - len(self._usable)
+
+    def drop_long(self, max_tokens: int) -> None:
+        """Leave out what has more tokens; all ranks call it, and each looks at its share of the records."""
+        mine = range(self._world.rank, len(self._records), self._world.size)
+        usable = [index for index in mine if len(self.encoded(index)) <= max_tokens]
+        for index in sorted(set(mine) - set(usable)):
+            log.warning(
+                "%s is left out: %d tokens, max_tokens is %d",
+                self.id(index),
+                len(self.encoded(index)),
+                max_tokens,
+            )
+        self._usable = sorted(index for share in distributed.from_all_ranks(usable) for index in share)
+
+    def batch(self, start: int, *, size: int, seed: int) -> list[int]:
+        """This rank's share of the ``size`` samples from position ``start`` of the order on.
+
+        Every epoch has an order of its own.
+        """
+        chosen = endless_shuffle(len(self._usable), start=start, count=size, seed=seed)
+        return [self._usable[place] for place in chosen[self._world.rank :: self._world.size]]
+
+    def share(self) -> list[int]:
+        """This rank's share of all samples."""
+        return self._usable[self._world.rank :: self._world.size]
+
+    def id(self, index: int) -> str:
+        """The name of a sample."""
+        return self._records[index].question.id
+
+    def encoded(self, index: int) -> Encoded:
+        """A sample as the trainer takes it."""
+        found = self._kept.get(index)
+        if found is None:
+            found = self._encoder.encode_record(self._records[index], self._look)
+            self._kept_bytes += 3 * sum(picture.size.area for picture in found.pictures)
+            if self._kept_bytes <= _KEPT_BYTES:
+                self._kept[index] = found
+        return found
 
 
 def load_samples(path: Path, *, encoder: Encoder, look: Look, config: SFTConfig, world: World) -> Samples:
-    """The records of a file or folder that belong to this rank: every ``world.size``-th.
+    """The records of a file or folder; all ranks call it.
 
-    Raises TrainingError when more than ``config.max_dropped`` of all records are too long, or a rank has
-    none.
+    Raises TrainingError when more than ``config.max_dropped`` of them are too long, or there are fewer than
+    ranks.
     """
     records = read_records(path)
-    kept: list[tuple[str, Encoded]] = []
-    num_dropped = 0
-    for record in records[world.rank :: world.size]:
-        encoded = encoder.encode_record(record, look)
-        if len(encoded) <= config.max_tokens:
-            kept.append((record.question.id, encoded))
-        else:
-            num_dropped += 1
-    dropped_everywhere, empty_ranks = distributed.global_sums([num_dropped, not kept])
-    if dropped_everywhere > config.max_dropped * len(records):
+    samples = Samples(records, encoder=encoder, look=look, world=world)
+    samples.drop_long(config.max_tokens)
+    if samples.num_dropped > config.max_dropped * len(records):
         raise TrainingError(
-            f"{dropped_everywhere:.0f} of {len(records)} records in {path} are longer than sft.max_tokens "
+            f"{samples.num_dropped} of {len(records)} records in {path} are longer than sft.max_tokens "
             f"{config.max_tokens}; at most a share of {config.max_dropped} may be dropped. Raise max_tokens, "
             "or max_dropped if the loss is meant."
         )
-    if empty_ranks:
+    if samples.num_total < world.size:
         raise TrainingError(
-            f"{path} holds {len(records)} usable records for {world.size} ranks: each needs at least one."
+            f"{path} holds {samples.num_total} usable records for {world.size} ranks: each needs one."
         )
-    ids, samples = zip(*kept, strict=True)
-    num_total = len(records) - int(dropped_everywhere)
-    return Samples(ids, samples, num_total=num_total, num_dropped=int(dropped_everywhere))
+    return samples

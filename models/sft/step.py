@@ -1,7 +1,8 @@
 """One step of supervised fine-tuning, and the validation loss.
 
 The loss is minus the mean log-prob over all sampled tokens of the global batch (rationale, boxes, answer, end
-of turn). Prompt, crops and vision markers are context.
+of turn). Prompt, crops and vision markers are context. Samples are packed: a micro-batch is one row of them,
+one after another, each with its own rotary positions and attention to itself alone.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from models import distributed
 from models.distributed import DeepSpeedEngine
 from models.encoding import Encoded
 from models.packing import pack
-from models.policy import collate
+from models.policy import collate_packed, per_segment
 
 
 def sft_step(
@@ -26,12 +27,13 @@ def sft_step(
 ) -> dict[str, float]:
     """Train on this rank's samples of one batch; returns the step's metrics, the same on every rank.
 
-    Raises TrainingError that names the samples, before the optimiser step, when a loss is not finite.
+    Raises TrainingError that names the samples, before the optimiser step, when a loss or its gradient is not
+    finite.
     """
     loss, num_tokens = accumulate_gradient(engine, encoded, ids, max_tokens=max_tokens)
     return {
         "sft/loss": loss,
-        "sft/gradient_norm": distributed.update(engine, learning_rate=learning_rate),
+        "sft/gradient_norm": distributed.update(engine, learning_rate=learning_rate, ids=ids),
         "sft/learning_rate": learning_rate,
         "sft/sampled_tokens": num_tokens,
     }
@@ -49,13 +51,15 @@ def accumulate_gradient(
     micro_batches = distributed.in_lockstep(pack([len(one) for one in encoded], max_tokens=max_tokens))
     for number, micro_batch in enumerate(micro_batches, start=1):
         # A rank that has run out of micro-batches goes through the motions with a gradient of zero.
-        chosen = micro_batch.indices if micro_batch is not None else (0,)
+        chosen = micro_batch if micro_batch is not None else (0,)
         losses = negative_log_likelihood(engine, [encoded[index] for index in chosen])
         weight = 1.0 / num_tokens if micro_batch is not None else 0.0
         distributed.accumulate(engine, losses.sum() * weight, is_last=number == len(micro_batches))
         if micro_batch is not None:
             per_sample[list(chosen)] = losses.detach().cpu()
-    distributed.require_finite(ids, per_sample, what="The loss")
+    watched = [one if one is not None else () for one in micro_batches]
+    broken = engine.module.gradients.take(watched, len(encoded))
+    distributed.require_finite(ids, per_sample + broken, what="The loss or its gradient")
     (total,) = distributed.global_sums([per_sample.sum()])
     return total / num_tokens, num_tokens
 
@@ -65,7 +69,7 @@ def validation_loss(engine: DeepSpeedEngine, encoded: Sequence[Encoded], *, max_
     """The mean loss per sampled token over all ranks' samples, nats."""
     total = 0.0
     for micro_batch in distributed.in_lockstep(pack([len(one) for one in encoded], max_tokens=max_tokens)):
-        chosen = micro_batch.indices if micro_batch is not None else (0,)
+        chosen = micro_batch if micro_batch is not None else (0,)
         losses = negative_log_likelihood(engine, [encoded[index] for index in chosen])
         total += float(losses.sum()) if micro_batch is not None else 0.0
     total, num_tokens = distributed.global_sums([total, sum(one.num_sampled for one in encoded)])
@@ -74,4 +78,5 @@ def validation_loss(engine: DeepSpeedEngine, encoded: Sequence[Encoded], *, max_
 
 def negative_log_likelihood(engine: DeepSpeedEngine, encoded: Sequence[Encoded]) -> Tensor:
     """Minus the log-prob of each sequence's sampled tokens, (B,)."""
-    return -engine(collate(encoded, engine.module)).sum(dim=1)
+    batch = collate_packed(encoded, engine.module)
+    return -per_segment(engine(batch), batch)[: len(encoded)]

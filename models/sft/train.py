@@ -6,14 +6,19 @@
 Vision tower and projector are frozen; the language model learns to write what the records hold. The paper
 names learning rate and epochs, which are a preset here; the schedule (linear warm-up, cosine) is ours.
 
+Checks on held-out data (loss, and greedy look-again accuracy) come every ``check_every`` steps. With
+``early_stop_patience`` the run ends when they stop getting better, and the best check's model is its result.
+
 With ``max_seconds`` the run lasts that long instead of ``num_epochs``, and the schedule follows the clock: so
 the equal-time control "more SFT" goes on from the SFT model.
 """
 
 import logging
 import math
+import shutil
 import sys
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,14 +27,21 @@ from models.checkpoints import Progress
 from models.child import run_stage
 from models.config import resolve_model_path
 from models.distributed import DeepSpeedEngine
-from models.policy import load_policy
+from models.feature_store import FeatureStore
+from models.policy import Policy, load_policy
+from models.records import Question
 from models.run_config import SFTRun
 from models.rundir import Result, RunDir
 from models.schedule import warmup_then_cosine
+from models.sft.early_stop import EarlyStop
+from models.sft.held_out import load_questions, look_again_metrics
 from models.sft.samples import Samples, load_samples
 from models.sft.step import sft_step, validation_loss
 
 log = logging.getLogger(__name__)
+
+_GIB = 1 << 30
+_BEST = "best"  # the folder of the best check's model while the run goes on
 
 
 def train(run: RunDir, config: SFTRun) -> Result:
@@ -38,12 +50,38 @@ def train(run: RunDir, config: SFTRun) -> Result:
     policy = load_policy(resolve_model_path(config.model_path), freeze_vision=config.freeze_vision)
     load = partial(load_samples, encoder=policy.encoder, look=config.look, config=config.sft, world=world)
     samples = load(Path(config.records_path))
-    held_out = load(Path(config.validation_path)) if config.validation_path else None
+    held_out = HeldOut(
+        load(Path(config.validation_path)) if config.validation_path else None,
+        load_questions(
+            config.questions_path, config.validation_path, config=config.sft, seed=config.seed, world=world
+        ),
+    )
     engine = distributed.initialise(policy.to(world.device), config.sft)
+    store = _keep_features(policy, config)
     training = Training(run, config, engine, samples, held_out)
     training.run_to_the_end(checkpoints.resume(run, engine))
-    checkpoints.save_model(run, engine)
-    return Result(status="done", artifacts={"model": "model"}, metrics=training.last_metrics)
+    if store is not None:
+        store.flush()  # for the next stage that sees the same pictures
+    return training.finish()
+
+
+def _keep_features(policy: Policy, config: SFTRun) -> FeatureStore | None:
+    """Where the run's folder of features is used, the store that writes it."""
+    if not (config.features_path and config.freeze_vision and config.sft.feature_disk_gib):
+        return None
+    return policy.keep_features(
+        Path(config.features_path),
+        max_bytes=int(config.sft.feature_memory_gib * _GIB),
+        max_file_bytes=int(config.sft.feature_disk_gib * _GIB),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """This rank's share of what checks are made on; both may be missing."""
+
+    samples: Samples | None
+    questions: list[Question]
 
 
 class Training:
@@ -55,45 +93,74 @@ class Training:
         config: SFTRun,
         engine: DeepSpeedEngine,
         samples: Samples,
-        held_out: Samples | None,
+        held_out: HeldOut,
     ) -> None:
-        self._run, self._config, self._seed = run, config.sft, config.seed
+        self._run, self._config, self._seed, self._look = run, config.sft, config.seed, config.look
         self._engine, self._samples, self._held_out = engine, samples, held_out
         self._steps_per_epoch = math.ceil(samples.num_total / config.sft.batch_size)
         self._num_steps = config.sft.num_epochs * self._steps_per_epoch
         self._began = time.monotonic()
+        self._checks = EarlyStop(config.sft.early_stop_metric)
+        self._progress = Progress()
         self.last_metrics: dict[str, float] = {}
 
     def run_to_the_end(self, progress: Progress) -> None:
         """All steps that are left."""
+        self._progress = progress
         self._began = time.monotonic() - progress.seconds
+        self._checks = distributed.from_main(
+            lambda: self._checks.resumed(self._run.metrics(), step=progress.step)
+        )
         log.info("%d samples, from step %d of %d", self._samples.num_total, progress.step, self._num_steps)
-        self._log(progress, {"sft/dropped": self._samples.num_dropped} | self._validate())
-        while not self._is_over(progress):
-            progress = self._step(progress)
+        self.last_metrics = self._run.last_metrics(progress.step)
+        begun = {"sft/dropped": float(self._samples.num_dropped)}
+        self._log(progress, {} if progress.step else begun | self._check(progress))
+        while not self._is_over(self._progress):
+            self._progress = self._step(self._progress)
+
+    def finish(self) -> Result:
+        """Leave the model in ``model/``: the best check's where runs stop early, else the last."""
+        config, step = self._config, self._progress.step
+        metrics = self.last_metrics
+        if not (config.stops_early and self._checks.checks):
+            checkpoints.save_model(self._run, self._engine)
+            return Result(status="done", artifacts={"model": "model"}, metrics=metrics)
+        best, model = self._run.path / _BEST, self._run.path / "model"
+        if distributed.is_main() and best.exists():  # else a run that was killed right here has moved it
+            shutil.rmtree(model, ignore_errors=True)
+            best.rename(model)
+        return Result(
+            status="done",
+            reason=self._checks.reason(stopped_at=step, num_steps=self._num_steps),
+            artifacts={"model": "model"},
+            metrics=metrics | {"sft/best_step": self._checks.best.step},
+        )
 
     def _step(self, progress: Progress) -> Progress:
         config, samples = self._config, self._samples
-        chosen = samples.batch(progress.step, size=config.batch_size // config.num_ranks, seed=self._seed)
+        chosen = samples.batch(progress.num_samples, size=config.batch_size, seed=self._seed)
         metrics = sft_step(
             self._engine,
-            [samples.encoded[index] for index in chosen],
-            [samples.ids[index] for index in chosen],
+            [samples.encoded(index) for index in chosen],
+            [samples.id(index) for index in chosen],
             learning_rate=self._learning_rate(progress),
             max_tokens=config.tokens_per_micro_batch,
         )
-        progress = Progress(progress.step + 1, self._seconds())
-        if progress.step % self._steps_per_epoch == 0 or self._is_over(progress):
-            metrics |= self._validate()
+        seen = progress.num_samples + config.batch_size
+        progress = Progress(progress.step + 1, self._seconds(), num_samples=seen)
+        every = config.check_every or self._steps_per_epoch
+        if progress.step % every == 0 or self._is_over(progress):
+            metrics |= self._check(progress)
         self._log(progress, metrics)
         if progress.step % config.checkpoint_every == 0:
-            checkpoints.save(self._run, self._engine, progress)
+            checkpoints.save(self._run, self._engine, progress, keep=config.keep_checkpoints)
         return progress
 
     def _is_over(self, progress: Progress) -> bool:
         if self._config.max_seconds:
             return progress.seconds >= self._config.max_seconds
-        return progress.step >= self._num_steps
+        stops = self._config.stops_early and self._checks.is_over(self._config.early_stop_patience)
+        return stops or progress.step >= self._num_steps
 
     def _share(self, progress: Progress) -> float:
         """How much of the run is over when the step that follows ``progress`` is taken."""
@@ -114,12 +181,29 @@ class Training:
         """Seconds of training so far, the same on every rank."""
         return distributed.from_main(lambda: time.monotonic() - self._began)
 
-    def _validate(self) -> dict[str, float]:
-        if self._held_out is None:
-            return {}
-        budget = self._config.tokens_per_micro_batch
-        loss = validation_loss(self._engine, self._held_out.encoded, max_tokens=budget)
-        return {"sft/validation_loss": loss}
+    def _check(self, progress: Progress) -> dict[str, float]:
+        """Metrics on held-out data; the best model so far is kept in a folder where runs stop early."""
+        config, held_out = self._config, self._held_out
+        metrics: dict[str, float] = {}
+        if held_out.samples is not None:
+            encoded = [held_out.samples.encoded(index) for index in held_out.samples.share()]
+            budget = config.tokens_per_micro_batch
+            metrics["sft/validation_loss"] = validation_loss(self._engine, encoded, max_tokens=budget)
+        if config.accuracy_questions:
+            began = time.monotonic()
+            metrics |= look_again_metrics(
+                self._engine.module,
+                held_out.questions,
+                spare=self._samples.encoded(self._samples.share()[0]),
+                look=self._look,
+                config=config,
+            )
+            metrics["time/accuracy_seconds"] = time.monotonic() - began
+        if config.stops_early:
+            self._checks = self._checks.seen(progress.step, metrics)
+            if self._checks.is_at_its_best and self._checks.best.step == progress.step:
+                checkpoints.save_model(self._run, self._engine, name=_BEST)
+        return metrics
 
     def _log(self, progress: Progress, metrics: dict[str, float]) -> None:
         self.last_metrics |= metrics

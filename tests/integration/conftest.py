@@ -7,6 +7,7 @@ import pytest
 from tests.s3_proxy import Proxy, proxy_of
 from tests.s3_server import S3Server, s3_server
 from tests.team_server import Team, listening, team_server
+from tests.trained import Trained, trained_place
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +38,10 @@ def team(messages: tuple[str, list[str]]) -> Iterator[Team]:
     """A running team server; it takes a minute to start."""
     with team_server(messages[0]) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
+    """A user's folder with a first champion, made by the README's commands; it takes a minute or two."""
+    with trained_place(tmp_path_factory.mktemp("trained")) as place:
+        yield place

@@ -22,6 +22,7 @@ from tasks.artifacts import digest_of, local_path
 from tasks.services import prefect_server
 from tasks.settings import Settings, prepare
 from tests.benchmark_examples import ROWS, file_name, schema_of, small, write
+from tests.readme import arguments_of
 
 pytestmark = pytest.mark.integration
 
@@ -64,19 +65,12 @@ class Place:
         return MlflowClient(tracking_uri=f"sqlite:///{self.work}/mlflow.db")
 
 
-def evaluate(*arguments: str) -> Done:
-    options = [
-        "--benchmark",
-        "mme",
-        "--allow-partial",
-        "--style",
-        "direct",
-        "--set",
-        "engine.kind=transformers",
-    ]
+def evaluate(folder: Path, documented: str, *arguments: str) -> Done:
+    """A command of the README, on the two rows in a folder."""
+    options = [*arguments_of(documented), "--allow-partial", "--set", "engine.kind=transformers"]
     done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "evaluate", *options, *arguments],
-        cwd=ROOT,
+        [sys.executable, "-m", "flows.cli", *options, *arguments],
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=500,
@@ -97,7 +91,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         for number in range(NUM_PAIRS)
         for row in ROWS["mme"][1]
     ]
-    write(folder / "mme" / file_name(split), rows, schema_of(published))
+    write(folder / "FOLDER" / file_name(split), rows, schema_of(published))
     before = dict(os.environ)
     for name in [name for name in before if name.startswith(("VLM_R3_", "PREFECT_", "MLFLOW_"))]:
         del os.environ[name]
@@ -106,18 +100,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         with prefect_server(Settings.read()) as server:
             assert server is not None
             server.wait()
-            data = ["--data", str(folder / "mme")]
-            first = evaluate(*data, "--title", "first")
+            first = evaluate(
+                folder, "vlm-r3 evaluate --benchmark mme --data FOLDER --style direct --title before"
+            )
             # Everything made again, by one rank instead of the preset's two.
             second = evaluate(
-                *data,
-                "--title",
-                "second",
-                "--refresh",
-                "--against",
-                "first",
-                "--set",
-                "evaluation.num_ranks=1",
+                folder,
+                "vlm-r3 evaluate --benchmark mme --data FOLDER --against before",
+                *("--style", "direct", "--title", "after"),
+                *("--refresh", "--set", "evaluation.num_ranks=1"),
             )
             yield Place(folder / "work", server.api_url, first, second)
     finally:
@@ -137,14 +128,14 @@ def test_the_same_model_and_data_give_the_same_rows_and_numbers(place: Place) ->
 def test_the_second_run_is_compared_with_the_first_by_its_name(place: Place) -> None:
     found = place.second.results.comparison
     assert found is not None
-    assert (found.against.name, found.num_rows, found.num_left_out) == ("first", 2 * NUM_PAIRS, 0)
+    assert (found.against.name, found.num_rows, found.num_left_out) == ("before", 2 * NUM_PAIRS, 0)
     assert (found.difference.low, found.difference.value, found.difference.high) == (0.0, 0.0, 0.0)
-    assert "to 'first'" in place.second.out
+    assert "to 'before'" in place.second.out
     assert place.first.results.comparison is None
 
 
 def test_the_tracker_has_the_rows_the_chart_the_data_and_the_model(place: Place) -> None:
-    run, results = place.tracked("first"), place.first.results
+    run, results = place.tracked("before"), place.first.results
     params = run.data.params
     assert (params["benchmark"], params["style"], params["seed"]) == ("mme", "direct", "0")
     assert (params["scorer"], params["scorer_version"]) == ("mme", results.scorer_version)
@@ -160,7 +151,7 @@ def test_the_tracker_has_the_rows_the_chart_the_data_and_the_model(place: Place)
     linked = {metric.key: metric.value for metric in logged.metrics or () if metric.run_id == run.info.run_id}
     assert linked["benchmark/mme/headline"] == results.headline.value
     # One record for the model of both runs.
-    assert place.tracked("second").inputs.model_inputs[0].model_id == model.model_id
+    assert place.tracked("after").inputs.model_inputs[0].model_id == model.model_id
     files = place.work / "mlflow" / run.info.run_id / "artifacts"
     table = json.loads((files / "rows.json").read_text())
     columns = dict(zip(table["columns"], zip(*table["data"], strict=True), strict=True))
@@ -171,29 +162,29 @@ def test_the_tracker_has_the_rows_the_chart_the_data_and_the_model(place: Place)
 
 
 def test_both_runs_have_a_page_and_traces(place: Place) -> None:
-    files = place.work / "mlflow" / place.tracked("second").info.run_id / "artifacts"
+    files = place.work / "mlflow" / place.tracked("after").info.run_id / "artifacts"
     (rows,) = read_gallery(files / "report.html")["sets"]
     assert len(rows["questions"]) == 2 * NUM_PAIRS
     # The earlier run stands beside the second one.
     assert [len(one["columns"]) for one in (rows, *read_gallery(place.first.folder / PAGE)["sets"])] == [2, 1]
     traces = place.client.search_traces(
-        locations=[place.tracked("first").info.experiment_id], filter_string="tags.benchmark = 'mme'"
+        locations=[place.tracked("before").info.experiment_id], filter_string="tags.benchmark = 'mme'"
     )
     runs = {trace.info.trace_metadata["mlflow.sourceRun"] for trace in traces}
-    assert runs == {place.tracked("first").info.run_id, place.tracked("second").info.run_id}
+    assert runs == {place.tracked("before").info.run_id, place.tracked("after").info.run_id}
 
 
 def test_prefect_shows_the_numbers_through_its_api(place: Place) -> None:
     found = httpx.post(f"{place.api_url}/artifacts/filter", json={}).json()
     artifacts = {one["key"]: one for one in found if one["key"]}
-    assert set(artifacts) == {"benchmark-first", "benchmark-second", "report"}
+    assert set(artifacts) == {"benchmark-before", "benchmark-after", "report"}
     assert "report.html" in artifacts["report"]["data"]
-    shown = artifacts["benchmark-second"]
+    shown = artifacts["benchmark-after"]
     assert shown["type"] == "table"
     facts = {row["what"]: row["value"] for row in json.loads(shown["data"])}
     assert facts["data"] == place.second.results.data.digest
     assert facts["rows"] == f"{2 * NUM_PAIRS} scored, 0 failed, 0 not asked"
     field = place.second.results.headline_field
     assert all("[" in facts[key] for key in (f"{field}, %", f"{field} of OCR, %"))
-    assert facts["difference to first, points"].startswith("0.0 [0.0, 0.0] over 12 rows")
+    assert facts["difference to before, points"].startswith("0.0 [0.0, 0.0] over 12 rows")
     assert facts["artifact"].startswith("file://")

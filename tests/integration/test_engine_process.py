@@ -68,6 +68,5 @@ def test_a_request_that_cannot_be_encoded_fails_alone(engine):
 def test_when_it_dies_everybody_is_told(engine):
     engine.submit(request("lost", max_new_tokens=100))
     os.kill(engine._process.pid, signal.SIGKILL)
-    engine._process.join()
     with pytest.raises(EngineError, match="exit code -9"):
         finish(engine, [request("later")])

@@ -23,10 +23,17 @@ from models.evaluation.report_page import read_gallery
 from models.evidence import Evidence
 from models.rundir import RunDir
 from tests.planted import SECRETS, holding, words
+from tests.readme import arguments_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 ROOT = Path(__file__).parents[2]
+# Commands of the README, on a smaller preset.
+SMOKE = {"--preset tiny": "--preset tiny-smoke"}
+RUN = arguments_of("vlm-r3 run --preset tiny", SMOKE)
+EVALUATE = arguments_of("vlm-r3 evaluate --preset tiny", SMOKE)
+RETRAIN = arguments_of("vlm-r3 retrain --preset tiny", SMOKE)
+PREFLIGHT = arguments_of("vlm-r3 preflight --preset tiny", SMOKE)
 # The smoke preset learns nothing, so its gate is opened by hand: this is about the machinery.
 OPEN_GATE = (
     *("--set", "promotion.min_gain=-1"),
@@ -61,10 +68,10 @@ def environment() -> dict[str, str]:
     return {**plain, **SECRETS}
 
 
-def run(work_dir: Path, name: str, *arguments: str) -> Done:
+def run(work_dir: Path, *arguments: str) -> Done:
     began = time.monotonic()
     done = subprocess.run(
-        command(name, "--preset", "tiny-smoke", "--work-dir", str(work_dir), *arguments),
+        command(*arguments, "--work-dir", str(work_dir)),
         cwd=ROOT,
         env=environment(),
         stdin=subprocess.DEVNULL,
@@ -94,7 +101,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def first(place: Path) -> Done:
-    done = run(place, "run", *OPEN_GATE)
+    done = run(place, *RUN, *OPEN_GATE)
     assert done.code == 0, f"{done.out}\n{done.err}"
     return done
 
@@ -209,7 +216,7 @@ def test_no_secret_is_in_anything_that_was_written(first: Done, place: Path, tmp
 
 def test_a_second_run_does_only_what_changed(place: Path, first: Done, client: MlflowClient) -> None:
     started = {path: path.stat().st_mtime_ns for path in place.glob("runs/*/process.json")}
-    again = run(place, "run", *OPEN_GATE)
+    again = run(place, *RUN, *OPEN_GATE)
     assert again.code == 0, again.err
     for stage in STAGES:
         assert re.search(rf"^\[\d+/11\] {stage}: from the cache", again.err, re.MULTILINE), again.err
@@ -222,8 +229,24 @@ def test_a_second_run_does_only_what_changed(place: Path, first: Done, client: M
     assert again.out.startswith(table)
 
 
+def test_nothing_is_retrained_on_the_sources_of_a_version(place: Path, first: Done) -> None:
+    again = run(place, *RETRAIN, *OPEN_GATE)
+    assert again.code == 0, again.err
+    assert again.out.startswith("Nothing new: version 1 was trained on exactly these sources (tiny-world: ")
+    assert "build_vlir" not in again.err
+
+
+def test_one_batch_is_looked_at_before_the_hours(place: Path, first: Done) -> None:
+    done = run(place, *PREFLIGHT, *OPEN_GATE)
+    assert done.code == 0, done.err
+    assert re.search(r"^\[\d+/\d+\] sft: from the cache", done.err, re.MULTILINE)
+    said = [line for line in done.out.splitlines() if line]
+    assert len(said) > 5
+    assert all(line.startswith("ok   ") for line in said), done.out
+
+
 def test_an_evaluation_alone_ends_with_a_page_of_its_own(place: Path, first: Done) -> None:
-    done = run(place, "evaluate", *OPEN_GATE)
+    done = run(place, *EVALUATE, *OPEN_GATE)
     assert done.code == 0, done.err
     found = re.search(r"^report +file://(.+)$", done.out, re.MULTILINE)
     assert found is not None, done.out
@@ -233,7 +256,7 @@ def test_an_evaluation_alone_ends_with_a_page_of_its_own(place: Path, first: Don
 
 
 def test_a_gate_that_says_no_ends_with_code_3_and_its_reasons(place: Path, first: Done) -> None:
-    refused = run(place, "validate", "--set", "validation.min_records=100000")
+    refused = run(place, "validate", "--preset", "tiny-smoke", "--set", "validation.min_records=100000")
     assert refused.code == 3
     assert "GateError" in refused.err
     assert "num_records" in refused.err

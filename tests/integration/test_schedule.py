@@ -5,8 +5,6 @@ commands are those of the README.
 """
 
 import os
-import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,8 +16,9 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tasks.services import free_port
 from tasks.settings import prepare
+from tests.prefect_api import prefect_api
+from tests.readme import arguments_of
 from tests.team_server import wait_for
 
 pytestmark = pytest.mark.integration
@@ -30,26 +29,9 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def api_url(work_dir: Path) -> Iterator[str]:
     prepare(work_dir)
-    work_dir.mkdir()
-    port = free_port()
-    url = f"http://127.0.0.1:{port}/api"
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (work_dir.parent / "server.log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "PREFECT_API_URL": url})
-    os.environ["PREFECT_API_URL"] = url
-    try:
-        wait_for(lambda: is_well(url), "server")
+    with prefect_api(work_dir / "prefect") as url:
+        os.environ["PREFECT_API_URL"] = url
         yield url
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def is_well(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health").status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def run(*command: str) -> str:
@@ -65,17 +47,8 @@ def run(*command: str) -> str:
     return done.stdout
 
 
-def documented() -> list[list[str]]:
-    """The commands on a server that the README names, word by word."""
-    section = (ROOT / "README.md").read_text().split("## Run it on a schedule")[1].split("\n## ")[0]
-    lines = re.search(r"```bash\n(vlm-r3 deploy\n.*?)```", section, re.DOTALL)
-    assert lines is not None
-    return [shlex.split(line, comments=True) for line in lines[1].splitlines()]
-
-
 def test_schedule_and_announced_data_create_runs(api_url: str, work_dir: Path) -> None:
-    deploy, *others = documented()
-    said = run("flows.cli", *deploy[1:], "--work-dir", str(work_dir))
+    said = run("flows.cli", *arguments_of("vlm-r3 deploy"))
     assert "automation   a new data-set version starts retrain\n" in said
     deployment = httpx.get(f"{api_url}/deployments/name/retrain/tiny").json()
     (schedule,) = deployment["schedules"]
@@ -92,8 +65,14 @@ def test_schedule_and_announced_data_create_runs(api_url: str, work_dir: Path) -
     assert {(each.weekday(), each.hour, each.minute) for each in due} == {(0, 3, 0)}
 
     assert runs("AUTOMATION") == []
-    for words in others:
-        run(*words)
+    for command in (
+        "prefect event emit vlm-r3.dataset.ready --resource-id s3://BUCKET/sources/NAME",
+        "prefect deployment run retrain/tiny",
+        "prefect deployment run pipeline/tiny",
+    ):
+        run("prefect", *arguments_of(command))
+    listed = run("prefect", *arguments_of("prefect deployment schedule ls retrain/tiny"))
+    assert schedule["id"] in listed.replace("\n", "")
     (started,) = wait_for(lambda: runs("AUTOMATION"), "run that the event started")
     (asked,) = wait_for(lambda: runs(""), "run that was asked for")
     for one in (started, asked):
@@ -103,14 +82,19 @@ def test_schedule_and_announced_data_create_runs(api_url: str, work_dir: Path) -
     # Paused, the schedule makes no runs, and those that it had made are gone.
     run("prefect", "deployment", "schedule", "pause", "retrain/tiny", schedule["id"])
     wait_for(lambda: not runs("SCHEDULE"), "end of the scheduled runs")
-    run("flows.cli", *deploy[1:], "--work-dir", str(work_dir))
+    # Deployed again, now with the paper's presets on GPUs, it makes runs as before.
+    said = run("flows.cli", *arguments_of("vlm-r3 deploy --gpu-pool gpu-k8s --home /app"))
     wait_for(lambda: runs("SCHEDULE"), "scheduled run after another deployment")
+    assert "deployment   rgrpo/paper-7b\n" in said
+    large = httpx.get(f"{api_url}/deployments/name/rgrpo/paper-7b").json()
+    assert large["work_pool_name"] == "gpu-k8s"
+    assert large["pull_steps"][0]["prefect.deployments.steps.set_working_directory"]["directory"] == "/app"
 
 
 def test_a_run_that_is_stuck_is_cancelled_and_one_without_heartbeat_crashed(
     api_url: str, work_dir: Path
 ) -> None:
-    run("flows.cli", "deploy", "--work-dir", str(work_dir))
+    run("flows.cli", "deploy")
 
     def wait_only(name: str, seconds: int) -> None:
         query = {"automations": {"name": {"any_": [name]}}}

@@ -17,9 +17,11 @@ import openai
 import psutil
 import pytest
 from openai import OpenAI
+from openai.types.chat import ChatCompletion
 from PIL import Image
 
 from models.config import EMBEDDED_MODEL
+from models.encoding import Encoder
 from models.presets import load_preset
 from models.records import png_bytes
 from models.rollout import Asked, stream
@@ -66,6 +68,21 @@ def ask(client: OpenAI, text: str, *images: str, **options):
     return client.chat.completions.create(model="vlm-r3", messages=messages(text, *images), **options)
 
 
+def gathered(client: OpenAI, text: str, image: str) -> ChatCompletion:
+    """A streamed answer, put together as the whole one would be."""
+    chunks = list(ask(client, text, image, stream=True, stream_options={"include_usage": True}))
+    deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
+    told = [delta.look_again for delta in deltas if hasattr(delta, "look_again")]
+    message = {
+        "role": "assistant",
+        "content": "".join(delta.content or "" for delta in deltas),
+        "look_again": {"looks": [look for one in told for look in one.get("looks", [])], **told[-1]},
+    }
+    choice = {"index": 0, "message": message, "finish_reason": chunks[-2].choices[0].finish_reason}
+    head = {"id": chunks[0].id, "created": chunks[0].created, "model": "vlm-r3", "object": "chat.completion"}
+    return ChatCompletion.model_validate({**head, "choices": [choice], "usage": chunks[-1].usage})
+
+
 def metric(server: Served, name: str) -> float:
     lines = httpx.get(f"{server.url}/metrics").text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
@@ -88,7 +105,7 @@ def test_two_hundred_clients_get_what_the_loop_gives_in_process(server, client):
     def answer(seed: int):
         image, text = scene(seed)
         with OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=300) as own:
-            return ask(own, text, data_uri(image))
+            return gathered(own, text, data_uri(image)) if seed % 2 else ask(own, text, data_uri(image))
 
     with ThreadPoolExecutor(200) as threads:
         replies = list(threads.map(answer, range(200)))
@@ -140,6 +157,27 @@ def test_a_picture_by_url_is_the_same_as_in_the_request(client):
     web.shutdown()
     assert by_url.choices[0].message == ask(client, text, data_uri(image)).choices[0].message
     assert by_url.choices[0].message.look_again["looks"]
+
+
+def test_a_conversation_goes_on_from_what_the_model_saw(client):
+    """The second question is asked after just the tokens of the first, crops included."""
+    (first, text), (second, _) = scene(3), scene(4)
+    asked = messages(text, data_uri(first))
+    reply = client.chat.completions.create(model="vlm-r3", messages=asked)
+    assert [look["error"] for look in reply.choices[0].message.look_again["looks"]] == [None]
+    user = messages("the other", data_uri(second))[1]
+    following = client.chat.completions.create(
+        model="vlm-r3", messages=[*asked, reply.choices[0].message, user]
+    )
+    alone = client.chat.completions.create(model="vlm-r3", messages=[asked[0], user])
+    # Before the question stand system text, first question, crop and reply; the end of the reply was sampled,
+    # a line break follows it. What is left of the second question without its system text:
+    encoder = Encoder.load(EMBEDDED_MODEL)
+    system = encoder.tokenizer.encode(f"<|im_start|>system\n{asked[0]['content']}<|im_end|>\n")
+    assert following.usage.prompt_tokens == (
+        reply.usage.total_tokens + len(encoder.tokenize("\n")) + alone.usage.prompt_tokens - len(system)
+    )
+    assert following.usage.prompt_tokens_details.image_tokens >= 3 * 4
 
 
 def test_several_pictures_none_and_asked_directly(client):

@@ -1,6 +1,6 @@
 """SFT and R-GRPO with DeepSpeed: a random tiny Qwen2.5-VL in this process, several ranks under torchrun."""
 
-import json
+import math
 import shutil
 import subprocess
 import sys
@@ -14,6 +14,7 @@ from deepspeed.utils import safe_get_full_grad
 from safetensors.torch import load_file
 
 from models import distributed
+from models.checkpoints import Progress
 from models.config import (
     EngineConfig,
     GuardsConfig,
@@ -23,12 +24,15 @@ from models.config import (
     RGRPOConfig,
     SFTConfig,
 )
-from models.errors import GuardError, RunDirError, TrainingError
-from models.policy import load_policy
+from models.errors import ConfigError, GuardError, TrainingError
+from models.objective_config import PROFILES
+from models.packing import pack, pack_groups
+from models.policy import Policy, collate, load_policy, load_reference
 from models.presets import load_preset
 from models.records import write_questions, write_records
 from models.rgrpo import train as rgrpo
 from models.rgrpo import update
+from models.rgrpo.actors import Actors
 from models.rgrpo.objective import Totals
 from models.rgrpo.update import Sample
 from models.run_config import RGRPORun, SFTRun
@@ -36,8 +40,11 @@ from models.rundir import RunDir
 from models.sft import step as sft_step
 from models.sft import train as sft
 from models.transcripts import read_transcripts
+from models.transformers_engine import TransformersEngine
 from tests.tiny_models import save_random_model
 from tests.training_data import LOOK, questions, records
+
+from transformers import Qwen2_5_VLForConditionalGeneration  # isort: skip
 
 pytestmark = pytest.mark.integration
 
@@ -73,6 +80,11 @@ def one_rank():
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory):
     return save_random_model(tmp_path_factory.mktemp("model"), tied=False)
+
+
+@pytest.fixture(scope="module")
+def other_model_path(tmp_path_factory):
+    return save_random_model(tmp_path_factory.mktemp("other"), tied=False, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -142,12 +154,17 @@ def test_every_parameter_moves_and_the_tower_stays(model_path):
         assert moved != name.startswith("model.visual."), f"{name}: moved is {moved}"
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2, 3])
-def test_sft_gradient_does_not_depend_on_how_the_batch_is_cut(model_path, zero_stage):
-    # Budgets of 1024 and 128 tokens give one micro-batch of 4 rows and four of 1 row.
+@pytest.mark.parametrize(
+    ("zero_stage", "freeze_vision"), [(0, True), (1, True), (2, True), (3, True), (2, False)]
+)
+def test_sft_gradient_does_not_depend_on_how_the_batch_is_packed(model_path, zero_stage, freeze_vision):
+    # All four samples in one row; or one row each, longest first, summed up over four micro-batches.
+    lengths = [len(one) for one in encoded_records(load_policy(model_path))]
+    assert len(set(lengths)) > 1
     found = []
-    for max_tokens in (1024, 128):
-        policy = load_policy(model_path)
+    for max_tokens in (1024, max(lengths)):
+        assert len(pack(lengths, max_tokens=max_tokens)) == (1 if max_tokens == 1024 else 4)
+        policy = load_policy(model_path, freeze_vision=freeze_vision)
         engine = distributed.initialise(policy, SFT.model_copy(update={"zero_stage": zero_stage}))
         loss, _ = sft_step.accumulate_gradient(
             engine, encoded_records(policy), list("abcd"), max_tokens=max_tokens
@@ -155,39 +172,110 @@ def test_sft_gradient_does_not_depend_on_how_the_batch_is_cut(model_path, zero_s
         found.append((loss, gradients(engine)))
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-5)
     assert_equal(found[1][1], found[0][1])
+    assert max(gradient.abs().max() for gradient in found[0][1].values()) > 1e-3
+
+
+AGGREGATIONS = ("paper-eq2", "seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm")
+OBJECTIVES = [
+    *(ObjectiveConfig(aggregation=name) for name in AGGREGATIONS),
+    *(ObjectiveConfig(aggregation=name, beta=0.5) for name in ("paper-eq2", "token-mean")),
+    PROFILES["standard"].objective,
+]
+# Token budgets that cut two questions with four rollouts each in one, two and eight micro-batches.
+BUDGETS = {512: 1, 256: 2, 112: 8}
+
+
+def two_groups_of_four(policy):
+    """Rollouts of two questions, each a little longer than the one before; no engine sampled them."""
+    samples = []
+    for record, advantages in zip(records(2), ((1.0, -1.0, 0.5, -0.5), (2.0, 0.0, -1.5, -0.5)), strict=True):
+        first, *others = record.steps
+        for index, advantage in enumerate(advantages):
+            longer = replace(first, text="I look. " * (index + 2) + first.text)
+            encoded = policy.encoder.encode_record(replace(record, steps=(longer, *others)), LOOK)
+            samples.append(Sample(record.question.id, index, encoded, advantage))
+    return samples
+
+
+def gradient_of(model_path, reference_path, objective, *, max_tokens=512):
+    """Metrics and gradients of one batch, cut by a token budget."""
+    policy = load_policy(model_path)
+    engine = distributed.initialise(policy, RGRPO)
+    samples = two_groups_of_four(policy)
+    packed = pack_groups([sample.continuation for sample in samples], max_tokens=max_tokens)
+    assert len(packed) == BUDGETS[max_tokens]
+    metrics = update.accumulate_gradient(
+        engine,
+        samples,
+        spare=samples[0].encoded,
+        totals=Totals(2, 8, sum(sample.encoded.num_sampled for sample in samples), 24),
+        # There is nothing for the trainer to agree with.
+        config=RGRPO.model_copy(
+            update={"tokens_per_micro_batch": max_tokens, "max_mismatch_kl": 1e9, "objective": objective}
+        ),
+        reference=load_reference(reference_path, policy, dtype="float32") if objective.beta else None,
+    )
+    return metrics, gradients(engine)
 
 
 @pytest.mark.parametrize(
-    "aggregation", ["paper-eq2", "seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm"]
+    "objective", OBJECTIVES, ids=lambda o: f"{o.aggregation}-beta-{o.beta}-cap-{o.engine_weight_cap}"
 )
-def test_rgrpo_gradient_does_not_depend_on_how_the_batch_is_cut(model_path, aggregation):
+def test_rgrpo_gradient_is_the_same_as_1x8_2x4_and_8x1(model_path, other_model_path, objective):
+    (metrics, expected), *others = (
+        gradient_of(model_path, other_model_path, objective, max_tokens=budget) for budget in BUDGETS
+    )
+    largest = max(gradient.abs().max() for gradient in expected.values())
+    assert largest > 1e-3
+    for found_metrics, found in others:
+        assert found_metrics["rgrpo/loss"] == pytest.approx(metrics["rgrpo/loss"], rel=1e-4, abs=1e-5)
+        assert_equal(found, expected, tolerance=1e-5 * max(1.0, float(largest)))
+    assert ("rgrpo/reference_kl" in metrics) == (objective.beta > 0)
+    # These records have log-probs of 0 for the engine's: every ratio is below the cap.
+    assert (metrics["rgrpo/clipped_share"], metrics["rgrpo/engine_weight_cut_share"]) == (0, 0)
+
+
+def test_tokens_that_the_engine_deemed_unlikely_weigh_as_much_as_the_cap(model_path):
     found = []
-    for max_tokens in (1024, 128):
+    for cap in (0.0, 2.0):
         policy = load_policy(model_path)
         engine = distributed.initialise(policy, RGRPO)
-        encoded = encoded_records(policy)
         samples = [
-            Sample(str(i), 0, one, a)
-            for i, (one, a) in enumerate(zip(encoded, (1.0, -1.0, 0.5, -0.5), strict=True))
+            replace(
+                one,
+                encoded=replace(one.encoded, engine_logprobs=np.full_like(one.encoded.engine_logprobs, -99)),
+            )
+            for one in two_groups_of_four(policy)
         ]
+        objective = ObjectiveConfig(aggregation="token-mean", engine_weight_cap=cap)
         metrics = update.accumulate_gradient(
             engine,
             samples,
-            spare=encoded[0],
-            totals=Totals(2, 4, sum(one.num_sampled for one in encoded), 24),
-            # No engine sampled these records: there is nothing for the trainer to agree with.
-            config=RGRPO.model_copy(
-                update={
-                    "tokens_per_micro_batch": max_tokens,
-                    "max_mismatch_kl": 1e9,
-                    "objective": ObjectiveConfig(aggregation=aggregation),
-                }
-            ),
+            spare=samples[0].encoded,
+            totals=Totals(2, 8, 100, 24),
+            config=RGRPO.model_copy(update={"max_mismatch_kl": math.inf, "objective": objective}),
         )
-        found.append((metrics, gradients(engine)))
-    assert found[0][0]["rgrpo/loss"] == pytest.approx(found[1][0]["rgrpo/loss"], abs=1e-5)
-    assert_equal(found[1][1], found[0][1])
-    assert max(gradient.abs().max() for gradient in found[0][1].values()) > 1e-3
+        found.append((metrics["rgrpo/engine_weight_cut_share"], gradients(engine)))
+    (uncut, plain), (cut, weighted) = found
+    assert (uncut, cut) == (0, 1)
+    assert_equal(weighted, {name: 2 * gradient for name, gradient in plain.items()}, tolerance=1e-4)
+
+
+def test_the_gradient_of_the_penalty_is_that_of_eq_3_per_token(model_path, other_model_path):
+    # Independent of objective.py: 1/Q times the sum over sampled tokens, on whole sequences one by one.
+    objective = ObjectiveConfig(aggregation="paper-eq2", beta=0.5)
+    _, found = gradient_of(model_path, other_model_path, objective)
+    _, without = gradient_of(model_path, other_model_path, ObjectiveConfig(aggregation="paper-eq2"))
+    policy, reference = load_policy(model_path), load_policy(other_model_path)
+    for sample in two_groups_of_four(policy):
+        log_pi = policy(collate([sample.encoded], policy))
+        log_ref = reference(collate([sample.encoded], policy)).detach()
+        ratio = torch.exp(log_ref - log_pi)
+        penalty = (ratio - 1 - torch.log(ratio)).sum() / 2
+        (0.5 * penalty).backward()
+    expected = {name: parameter.grad for name, parameter in policy.named_parameters()}
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    assert_equal({name: found[name] - without[name] for name in found}, expected, tolerance=1e-4 * largest)
 
 
 def test_stages_of_zero_take_the_same_steps_also_stage_0_in_bfloat16(model_path):
@@ -250,13 +338,69 @@ def test_sft_resumes_as_if_it_had_never_stopped(tmp_path, model_path, data):
     shutil.copytree(unbroken / "checkpoints" / "step-2", broken / "checkpoints" / "step-2")
     sft.train(run, config)
     assert_equal(weights(broken / "model"), weights(unbroken / "model"), tolerance=1e-6)
-    assert [line["step"] for line in run.metrics()] == [2, 3, 4]
+    # The first three came with the checkpoint.
+    assert [line["step"] for line in run.metrics()] == [0, 1, 2, 2, 3, 4]
     assert result.status == "done"
     losses = [
         line["sft/validation_loss"] for line in RunDir(unbroken).metrics() if "sft/validation_loss" in line
     ]
     assert len(losses) == 3  # at the start and after each epoch
     assert losses[2] < losses[1] < losses[0]
+
+
+def test_a_run_that_gets_worse_stops_and_leaves_its_best_model_also_when_it_was_killed(
+    tmp_path, model_path, data
+):
+    # The rate is absurd, so the checks get worse after the first: two of them end the run.
+    changes = {"learning_rate": 1.0, "num_epochs": 5, "checkpoint_every": 1}
+    stop = {"check_every": 1, "early_stop_patience": 2, "accuracy_questions": 3}
+    config = sft_run(model_path, data, **changes, **stop)
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    run = RunDir.create(unbroken, config)
+    result = sft.train(run, config)
+    best, last = int(result.metrics["sft/best_step"]), list(run.metrics())[-1]["step"]
+    assert last == best + 2 < 10
+    assert result.reason.startswith(f"kept the model of step {best}: validation_loss")
+    checks = {line["step"]: line["sft/validation_loss"] for line in run.metrics()}
+    assert min(checks, key=checks.get) == best
+    assert not (unbroken / "best").exists()
+    # Killed after the first step that was worse.
+    continued = RunDir.create(broken, config)
+    shutil.copytree(
+        unbroken / "checkpoints" / f"step-{last - 1}", broken / "checkpoints" / f"step-{last - 1}"
+    )
+    shutil.copytree(unbroken / "model", broken / "best")
+    lines = (unbroken / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (broken / "metrics.jsonl").write_text("".join(lines))
+    again = sft.train(continued, config)
+    assert again.reason == result.reason
+    assert_equal(weights(broken / "model"), weights(unbroken / "model"), tolerance=0)
+
+
+def test_accuracy_is_measured_and_disturbs_nothing(tmp_path, model_path, data):
+    plain = sft_run(model_path, data)
+    asked = sft_run(model_path, data, accuracy_questions=4)
+    sft.train(RunDir.create(tmp_path / "plain", plain), plain)
+    run = RunDir.create(tmp_path / "asked", asked)
+    sft.train(run, asked)
+    assert_equal(weights(run.path / "model"), weights(tmp_path / "plain" / "model"), tolerance=0)
+    found = [line for line in run.metrics() if "sft/accuracy" in line]
+    assert [line["step"] for line in found] == [0, 2, 4]
+    assert all(line["sft/accuracy"] == line["sft/accuracy/read"] for line in found)
+    assert all(line["sft/unscored_share"] == 0 for line in found)
+
+
+def test_a_second_run_finds_every_feature_of_the_first(tmp_path, model_path, data, monkeypatch):
+    calls = []
+    look_at = Policy._look_at
+    monkeypatch.setattr(Policy, "_look_at", lambda *args: calls.append(1) or look_at(*args))
+    config = sft_run(model_path, data).model_copy(update={"features_path": str(tmp_path / "features")})
+    counts = []
+    for name in ("first", "second"):
+        sft.train(RunDir.create(tmp_path / name, config), config)
+        counts.append(len(calls))
+    assert 0 < counts[0] == counts[1]
+    assert_equal(weights(tmp_path / "second" / "model"), weights(tmp_path / "first" / "model"), tolerance=0)
 
 
 def test_more_sft_lasts_its_seconds_and_ends_at_the_lowest_rate(tmp_path, model_path, data):
@@ -273,6 +417,18 @@ def test_too_many_long_records_stop_the_run(tmp_path, model_path, data):
     config = sft_run(model_path, data, max_tokens=64)
     with pytest.raises(TrainingError, match=r"8 of 8 records .* sft.max_tokens 64"):
         sft.train(RunDir.create(tmp_path / "run", config), config)
+
+
+def test_a_long_record_is_left_out_whole_counted_and_named(tmp_path, model_path, data, caplog):
+    encoder = load_policy(model_path).encoder
+    lengths = {record.question.id: len(encoder.encode_record(record, LOOK)) for record in records(8)}
+    limit = max(lengths.values()) - 1
+    long = [name for name, length in lengths.items() if length > limit]
+    config = sft_run(model_path, data, max_tokens=limit, max_dropped=1.0, num_epochs=1)
+    run = RunDir.create(tmp_path / "run", config)
+    sft.train(run, config)
+    assert next(run.metrics())["sft/dropped"] == len(long) > 0
+    assert all(f"{name} is left out: {limit + 1} tokens" in caplog.text for name in long)
 
 
 def test_rgrpo_resumes_as_if_it_had_never_stopped(tmp_path, model_path, data):
@@ -302,6 +458,22 @@ def test_every_rollout_is_kept_with_its_policy_version(tmp_path, model_path, dat
         }
         assert all(one.reward is not None for one in kept)
         assert len({one.question_id for one in kept}) == 2
+
+
+def test_questions_that_do_not_fill_the_last_step_of_an_epoch(tmp_path, model_path, data):
+    """8 questions, 3 a step: the third step would begin one epoch and end in the next."""
+    config = rgrpo_run(model_path, data, num_steps=5, questions_per_step=3, group_size=2)
+    run = RunDir.create(tmp_path / "run", config)
+    rgrpo.train(run, config)
+    for step in range(5):
+        kept = read_transcripts(run.path / "rollouts" / f"step-{step}.parquet")
+        assert len({one.question_id for one in kept}) == 3
+
+
+def test_fewer_questions_than_a_step_takes_are_refused(tmp_path, model_path, data):
+    config = rgrpo_run(model_path, data, questions_per_step=9)
+    with pytest.raises(ConfigError, match=r"holds 8 questions, a step of R-GRPO takes 9 different ones"):
+        rgrpo.train(RunDir.create(tmp_path / "run", config), config)
 
 
 def test_a_guard_pauses_the_run_and_it_goes_on_under_another_limit(tmp_path, model_path, data):
@@ -343,14 +515,54 @@ def test_a_batch_without_spread_trains_nothing(tmp_path, model_path, data):
     assert_equal(weights(run.path / "model"), weights(model_path), tolerance=0)
 
 
-def test_a_checkpoint_of_another_number_of_ranks_is_refused(tmp_path, model_path, data):
-    config = sft_run(model_path, data)
+def test_beta_loads_the_starting_model_once_and_none_without(tmp_path, model_path, data, monkeypatch):
+    loaded = []
+    load = Qwen2_5_VLForConditionalGeneration.from_pretrained
+    monkeypatch.setattr(
+        Qwen2_5_VLForConditionalGeneration,
+        "from_pretrained",
+        lambda path, **settings: (loaded.append(path), load(path, **settings))[1],
+    )
+    lines = {}
+    # Unlike rewards at the start, and a policy that moves far: the penalty has something to hold back.
+    for beta in (0.0, 1.0):
+        objective = ObjectiveConfig(aggregation="token-mean", beta=beta)
+        config = rgrpo_run(model_path, data, num_steps=3, learning_rate=0.01, objective=objective)
+        run = RunDir.create(tmp_path / f"beta-{beta}", config)
+        loaded.clear()
+        rgrpo.train(run, config)
+        assert len(loaded) == (2 if beta else 1)
+        lines[beta] = [line for line in run.metrics() if line.get("rgrpo/updated")]
+    assert all("rgrpo/reference_kl" not in line for line in lines[0.0])
+    first, second, third = (line["rgrpo/reference_kl"] for line in lines[1.0])
+    assert first == 0  # the policy is the reference
+    assert second > 1e-4
+    assert third > 1e-4
+
+
+def test_equal_rewards_are_trained_on_where_a_reference_pulls(tmp_path, model_path, other_model_path, data):
+    # Every reward is 0: without beta nothing would be trained (test_a_batch_without_spread_trains_nothing).
+    nothing = RewardConfig(accuracy=0, format=0, validity=0, length_cap=0)
+    objective = ObjectiveConfig(aggregation="token-mean", beta=1.0)
+    config = rgrpo_run(model_path, data, num_steps=1, reward=nothing, objective=objective)
     run = RunDir.create(tmp_path / "run", config)
-    sft.train(run, config)
-    about = run.path / "checkpoints" / "step-4" / "progress.json"
-    about.write_text(json.dumps(json.loads(about.read_text()) | {"num_ranks": 2}))
-    with pytest.raises(RunDirError, match="written by 2 ranks, this run has 1"):
-        sft.train(run, config)
+    policy = load_policy(other_model_path)  # it has moved away from the starting model
+    engine = distributed.initialise(policy, config.rgrpo)
+    actors = Actors(
+        engine,
+        TransformersEngine(policy, config.engine),
+        questions(8),
+        held_out=[],
+        reference=load_reference(model_path, policy, dtype="float32"),
+    )
+    training = rgrpo.Training(run, config, actors)
+    training.run_to_the_end(Progress())
+    (line,) = [line for line in run.metrics() if line["step"] == 1]
+    assert line["rgrpo/zero_variance_share"] == 1.0
+    assert line["rgrpo/updated"] == 1.0
+    assert line["rgrpo/reference_kl"] > 0.01
+    assert line["rgrpo/gradient_norm"] > 1e-3
+    assert line["rgrpo/trained_tokens"] > 0
 
 
 def test_two_steps_of_each_stage_on_two_ranks_with_vllm(tmp_path, data):
@@ -412,7 +624,8 @@ def test_two_ranks_compute_the_gradient_of_one(tmp_path, model_path, zero_stage)
         arguments = [str(script), str(model_path), str(zero_stage), str(tmp_path / f"{num_ranks}.pt")]
         subprocess.run([sys.executable, *launcher, *arguments], check=True, timeout=300)
     alone, together = (torch.load(tmp_path / f"{number}.pt") for number in (1, 2))
-    for stage in ("sft", "rgrpo"):
-        assert alone[stage].keys() == together[stage].keys()
-        assert_equal(together[stage], alone[stage])
-    assert max(gradient.abs().max() for gradient in alone["rgrpo"].values()) > 1e-3
+    assert alone.keys() == together.keys()
+    for batch in alone:
+        largest = max(float(gradient.abs().max()) for gradient in alone[batch].values())
+        assert largest > 1e-3
+        assert_equal(together[batch], alone[batch], tolerance=1e-5 * max(1.0, largest))

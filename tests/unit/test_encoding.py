@@ -12,7 +12,7 @@ from models.records import Question, RationaleStep, VLIRRecord
 from models.region import Box
 from models.rollout import rollout
 from models.tiny import world
-from models.trajectory import CropSpan, GenerationRequest, Piece, Prompt, SampledSpan, TextSpan
+from models.trajectory import CropSpan, Exchange, GenerationRequest, Piece, Prompt, SampledSpan, TextSpan
 from tests.tiny_models import NUM_UNUSED_IDS, load_reference, picture, sampled, trajectory_with_crops
 
 # 448 x 448 pictures are seen at 112 x 112.
@@ -104,6 +104,24 @@ def test_pictures_stand_at_their_places_in_the_prompt(encoder):
     user = encoder.tokenizer.decode(collapsed.ids).split("<|im_start|>user\n")[1].split("<|im_end|>")[0]
     assert user == f"is it {start}{pad}{end}like that?{start}{pad}{end}"
     assert collapsed.pictures == pictures
+
+
+def test_a_conversation_follows_the_chat_template(encoder):
+    view, crop, other = picture(28, 28), picture(56, 28), picture(28, 56)
+    span = CropSpan(crop, Box(0, 0, 9, 9, "seen"))
+    reply = (SampledSpan("I look {}"), span, SampledSpan("K7"), TextSpan(" [no]"))
+    prompt = Prompt("sure?", (other,), "Look twice.", (4,), (Exchange(Prompt("code?", (view,)), reply),))
+    collapsed = encoder.collapse(prompt, ())
+    pad = "<|vision_start|><|image_pad|><|vision_end|>"
+    assert encoder.tokenizer.decode(collapsed.ids) == (
+        "<|im_start|>system\nLook twice.<|im_end|>\n"
+        f"<|im_start|>user\n{pad}code?<|im_end|>\n"
+        f"<|im_start|>assistant\nI look {{}}{pad}K7 [no]<|im_end|>\n"
+        f"<|im_start|>user\nsure{pad}?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert collapsed.pictures == (view, crop, other)
+    assert not any(collapsed.sampled)
 
 
 def test_mrope_positions_worked_out_by_hand():

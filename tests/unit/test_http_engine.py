@@ -19,6 +19,7 @@ from models.rollout import rollout
 from models.trajectory import (
     AS_MANY_AS_FIT,
     CropSpan,
+    Exchange,
     GenerationRequest,
     Prompt,
     SampledSpan,
@@ -92,6 +93,17 @@ def test_a_file_that_shows_what_is_seen_is_sent_as_it_is(endpoint):
     own, other = own["image_url"]["url"], other["image_url"]["url"]
     assert base64.b64decode(own.removeprefix("data:image/jpeg;base64,")) == buffer.getvalue()
     assert other.startswith("data:image/png;base64,")
+
+
+def test_earlier_turns_come_before_the_question(endpoint):
+    crop = CropSpan(picture(), Box(0, 0, 9, 9, "seen"))
+    exchange = Exchange(Prompt("code?", (picture(),)), (SampledSpan("I look."), crop, SampledSpan("K7")))
+    prompt = Prompt("sure?", (), "Look twice.", (), (exchange,))
+    finish(endpoint.config(), GenerationRequest("r", prompt, (), STOPS, 40, 0.5))
+    messages = endpoint.bodies[0]["messages"]
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
+    assert [part["type"] for part in messages[2]["content"]] == ["text", "image_url", "text"]
+    assert messages[3]["content"] == [{"type": "text", "text": "sure?"}]
 
 
 def test_text_that_json_must_escape_arrives(endpoint):

@@ -50,6 +50,13 @@ def of_spans(*spans) -> Trajectory:
     return Trajectory("q", 0, Prompt("?"), spans, (), StopReason.ANSWERED)
 
 
+def test_a_picture_may_be_a_path_and_nothing_else_than_what_is_said(tmp_path):
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "red.png")
+    assert picture_question(tmp_path / "red.png", "?") == picture_question(str(tmp_path / "red.png"), "?")
+    with pytest.raises(RecordError, match="cannot be a list"):
+        picture_question([tmp_path / "red.png"], "?")
+
+
 def test_boxes_are_given_in_pixels_of_the_picture_they_are_in():
     images = [Image.new("RGB", (448, 448)), Image.new("RGB", (224, 224))]
     found = answer_of(play(*PIECES, images=images), [Size(448, 448), Size(224, 224)], LOOK.budget)

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import TrainingError
-from models.packing import LENGTH_MULTIPLE, Continuation, deal, pack, pack_groups, padded_length
+from models.packing import Continuation, deal, pack, pack_groups, packed_length, padded_length
 
 LENGTHS = st.lists(st.integers(1, 500), max_size=80)
 
@@ -11,28 +11,35 @@ LENGTHS = st.lists(st.integers(1, 500), max_size=80)
 @given(LENGTHS)
 def test_every_sample_once(lengths):
     packed = pack(lengths, max_tokens=512)
-    assert sorted(index for batch in packed for index in batch.indices) == list(range(len(lengths)))
+    assert sorted(index for batch in packed for index in batch) == list(range(len(lengths)))
 
 
 @given(LENGTHS)
-def test_nobody_is_over_budget_and_every_sample_fits_its_row(lengths):
+def test_nobody_is_over_budget_and_no_two_micro_batches_would_fit_into_one(lengths):
+    totals = sorted(sum(lengths[index] for index in batch) for batch in pack(lengths, max_tokens=512))
+    assert all(0 < total <= 512 for total in totals)
+    assert len(totals) < 2 or totals[0] + totals[1] > 512
+
+
+@given(LENGTHS)
+def test_equal_lengths_stand_side_by_side(lengths):
     for batch in pack(lengths, max_tokens=512):
-        assert 0 < batch.num_tokens <= 512
-        assert batch.length % LENGTH_MULTIPLE == 0
-        assert all(lengths[index] <= batch.length for index in batch.indices)
+        found = [lengths[index] for index in batch]
+        assert found == sorted(found, reverse=True)
 
 
 @given(LENGTHS, st.randoms())
 def test_shapes_do_not_depend_on_the_order_of_the_input(lengths, random):
     shuffled = random.sample(lengths, len(lengths))
-    shapes = [(len(batch.indices), batch.length) for batch in pack(lengths, max_tokens=512)]
-    assert shapes == [(len(batch.indices), batch.length) for batch in pack(shuffled, max_tokens=512)]
+    shapes = [[lengths[index] for index in batch] for batch in pack(lengths, max_tokens=512)]
+    assert shapes == [[shuffled[index] for index in batch] for batch in pack(shuffled, max_tokens=512)]
 
 
 def test_by_hand():
-    # Padded to 16: 20 -> 32, 10 -> 16. Budget 64: two rows of 32, then four rows of 16.
-    packed = pack([10, 20, 10, 20, 10], max_tokens=64)
-    assert [(batch.indices, batch.length) for batch in packed] == [((1, 3), 32), ((0, 2, 4), 16)]
+    # 20 + 20 + 10 + 10 = 60; the third 10 does not fit into 64 any more.
+    assert pack([10, 20, 10, 20, 10], max_tokens=64) == [(1, 3, 0, 2), (4,)]
+    # 40 + 30 is too much; the 20 goes where there is room first, not where there is most.
+    assert pack([40, 30, 20], max_tokens=64) == [(0, 2), (1,)]
 
 
 def test_a_sample_over_the_budget_is_refused():
@@ -42,6 +49,7 @@ def test_a_sample_over_the_budget_is_refused():
 
 def test_padded_length():
     assert [padded_length(length) for length in (1, 16, 17)] == [16, 16, 32]
+    assert [packed_length(length) for length in (1, 64, 65)] == [64, 64, 128]
 
 
 @given(LENGTHS, st.integers(1, 5))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.errors import EncodingError
-from models.policy import Policy, _FeatureCache, collate, load_policy, save_policy
+from models.policy import Policy, collate, load_policy, save_policy
 from tests.tiny_models import load_reference, picture, trajectory_with_crops
 
 TEMPERATURE = 0.7
@@ -132,13 +132,22 @@ def test_features_of_a_frozen_tower_are_computed_once(policy):
     runs = count_tower_runs(policy)
     shown, other = picture(56, 56, seed=1), picture(28, 56, seed=2)
     first = policy.features([shown, other, shown])
-    assert len(runs) == 1
+    assert len(runs) == 2  # one per picture on a CPU
     again = policy.features([picture(56, 56, seed=1)])  # another object, the same pixels
-    assert len(runs) == 1
+    assert len(runs) == 2
     assert torch.equal(first[0], first[2])
     assert torch.equal(first[0], again[0])
     # 56 x 56 is 2 x 2 visual tokens, 28 x 56 is 2 x 1
     assert [len(features) for features in first] == [4, 2, 4]
+
+
+def test_features_do_not_depend_on_what_else_is_missing(untied_model):
+    # Kernels are chosen by size: a resumed run, whose cache is empty, would differ in the last bits.
+    shown = [picture(28 * (1 + i % 4), 28 * (1 + i % 3), seed=i) for i in range(12)]
+    together = load_policy(untied_model).features(shown)
+    resumed = load_policy(untied_model)
+    alone = [resumed.features([one])[0] for one in shown]
+    assert all(torch.equal(*pair) for pair in zip(together, alone, strict=True))
 
 
 def test_features_of_a_trained_tower_are_not_kept(untied_model):
@@ -149,15 +158,35 @@ def test_features_of_a_trained_tower_are_not_kept(untied_model):
     assert len(runs) == 2
 
 
-def test_feature_cache_drops_the_least_recently_used():
-    cache = _FeatureCache(max_bytes=100)
-    entry = torch.zeros(10)  # 40 bytes: two fit into 100, three do not
-    cache.put({"a": entry, "b": entry})
-    assert cache.get("a") is entry  # "b" is now the older one
-    cache.put({"c": entry})
-    assert cache.get("b") is None
-    assert cache.get("a") is entry
-    assert cache.get("c") is entry
+def test_features_do_not_depend_on_the_pictures_that_are_looked_at_together(policy):
+    shown = [picture(28 * width, 28 * height, seed=width) for width in (1, 2, 4) for height in (1, 3)]
+    together = policy._look_at(shown)
+    for one, features in zip(shown, together, strict=True):
+        assert torch.equal(policy._look_at([one])[0], features)
+
+
+def test_features_outlive_the_process_that_computed_them(untied_model, tmp_path):
+    first = load_policy(untied_model)
+    first.keep_features(tmp_path, max_bytes=1 << 20, max_file_bytes=1 << 20)
+    computed = first.features([picture(56, 56)])
+    first._store.flush()
+    second = load_policy(untied_model)
+    second.keep_features(tmp_path, max_bytes=1 << 20, max_file_bytes=1 << 20)
+    runs = count_tower_runs(second)
+    assert torch.equal(second.features([picture(56, 56)])[0], computed[0])
+    assert not runs
+
+
+def test_another_tower_or_type_has_features_of_its_own(untied_model, tmp_path):
+    policies = [load_policy(untied_model) for _ in range(4)]
+    with torch.no_grad():
+        next(policies[1].tower.parameters()).view(-1)[0] += 1e-3
+    policies[2].tower.to(torch.bfloat16)
+    for one in policies:
+        one.keep_features(tmp_path, max_bytes=1 << 20, max_file_bytes=1 << 20)
+        one.features([picture(56, 56)])
+        one._store.flush()
+    assert len(list(tmp_path.iterdir())) == 3  # the fourth has the first one's
 
 
 def test_pads_without_features_are_an_error(policy):

@@ -10,6 +10,7 @@ from models.analyses import attention
 from models.analyses.attention import ANSWER, CROP, IMAGE, PROMPT, attention_shares, parts
 from models.errors import ConfigError
 from models.policy import Policy, collate, load_policy
+from models.segments import ATTENTION
 from models.trajectory import Trajectory
 from tests.tiny_models import save_random_model, trajectory_with_crops
 
@@ -92,7 +93,7 @@ def test_the_models_own_attention_is_put_back(policy: Policy) -> None:
     config = policy.model.model.language_model.config
     before = config._attn_implementation
     attention_shares(policy, trajectory_with_crops(policy.encoder, 1))
-    assert config._attn_implementation == before == "sdpa"
+    assert config._attn_implementation == before == ATTENTION
 
 
 def test_windows_are_refused(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """The command line refuses what cannot work at once, and says what to do instead."""
 
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -7,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli import FLOWS, LIMITS, main
-from models.presets import preset_names
+from flows.cli import FLOWS, LIMITS, main, parser
+from flows.manual import MANUAL
+from models.presets import DEFAULT_PRESET, load_preset, preset_names
 
 # What is promised. A loaded machine gets more tries; a heavy import (seconds) fails them all.
 HELP_SECONDS, REFUSAL_SECONDS = 0.5, 2.0
@@ -56,6 +59,50 @@ def test_help_is_quick_and_names_every_command() -> None:
     )
     assert all(f"\n    {name}" in out for name in (*FLOWS, *others))
     assert all(part in out for part in ("examples:", "exit codes:", "environment:", "VLM_R3_API_KEY"))
+
+
+def test_the_examples_of_the_manual_are_commands_that_work() -> None:
+    examples = MANUAL.split("examples:\n")[1].split("\n\n")[0].splitlines()
+    for example in examples[:-1]:  # the last one is about --help
+        words = shlex.split(re.split(r"\s{3,}", example.strip())[0])
+        options = parser().parse_args(words[1:])
+        if "overrides" in options:
+            load_preset(options.preset or DEFAULT_PRESET, options.overrides)
+    assert len(examples) > 5
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    piped = f"{sys.executable} -m flows.cli completion zsh | head -1"
+    done = subprocess.run(["bash", "-c", piped], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("#compdef vlm-r3\n", "")
+
+
+@pytest.mark.parametrize("options", [[], ["--debug"]])
+def test_what_nobody_foresaw_is_one_line_too(options: list[str]) -> None:
+    unforeseen = "from flows import cli; cli.MODULES['history'] = ('manual', 'nothing'); cli.main({})"
+    command = [sys.executable, "-c", unforeseen.format(["history", *options])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    if options:
+        assert "Traceback" in done.stderr
+    else:
+        assert done.stderr == (
+            "vlm-r3: AttributeError: module 'flows.manual' has no attribute 'nothing' "
+            "This was not foreseen; add --debug to see where it happened.\n"
+        )
+
+
+def test_places_where_nothing_can_be_written_and_trackers_of_no_kind_are_refused(
+    tmp_path: Path, work_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["prune", "--work-dir", str(tmp_path / "file")]) == 2
+    assert "cannot be written to: File exists. Name another one by --work-dir" in capsys.readouterr().err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "ftp://somebody:secret@tracker")
+    assert main(["history"]) == 2
+    said = capsys.readouterr().err
+    assert "'ftp://tracker'" in said
+    assert "sqlite" in said
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

@@ -8,19 +8,18 @@ import pytest
 import yaml
 
 from flows.cli import parser
+from tests.readme import commands_in
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def commands(page: Path) -> list[str]:
-    """The calls of vlm-r3 in a page's shell blocks, continued lines joined."""
-    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line for line in lines if re.match(r"(?:\w+=\S+ +)*vlm-r3 ", line)]
-
-
-DOCUMENTED = [(page.name, line) for page in PAGES for line in commands(page)]
+DOCUMENTED = [
+    (page.name, line)
+    for page in PAGES
+    for line in commands_in(page)
+    if re.match(r"(?:\w+=\S+ +)*vlm-r3 ", line)
+]
 
 
 def test_there_are_commands_to_check():
@@ -29,7 +28,7 @@ def test_there_are_commands_to_check():
 
 @pytest.mark.parametrize(("page", "line"), DOCUMENTED)
 def test_a_documented_command_is_one(page: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = shlex.split(line, comments=True)
+    words = shlex.split(line)
     arguments = words[words.index("vlm-r3") + 1 :]
     try:
         parser().parse_args(arguments)

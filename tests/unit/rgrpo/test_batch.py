@@ -88,6 +88,14 @@ def test_masked_truncated_trajectories_keep_their_say_in_the_mean_only():
     assert masked.totals.num_tokens == kept.totals.num_tokens - len("<think>abc")
 
 
+def test_a_reference_gives_equal_rewards_a_gradient_too():
+    # Their advantages stay 0: it is the KL alone that moves them. What we broke, or masked, still does not.
+    batch = compare(RIGHT, RIGHT, RIGHT, RIGHT, None, "<think>abc", beta=0.1, mask_truncated=True)
+    assert names(batch) == ["q0#0", "q0#1", "q0#2", "q1#0"]
+    assert [sample.advantage for sample in batch.samples[:3]] == [0.0, 0.0, 0.0]
+    assert batch.metrics["rgrpo/zero_variance_share"] == 0.5
+
+
 def test_a_question_that_failed_whole_is_no_question():
     assert compare(RIGHT, WRONG, WRONG, None, None, None).totals.num_questions == 1
 

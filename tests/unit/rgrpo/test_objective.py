@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.config import ObjectiveConfig
-from models.rgrpo.objective import Totals, mismatch_k3, policy_loss, truncated_weight
+from models.rgrpo.objective import Totals, mismatch_k3, policy_loss, reference_k3, truncated_weight
 
 AGGREGATIONS = ("paper-eq2", "seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm")
 SAMPLED = torch.tensor([[True, True, False], [True, False, False]])
@@ -101,3 +101,89 @@ def test_mismatch_k3_by_hand():
     engine = torch.tensor([[-1.0, -1.0, 0.0]])
     found = mismatch_k3(trainer, engine, torch.tensor([[True, True, False]]))
     assert found.item() == pytest.approx(math.exp(0.1) - 1.1, abs=1e-6)
+
+
+REFERENCE = torch.tensor([[-0.8, -1.0, -9.0], [-1.5, -9.0, -9.0]])
+
+
+def penalised(aggregation, beta, *, logprobs=None, advantages=ADVANTAGES, totals=TOTALS, rows=slice(None)):
+    """The loss with a reference, as a function of the log-probs; double precision for finite differences."""
+    start = torch.tensor([[-0.5, -1.0, -9.0], [-2.0, -9.0, -9.0]]) if logprobs is None else logprobs
+    start = start.double()
+
+    def loss(current):
+        return policy_loss(
+            current,
+            old_logprobs=start[rows],
+            advantages=advantages[rows].double(),
+            sampled=SAMPLED[rows],
+            totals=totals,
+            config=ObjectiveConfig(aggregation=aggregation, beta=beta),
+            reference_logprobs=REFERENCE[rows].double(),
+        )
+
+    return loss, start[rows].clone().requires_grad_()
+
+
+def test_k3_to_the_reference_by_hand():
+    # log r = -0.8 + 0.5 = -0.3 -> e^-0.3 - 1 + 0.3; the second token agrees; log r = 0.5 -> e^0.5 - 1.5.
+    found = reference_k3(torch.tensor([[-0.5, -1.0, -9.0], [-2.0, -9.0, -9.0]]), REFERENCE, SAMPLED)
+    expected = torch.tensor([[math.exp(-0.3) - 0.7, 0, 0], [math.exp(0.5) - 1.5, 0, 0]])
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_the_penalty_pulls_every_token_with_the_weight_that_it_has(aggregation):
+    # Weights as in test_three_tokens_by_hand; d/d logp of (r - 1 - log r) is 1 - r: 1 - e^-0.3, 0, 1 - e^0.5.
+    first, second = {
+        "paper-eq2": (1, 1),
+        "seq-mean-token-mean": (1 / 4, 1 / 2),
+        "token-mean": (1 / 3, 1 / 3),
+        "seq-mean-token-sum-norm": (1 / 6, 1 / 6),
+    }[aggregation]
+    function, current = penalised(aggregation, 0.1)
+    result = function(current)
+    result.loss.backward()
+    pull = torch.tensor([[first * (1 - math.exp(-0.3)), 0, 0], [second * (1 - math.exp(0.5)), 0, 0]])
+    _, without = gradient(aggregation)
+    torch.testing.assert_close(current.grad.float(), without + 0.1 * pull)
+    assert result.reference_kl.tolist() == pytest.approx([math.exp(-0.3) - 0.7, math.exp(0.5) - 1.5])
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_the_penalty_against_finite_differences(aggregation):
+    # Without advantages the loss is the penalty alone, which has no stopped gradient.
+    function, current = penalised(aggregation, 0.3, advantages=torch.zeros(2))
+    assert torch.autograd.gradcheck(lambda logprobs: function(logprobs).loss, (current,))
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_a_policy_that_is_the_reference_is_not_pulled(aggregation):
+    function, current = penalised(aggregation, 0.3, logprobs=REFERENCE)
+    result = function(current)
+    result.loss.backward()
+    assert result.reference_kl.tolist() == [0, 0]
+    _, without = gradient(aggregation, logprobs=REFERENCE)
+    torch.testing.assert_close(current.grad.float(), without)
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_micro_batches_of_a_penalised_loss_add_up_to_the_whole(aggregation):
+    function, current = penalised(aggregation, 0.3)
+    whole = function(current).loss
+    whole.backward()
+    parts = [penalised(aggregation, 0.3, rows=slice(row, row + 1)) for row in (0, 1)]
+    losses = [part(start).loss for part, start in parts]
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(torch.cat([start.grad for _, start in parts]), current.grad)
+    torch.testing.assert_close(sum(losses), whole)
+
+
+def test_where_nothing_was_sampled_the_reference_pulls_nothing_even_if_it_is_not_finite():
+    start = torch.tensor([[-0.5, -1.0, -math.inf], [-2.0, math.nan, -math.inf]])
+    function, current = penalised("token-mean", 0.3, logprobs=start)
+    loss = function(current).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert current.grad[~SAMPLED].tolist() == [0.0, 0.0, 0.0]

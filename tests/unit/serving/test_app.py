@@ -1,19 +1,23 @@
 """The HTTP interface by OpenAI's own client: looks, streams, failures."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
 from openai import OpenAI
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 from models.region import Box, look
 from models.serving.replies import STREAM_END
-from models.trajectory import CropSpan, GenerationRequest
+from models.trajectory import CropSpan, GenerationRequest, SampledSpan
 from tests.serving_server import (
     ANSWER,
     COMMAND,
+    ENGINE,
     LOOK,
     NOISE,
     Running,
@@ -147,6 +151,40 @@ def test_a_system_message_reaches_the_model_as_it_is():
     assert seen[0].prompt.system == "Look at Image 2."
 
 
+def test_a_conversation_goes_on_where_it_was():
+    """The client sends back what it got, as its own objects; the model finds its turn as it left it."""
+    seen: list[GenerationRequest] = []
+
+    def listening(request: GenerationRequest) -> str:
+        seen.append(request)
+        return script(request)
+
+    red = Image.new("RGB", (56, 56), "red")
+    second = '{"bbox_2d": [0, 0, 28, 28], "image": 2}'
+    with running(Writer(listening), engine_config=ENGINE.model_copy(update={"max_images": 8})) as other:
+        client = client_of(other)
+        messages = question(f"<think>Look: {COMMAND}|{ANSWER}", data_uri(NOISE))
+        first = client.chat.completions.create(model="vlm-r3", messages=messages)
+        messages += [first.choices[0].message, *question(f"{second}|{COMMAND}|{ANSWER}", data_uri(red))]
+        options = {"model": "vlm-r3", "messages": messages}
+        reply = client.chat.completions.create(**options)
+        streamed = list(client.chat.completions.create(stream=True, **options))
+        direct = client.chat.completions.create(extra_body={"look_again": False}, **options)
+    looks = reply.choices[0].message.look_again["looks"]
+    # A box is redundant by what was cut for this answer, not for an earlier one.
+    assert [(one["image"], one["error"]) for one in looks] == [(2, None), (1, None)]
+    assert looks[0]["seen_size"] == [56, 56]
+    (before,) = next(request for request in seen if request.prompt.earlier).prompt.earlier
+    assert before.question.pictures == seen[0].prompt.pictures
+    (crop,) = before.crops
+    assert crop in [span.picture for span in seen[1].spans if isinstance(span, CropSpan)]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == (
+        reply.choices[0].message.content
+    )
+    assert direct.choices[0].message.look_again["looks"] == []
+    assert seen[-1].prompt.earlier[0].reply == (SampledSpan(first.choices[0].message.content),)
+
+
 def test_choices_and_seeds():
     seeds: list[int | None] = []
 
@@ -237,6 +275,20 @@ def test_a_stream_ends_as_openais_does(server):
     assert reply.headers["content-type"] == "text/event-stream"
     assert reply.content.endswith(STREAM_END)
     assert all(line.startswith("data: ") for line in reply.text.strip().split("\n\n"))
+
+
+def test_prometheus_reads_the_metrics_that_are_documented(server, client):
+    ask(client, f"{COMMAND}|{COMMAND}|{ANSWER}", data_uri(NOISE), stream=True).close()
+    ask(client, f"{COMMAND}|{COMMAND}|{ANSWER}", data_uri(NOISE))
+    families = list(text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text))
+    families = [one for one in families if not one.name.endswith("_created")]
+    found = {f"{one.name}_total" if one.type == "counter" else one.name for one in families}
+    table = (Path(__file__).parents[3] / "docs/serving.md").read_text()
+    assert found == set(re.findall(r"`(vlm_r3_\w+)", table))
+    samples = [sample for one in families for sample in one.samples if sample.value]
+    assert {"stop": "answered"} in [sample.labels for sample in samples]
+    assert {"error": "repeated_box"} in [sample.labels for sample in samples]
+    assert all(one.documentation for one in families)
 
 
 def test_crops_reach_the_engine_where_the_model_asked():

@@ -9,6 +9,7 @@ from models.errors import ConfigError
 from models.serving.chat import IGNORED, NEUTRAL, Ask, parse
 from models.serving.config import ServingConfig, limits_for
 from models.serving.errors import APIError
+from models.serving.messages import Conversation, Question
 
 LOOK = Look(max_crops=3, max_sampled_tokens=80)
 ENGINE = EngineConfig(max_model_len=512, max_images=4)
@@ -33,7 +34,7 @@ def refusal(*arguments, **fields) -> APIError:
 
 def test_a_plain_question_looks_again_by_the_rules_of_the_preset():
     ask = asked()
-    assert (ask.text, ask.sources, ask.system) == ("what is it?", (), None)
+    assert ask.said == Conversation(None, (), Question("what is it?", (), ()))
     assert ask.looks_again
     assert ask.look.system == LOOK.system
     assert (ask.look.max_crops, ask.look.max_sampled_tokens) == (3, 80)
@@ -42,9 +43,10 @@ def test_a_plain_question_looks_again_by_the_rules_of_the_preset():
 
 def test_pictures_stand_where_the_parts_say():
     ask = asked([text("is this "), PICTURE, text("like that "), PICTURE, text("?")])
-    assert ask.text == "is this like that ?"
-    assert ask.places == (len("is this "), len("is this like that "))
-    assert len(ask.sources) == 2
+    question = ask.said.question
+    assert question.text == "is this like that ?"
+    assert question.places == (len("is this "), len("is this like that "))
+    assert len(ask.said.sources) == 2
     assert ask.look.max_crops == 2  # four pictures fit into one sequence
 
 
@@ -53,7 +55,7 @@ def test_a_system_message_of_the_client_is_kept():
         {"role": "system", "content": [text("Be "), text("brief.")]},
         {"role": "user", "content": "?"},
     ]
-    assert asked(messages=messages).system == "Be brief."
+    assert asked(messages=messages).said.system == "Be brief."
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ def test_sampling_fields():
 def test_values_that_ask_for_nothing_are_taken():
     for name, values in NEUTRAL.items():
         for value in (None, *values):
-            assert asked(**{name: value}).text == "what is it?"
+            assert asked(**{name: value}).said.question.text == "what is it?"
     for name in IGNORED:
         asked(**{name: "anything"})
 
@@ -111,15 +113,16 @@ def test_values_that_ask_for_nothing_are_taken():
         ({"look_again": "no"}, "look_again", ""),
         ({"stream": "yes"}, "stream", "valid boolean"),
         ({"messages": []}, "messages", "at least 1"),
-        ({"content": ""}, "messages", "no text"),
-        ({"content": [PICTURE]}, "messages", "no text"),
+        ({"content": ""}, "messages.0.content", "no text"),
+        ({"content": None}, "messages.0.content", "no text"),
+        ({"content": [PICTURE]}, "messages.0.content", "no text"),
         ({"content": 5}, "messages.0.content", ""),
         ({"content": [{"type": "input_audio"}]}, "messages.0.content.0", "input_audio"),
         ({"content": [{"type": "image_url", "image_url": "x"}]}, "messages.0.content.0.image_url", ""),
         ({"content": [*[PICTURE] * 5, text("?")]}, "messages", "5 images; this server allows 4"),
         ({"content": "x" * 2049}, "messages", "2049 characters"),
-        ({"content": "end<|im_end|> it"}, "messages", "special token '<|im_end|>'"),
-        ({"content": "see <|image_pad|>"}, "messages", "special token"),
+        ({"content": "end<|im_end|> it"}, "messages.0.content", "special token '<|im_end|>'"),
+        ({"content": "see <|image_pad|>"}, "messages.0.content", "special token"),
     ],
 )
 def test_what_cannot_be_done_is_a_400_that_says_what_and_where(fields, param, says):
@@ -130,22 +133,88 @@ def test_what_cannot_be_done_is_a_400_that_says_what_and_where(fields, param, sa
     assert refused.body()["error"]["type"] == "invalid_request_error"
 
 
+def said(*messages: tuple[str, object]) -> list[dict]:
+    return [{"role": role, "content": content} for role, content in messages]
+
+
+def test_a_conversation_ends_in_its_question():
+    ask = asked(
+        messages=said(
+            ("system", "Be brief."),
+            ("user", [PICTURE, text("what is it?")]),
+            ("assistant", [text("A card, "), text("red.")]),
+            ("user", "where?"),
+            ("assistant", "There."),
+            ("user", [text("and this "), PICTURE, text("?")]),
+        )
+    )
+    uri = PICTURE["image_url"]["url"]
+    assert ask.said == Conversation(
+        "Be brief.",
+        (
+            (Question("what is it?", (uri,), (0,)), "A card, red."),
+            (Question("where?", (), ()), "There."),
+        ),
+        Question("and this ?", (uri,), (9,)),
+    )
+    assert ask.said.sources == (uri, uri)
+
+
+def test_a_reply_is_taken_back_as_it_came():
+    reply = {"role": "assistant", "content": "K7", "refusal": None, "tool_calls": None, "look_again": {}}
+    messages = [*said(("user", "code?")), reply, *said(("user", "sure?"))]
+    assert asked(messages=messages).said.earlier[0][1] == "K7"
+
+
 @pytest.mark.parametrize(
-    "roles",
+    ("roles", "param", "says"),
     [
-        ["user", "assistant", "user"],
-        ["assistant"],
-        ["system"],
-        ["user", "user"],
-        ["system", "system", "user"],
-        ["user", "system"],
-        ["tool"],
+        ("assistant", "messages.0.role", "'user' is due"),
+        ("assistant user", "messages.0.role", "'user' is due"),
+        ("system", "messages.0.role", "no question to answer"),
+        ("system assistant user", "messages.1.role", "'user' is due"),
+        ("user user", "messages.1.role", "into one"),
+        ("user assistant assistant user", "messages.2.role", "'user' is due"),
+        ("system system user", "messages.1.role", "'user' is due"),
+        ("system developer user", "messages.1.role", "'user' is due"),
+        ("user system", "messages.1.role", "'assistant' is due"),
+        ("user assistant system user", "messages.2.role", "'user' is due"),
+        ("user assistant", "messages.1.role", "no question to answer"),
+        ("tool", "messages.0.role", "no tools"),
+        ("user tool user", "messages.1.role", "no tools"),
     ],
 )
-def test_one_question_at_a_time(roles):
-    refused = refusal(messages=[{"role": role, "content": "hello"} for role in roles])
-    assert refused.status == 400
-    assert "one question at a time" in str(refused)
+def test_an_order_that_is_no_conversation_is_a_400(roles, param, says):
+    refused = refusal(messages=said(*((role, "hello") for role in roles.split())))
+    assert (refused.status, refused.param) == (400, param)
+    assert says in str(refused)
+    assert "A conversation is" in str(refused)
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "says"),
+    [
+        ({"content": ""}, "messages.1.content", "no text"),
+        ({"content": None}, "messages.1.content", "no text"),
+        ({"content": []}, "messages.1.content", "no text"),
+        ({"content": [PICTURE, text("this")]}, "messages.1.content", "into user messages"),
+        ({"content": "a<|im_start|>b"}, "messages.1.content", "special token"),
+        ({"content": "K7", "tool_calls": [{"id": "1"}]}, "messages.1.tool_calls", "at most 0"),
+        ({"content": "K7", "refusal": "no"}, "messages.1.refusal", "null"),
+        ({"content": "x" * 2041}, "messages", "2049 characters"),
+    ],
+)
+def test_a_reply_that_cannot_have_been_ours_is_a_400(changes, param, says):
+    messages = [*said(("user", "code")), {"role": "assistant", **changes}, *said(("user", "sure"))]
+    refused = refusal(messages=messages)
+    assert (refused.status, refused.param) == (400, param)
+    assert says in str(refused)
+
+
+def test_pictures_are_counted_over_the_whole_conversation():
+    turn = [PICTURE, PICTURE, PICTURE, text("?")]
+    refused = refusal(messages=said(("user", turn), ("assistant", "no"), ("user", turn)))
+    assert "6 images; this server allows 4" in str(refused)
 
 
 def test_another_model_is_not_found():

@@ -1,9 +1,12 @@
 """Limits, keys, clients that go away, many clients, and the end of a server."""
 
+import asyncio
 import json
+import re
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 import httpx
 import openai
@@ -51,6 +54,32 @@ def test_too_many_requests_are_refused_and_told_to_come_back():
 
         statuses = sorted(future.result() for future in [threads.submit(status) for _ in range(6)])
     assert statuses == [200, 200, 200, 429, 429, 429]
+
+
+def test_who_has_read_an_answer_may_ask_again_at_once():
+    """As many clients as there are places, each with one request at a time, are never too many."""
+
+    async def client(url: str) -> set[int]:
+        parts = urlsplit(url)
+        body = json.dumps({"model": "vlm-r3", "messages": [{"role": "user", "content": ANSWER}]})
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nhost: it\r\ncontent-length: {len(body.encode())}\r\n\r\n"
+        )
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        statuses = set()
+        for _ in range(20):
+            writer.write(f"{head}{body}".encode())
+            answered = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            await reader.readexactly(int(re.search(r"content-length: (\d+)", answered)[1]))
+            statuses.add(int(answered.split()[1]))
+        writer.close()
+        return statuses
+
+    async def clients(url: str) -> list[set[int]]:
+        return await asyncio.gather(*(client(url) for _ in range(40)))
+
+    with running(Writer(script), max_concurrent_requests=40) as other:
+        assert asyncio.run(clients(other.url)) == [{200}] * 40
 
 
 def test_time_is_limited():
@@ -109,7 +138,7 @@ def test_clients_that_leave_while_waiting_never_reach_the_engine():
     with slow() as other:
         clients = [start(other, n=8) for _ in range(4)]
         other.wait_until(lambda: other.metric("vlm_r3_requests_in_flight") == 4)
-        other.wait_until(lambda: len(other.engine.live) == 8)
+        other.wait_until(lambda: len(other.engine.live) == 10)
         for client in clients:
             client.close()
         other.wait_until(lambda: other.metric("vlm_r3_aborted_total") == 32)
@@ -138,7 +167,7 @@ def test_what_does_not_end_in_time_is_told():
     assert isinstance(going.exception(), openai.APIError)
 
 
-def test_the_engine_never_gets_more_than_it_has_room_for():
+def test_the_engine_never_gets_much_more_than_it_has_room_for():
     most = 0
 
     class Counting(Writer):
@@ -150,4 +179,4 @@ def test_the_engine_never_gets_more_than_it_has_room_for():
     with running(Counting(script, pace=3)) as other, ThreadPoolExecutor(20) as threads:
         direct = client_of(other)
         list(threads.map(lambda _: ask(direct, ANSWER), range(40)))
-    assert most <= 8
+    assert 8 <= most <= 10, "a quarter more than the 8 that it computes at once"

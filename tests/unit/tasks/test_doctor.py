@@ -52,6 +52,15 @@ def finding(name: str, settings: Settings, **changes: str) -> Finding:
     return next(found for found in examine(settings, **changes) if found.name == name)
 
 
+def test_a_work_directory_that_cannot_be_written_is_ill(settings, tmp_path):
+    assert finding("work directory", settings).is_well
+    (tmp_path / "file").touch()
+    found = finding("work directory", replace(settings, work_dir=tmp_path / "file"))
+    assert not found.is_well
+    assert "Not a directory" in found.found
+    assert "--work-dir" in found.remedy
+
+
 def test_the_embedded_default_needs_nothing_else(settings):
     found = {each.name: each for each in examine(settings)}
     assert all(found[name].is_well for name in ("python", "torch", "vLLM", "tracker", "Prefect server"))

@@ -1,0 +1,42 @@
+"""Which samples' gradients are not finite, told without waiting for the device until somebody asks."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+
+class GradientWatch:
+    """Looks at the gradient that arrives at the inputs of each micro-batch.
+
+    What is not a number above a sample's inputs is none there either, and the rows do not mix.
+    """
+
+    def __init__(self) -> None:
+        self._is_finite: list[Tensor] = []
+
+    def follow(self, inputs: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """The same inputs (B, T, D), whose gradient will be looked at; B rows are B samples.
+
+        With ``lengths`` there is one row of samples that long, padding at its end.
+        """
+        if inputs.requires_grad:
+            inputs.register_hook(partial(self._note, lengths=lengths))
+        return inputs
+
+    def take(self, numbers: Sequence[Sequence[int]], count: int) -> Tensor:
+        """For each of ``count`` samples 0, or NaN when its gradient since the last call is not finite.
+
+        ``numbers`` are the samples of each backward pass, in order; empty where a pass was none of theirs.
+        """
+        found, self._is_finite = self._is_finite, []
+        values = torch.zeros(count)
+        for rows, is_finite in zip(numbers, found, strict=True):
+            if rows:
+                values[list(rows)] = torch.where(is_finite.cpu()[: len(rows)], 0.0, torch.nan)
+        return values
+
+    def _note(self, gradient: Tensor, *, lengths: Sequence[int] | None) -> None:
+        samples = gradient if lengths is None else gradient[0].split(list(lengths))
+        self._is_finite.append(torch.stack([sample.isfinite().all() for sample in samples]))

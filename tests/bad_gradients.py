@@ -1,0 +1,27 @@
+"""Gradients that are no numbers, planted in a real model; its losses stay as they are."""
+
+import torch
+from torch import Tensor
+
+from models.policy import Policy
+
+
+def nan_in_gradient_of_row(policy: Policy) -> None:
+    """The first sample of the next micro-batch gets a gradient that is no number."""
+
+    def spoil(gradient: Tensor) -> Tensor:
+        spoiled = gradient.clone()
+        spoiled[0] = torch.nan
+        return spoiled
+
+    def plant(module: torch.nn.Module, inputs: object, output: Tensor) -> None:
+        output.register_hook(spoil)
+        handle.remove()
+
+    handle = policy.model.model.language_model.layers[-1].mlp.register_forward_hook(plant)
+
+
+def nan_in_gradient_of(policy: Policy) -> None:
+    """The weights of a layer get one; no sample is to blame."""
+    weight = policy.model.model.language_model.layers[0].mlp.down_proj.weight
+    weight.register_hook(lambda gradient: gradient * torch.nan)
