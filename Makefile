@@ -62,7 +62,8 @@ integration: env  ## the integration tests only
 	$(BIN)/python -m pytest -q tests/integration -m "not slow and not gpu"
 
 bench: env  ## measure speed (tests/benchmarks/), one JSON file each into .vlm-r3/bench
-	set -e; for file in tests/benchmarks/*.py; do $(BIN)/python -m tests.benchmarks.$$(basename $$file .py); done
+	status=0; for file in tests/benchmarks/*.py; do \
+	  $(BIN)/python -m tests.benchmarks.$$(basename $$file .py) || status=1; done; exit $$status
 
 docs: env  ## the reference of every module from its docstrings, in docs/api/
 	$(BIN)/python -m pdoc -d google -o docs/api models tasks flows
