@@ -68,6 +68,11 @@ class FeatureStore:
             dropped[digest] = tensor
         self._write(dropped)
 
+    def forget(self) -> None:
+        """Let go of what memory holds; files stay."""
+        self._entries.clear()
+        self._bytes = 0
+
     def flush(self) -> None:
         """Write what only memory holds, for other processes and later runs."""
         self._write(dict(self._entries))

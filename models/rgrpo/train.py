@@ -101,6 +101,7 @@ class Training:
         return GuardError(f"{error} The last good checkpoint is {name}.", checkpoint=name)
 
     def _step(self, step: int) -> dict[str, float]:
+        self._policy.look_afresh()  # pictures come again within a step, hardly from one to the next
         probed = self._probe(step)
         questions = self._next_questions(step)
         trajectories = self._roll_out(questions, step)

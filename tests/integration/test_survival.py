@@ -106,10 +106,12 @@ def test_sft_that_was_killed_goes_on_as_if_nothing_had_happened(
     config = sft_config(model_path, data, num_ranks=num_ranks)
     root = f"s3://{BUCKET}/survival/{tmp_path.name}"
     unbroken, broken = (RunDir.create(tmp_path / name, config) for name in ("unbroken", "broken"))
-    with stage(SFT, unbroken, num_ranks=num_ranks) as whole:
-        whole.finish()
-    with stage(SFT, broken, num_ranks=num_ranks) as first:
+    with (
+        stage(SFT, unbroken, num_ranks=num_ranks) as whole,
+        stage(SFT, broken, num_ranks=num_ranks) as first,
+    ):
         first.kill_when(lambda: bool(broken.checkpoints()) and is_saving(broken))
+        whole.finish()
     assert is_saving(broken), "it was not killed while it wrote a checkpoint: the test is void"
     if num_ranks == 1:
         copies = CheckpointCopies(root, broken, keep=2)
@@ -155,11 +157,13 @@ def test_rgrpo_that_was_killed_goes_on_as_if_nothing_had_happened(
 ) -> None:
     config = rgrpo_config(model_path, data, num_ranks=num_ranks, kind=kind)
     unbroken, broken = (RunDir.create(tmp_path / name, config) for name in ("unbroken", "broken"))
-    with stage(RGRPO, unbroken, num_ranks=num_ranks) as whole:
-        whole.finish()
-    with stage(RGRPO, broken, num_ranks=num_ranks) as first:
+    with (
+        stage(RGRPO, unbroken, num_ranks=num_ranks) as whole,
+        stage(RGRPO, broken, num_ranks=num_ranks) as first,
+    ):
         # What follows the metrics of a step without checkpoint is the next step's rollouts.
         first.kill_when(lambda: last_step(broken) >= 3)
+        whole.finish()
     assert last_step(broken) == 3
     assert not (broken.path / "rollouts" / "step-3.parquet").exists()
     with stage(RGRPO, broken, num_ranks=num_ranks) as second:
