@@ -144,7 +144,7 @@ def test_the_tracker_has_the_rows_the_chart_the_data_and_the_model(place: Place)
     assert run.data.metrics["benchmark/mme/headline"] == results.headline.value
     (data,) = run.inputs.dataset_inputs
     assert (data.dataset.name, results.data.digest.startswith(data.dataset.digest)) == ("mme/test", True)
-    assert "mme" in json.loads(data.dataset.source)["uri"]
+    assert "FOLDER" in json.loads(data.dataset.source)["uri"]
     (model,) = run.inputs.model_inputs
     logged = place.client.get_logged_model(model.model_id)
     assert logged.tags["model_digest"] == digest_of(ROOT / "models" / "tiny" / "base")
