@@ -7,11 +7,11 @@ from models.policy import Policy
 
 
 def nan_in_gradient_of_row(policy: Policy) -> None:
-    """The first sample of the next micro-batch gets a gradient that is no number."""
+    """The first sample of the next micro-batch gets a gradient that is no number, at its second token."""
 
     def spoil(gradient: Tensor) -> Tensor:
         spoiled = gradient.clone()
-        spoiled[0] = torch.nan
+        spoiled[0, 1] = torch.nan
         return spoiled
 
     def plant(module: torch.nn.Module, inputs: object, output: Tensor) -> None:
