@@ -160,7 +160,7 @@ def test_the_training_itself_refuses_to_begin(tmp_path, model_path, data):
 
 def test_with_vllm_stale_caches_and_wrong_crops_are_seen(tmp_path, data, monkeypatch):
     preset = load_preset("tiny")
-    training = preset.rgrpo.model_copy(update={"preflight": LENIENT})
+    training = preset.rgrpo.model_copy(update={"preflight": LENIENT, "questions_per_step": 2})
     config = RGRPORun(
         model_path="embedded",
         questions_path=str(data),
