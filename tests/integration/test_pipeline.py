@@ -176,10 +176,13 @@ def test_the_version_carries_its_evidence_and_points_at_the_only_copy(
     assert evidence.preset["name"] == "tiny-smoke"
     assert evidence.guards.passed
     assert evidence.validation.data_sha256 == champion.tags["data_digest"]
-    assert [check.name for check in evidence.preflight.checks] == ["base model", "engine", "tracker"]
+    looked_at = [check.name for check in evidence.preflight.checks]
+    assert looked_at[:3] == ["base model", "engine", "tracker"]
+    assert {"image pads", "engine and trainer", "caches", "reward floor"} <= set(looked_at)
+    assert {limit.name for limit in evidence.guards.limits} >= {"rgrpo/mismatch_kl", "rgrpo/entropy"}
     assert champion.source.startswith("models:/")
     assert champion.tags["model_uri"].startswith(place.as_uri() + "/artifacts/rgrpo/")
-    weights = [path.stat() for path in place.rglob("*.safetensors")]
+    weights = [path.stat() for path in place.rglob("model.safetensors")]
     # SFT, R-GRPO and the two controls; the run directory and the store share each file.
     assert len({status.st_ino for status in weights}) == 4
     assert all(status.st_nlink == 2 for status in weights)
