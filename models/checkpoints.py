@@ -81,12 +81,6 @@ def save(run: RunDir, engine: DeepSpeedEngine, progress: Progress, *, keep: int 
         run.keep_checkpoints(keep)
 
 
-def latest(run: RunDir) -> Path | None:
-    """The folder of the latest complete checkpoint; None where there is none."""
-    found = run.checkpoints()
-    return found[-1] if found else None
-
-
 def resume(run: RunDir, engine: DeepSpeedEngine, *, at_most: int | None = None) -> Progress:
     """Load the latest checkpoint into the engine, if there is one; all ranks call it.
 

@@ -76,7 +76,8 @@ class SFTRun(Config):
 
     def anywhere(self) -> "SFTRun":
         """The same run as any machine may go on with it: without paths, whose content names it, and ranks."""
-        here = {"model_path": "", "records_path": "", "validation_path": ""}
+        names = ("model_path", "records_path", "validation_path", "questions_path", "features_path")
+        here = dict.fromkeys(names, "")
         return self.model_copy(update={**here, "sft": self.sft.model_copy(update=_on_any_machine(self.sft))})
 
 

@@ -1,6 +1,7 @@
 """Tasks of the stages sft and rgrpo: train in a child process, keep the model."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from prefect import task
@@ -62,13 +63,12 @@ async def train_sft(
     """A model fine-tuned on the rationales; artifact ``model``."""
     async with stage_run("sft", label=label, parent=parent, params=config.model_dump()) as stage:
         folder = stage.store.fetch(data)
-        questions = folder / QUESTIONS / "validation.parquet"
         request = SFTRun(
             model_path=str(stage.store.fetch(model)),
             records_path=str(folder / RECORDS),
             # A small set of one's own may leave none; training then goes without a validation loss.
             validation_path=str(folder / VALIDATION) if count_records(folder / VALIDATION) else "",
-            questions_path=str(questions) if questions.is_file() and count_questions(questions) else "",
+            questions_path=_held_out(folder),
             features_path=str(stage.settings.features),
             look=look,
             sft=config,
@@ -151,12 +151,17 @@ async def look_before(
 
 
 def _rgrpo_run(stage: StageRun, model: ArtifactRef, data: ArtifactRef, **settings: Any) -> RGRPORun:
-    """The request of R-GRPO's children; the probe gets held-out questions where the data have any."""
-    questions = stage.store.fetch(data) / QUESTIONS
-    held_out = questions / "validation.parquet"
+    """The request of R-GRPO's children."""
+    folder = stage.store.fetch(data)
     return RGRPORun(
         model_path=str(stage.store.fetch(model)),
-        questions_path=str(questions / "train.parquet"),
-        probe_path=str(held_out) if count_questions(held_out) else "",
+        questions_path=str(folder / QUESTIONS / "train.parquet"),
+        probe_path=_held_out(folder),
         **settings,
     )
+
+
+def _held_out(data: Path) -> str:
+    """The file of held-out questions; empty where the data have none."""
+    path = data / QUESTIONS / "validation.parquet"
+    return str(path) if path.is_file() and count_questions(path) else ""

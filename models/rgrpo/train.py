@@ -94,10 +94,10 @@ class Training:
 
     def _paused(self, error: GuardError) -> GuardError:
         """The same with the last good checkpoint: no guard has spoken when it was written."""
-        latest = distributed.from_main(lambda: checkpoints.latest(self._run))
-        if latest is None:
+        found = distributed.from_main(self._run.checkpoints)
+        if not found:
             return GuardError(f"{error} No checkpoint had been written.")
-        name = latest.relative_to(self._run.path).as_posix()
+        name = found[-1].relative_to(self._run.path).as_posix()
         return GuardError(f"{error} The last good checkpoint is {name}.", checkpoint=name)
 
     def _step(self, step: int) -> dict[str, float]:

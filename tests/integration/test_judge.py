@@ -23,7 +23,7 @@ from models.run_config import BenchmarkRun
 from models.rundir import RunDir
 from models.trajectory import GenerationRequest
 from tests.benchmark_examples import ROWS
-from tests.chat_endpoint import FakeEndpoint, completion, serving
+from tests.chat_endpoint import FakeEndpoint, Reply, completion, serving
 from tests.oracle_vectors import FOLDER, read_vectors
 from tests.unit.evaluation.test_benchmark import Counted, config_of, run_of, set_of
 
@@ -249,9 +249,17 @@ def test_a_judge_that_thinks_aloud_is_read_after_its_thoughts(server: FakeEndpoi
 
 
 def test_a_dead_judge_stops_the_run_early_and_nothing_is_lost(server: FakeEndpoint, bench: Bench) -> None:
-    server.answer = lambda body, number: (500, "down") if number > 2 else (200, completion("No"))
+    is_over = threading.Event()
+
+    def answer(body: dict, number: int) -> Reply:
+        if number > 3:  # what is asked before the failure was noticed keeps the only connection busy
+            assert is_over.wait(60)
+        return (500, "down") if number > 2 else (200, completion("No"))
+
+    server.answer = answer
     with pytest.raises(ScoringError, match=r"no verdict on 1 answers.*judge-7b.*500: down.*start again"):
         bench.run(judge_at(server, num_connections=1, max_tries=1))
+    is_over.set()
     # The failure, and perhaps the request that was sent when it came.
     assert 3 <= len(server.bodies) <= 4
     server.answer = lambda body, number: (200, completion("No"))

@@ -4,10 +4,14 @@ from models.config import EngineConfig, GuardsConfig, Look, RGRPOConfig, SFTConf
 from models.run_config import RGRPORun, SFTRun
 
 
+def paths(kind: type[SFTRun] | type[RGRPORun], root: str) -> dict[str, str]:
+    """Every path of a run, also one that is added to it later."""
+    return {name: f"{root}/{name}" for name in kind.model_fields if name.endswith("_path")}
+
+
 def sft_run(root: str, **changes: object) -> SFTRun:
     return SFTRun(
-        model_path=f"{root}/model",
-        records_path=f"{root}/records",
+        **paths(SFTRun, root),
         look=Look(),
         sft=SFTConfig().model_copy(update=changes),
         freeze_vision=True,
@@ -17,8 +21,7 @@ def sft_run(root: str, **changes: object) -> SFTRun:
 
 def rgrpo_run(root: str, **changes: object) -> RGRPORun:
     return RGRPORun(
-        model_path=f"{root}/model",
-        questions_path=f"{root}/questions",
+        **paths(RGRPORun, root),
         look=Look(),
         rgrpo=RGRPOConfig().model_copy(update=changes),
         engine=EngineConfig(),
