@@ -9,7 +9,7 @@ import torch
 from models.encoding import mrope_positions
 from models.errors import EncodingError
 from models.policy import collate, collate_packed, load_policy, per_segment
-from models.segments import Segments
+from models.segments import Segments, _in_one_kernel
 from tests.tiny_models import load_reference, picture, trajectory_with_crops
 
 # Packing adds the same terms in another order; a token that sees a neighbour costs whole nats.
@@ -118,3 +118,16 @@ def test_runs_of_equal_lengths():
     assert segments.runs() == [(2, 5), (1, 3), (1, 5)]
     assert segments.ends.tolist() == [0, 5, 10, 13, 18]
     assert segments.ends.dtype == torch.int32
+
+
+def test_the_kernel_for_many_lengths_takes_what_it_is_given():
+    """Its signature has changed between releases of PyTorch. Tensors without data need no GPU."""
+    query, key, value = (
+        torch.empty(64, heads, 32, dtype=torch.bfloat16, device="meta", requires_grad=True)
+        for heads in (4, 2, 2)
+    )
+    segments = Segments.of((5, 7, 52)).to("meta")
+    found = _in_one_kernel(query, key, value, segments=segments, scaling=0.1)
+    assert found.shape == query.shape
+    found.sum().backward()
+    assert key.grad.shape == key.shape
