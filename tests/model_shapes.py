@@ -93,7 +93,7 @@ def save_random(shape: Shape, folder: Path, *, dtype: Precision, seed: int = 0) 
     tokenizer = build_tokenizer()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device("meta"):
-        model = Qwen2_5_VLForConditionalGeneration(_config(shape, tokenizer)).to(DTYPES[dtype])
+        model = Qwen2_5_VLForConditionalGeneration(configuration(shape, tokenizer)).to(DTYPES[dtype])
     model.to_empty(device=device)
     model.tie_weights()
     generator = torch.Generator(device).manual_seed(seed)
@@ -114,7 +114,8 @@ def save_random(shape: Shape, folder: Path, *, dtype: Precision, seed: int = 0) 
     return folder
 
 
-def _config(shape: Shape, tokenizer: Any) -> Qwen2_5_VLConfig:
+def configuration(shape: Shape, tokenizer: Any) -> Qwen2_5_VLConfig:
+    """What ``config.json`` says of a shape, with the ids of a tokenizer."""
     token_id = tokenizer.convert_tokens_to_ids
     eighth = shape.hidden_size // shape.num_heads // 8  # of a head: published are 16, 24, 24 of 64 pairs
     return Qwen2_5_VLConfig(
