@@ -20,13 +20,17 @@ from vllm import RequestOutput, SamplingParams  # isort: skip
 
 @dataclass(kw_only=True)
 class Pass:
-    """One run over all trajectories: seconds altogether and inside vLLM, and the tokens that vLLM counted."""
+    """One run over all trajectories: seconds altogether and inside vLLM, and the tokens that vLLM counted.
+
+    ``prefilled`` were computed, ``cached`` were found in the prefix cache.
+    """
 
     seconds: float = 0.0
     engine_seconds: float = 0.0
     requests: int = 0
     sampled: int = 0
     prefilled: int = 0
+    cached: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -74,7 +78,9 @@ class FixedLengthEngine(VLLMEngine):
             if output.finished:
                 self.measured.requests += 1
                 self.measured.sampled += len(output.outputs[0].token_ids)
-                self.measured.prefilled += len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
+                cached = output.num_cached_tokens or 0
+                self.measured.prefilled += len(output.prompt_token_ids) - cached
+                self.measured.cached += cached
 
     def run_raw(self, requests: Sequence[GenerationRequest], files: Mapping[str, bytes]) -> Pass:
         """vLLM alone: every request at once, then steps until all are done.
