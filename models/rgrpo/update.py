@@ -192,6 +192,8 @@ class _Seen:
         self._losses: list[Tensor] = []
         self._mismatches: list[Tensor] = []
         self._gaps: list[Tensor] = []
+        self._ratios: list[Tensor] = []
+        self._squares: list[Tensor] = []
         self._num_tokens: list[Tensor] = []
         self._num_clipped: list[Tensor] = []
         self._num_cut: list[Tensor] = []
@@ -211,6 +213,9 @@ class _Seen:
         self._losses.append(result.loss.detach())
         self._mismatches.append(mismatch_k3(logprobs, engine_logprobs, sampled))
         self._gaps.append(torch.where(sampled, logprobs - engine_logprobs, 0.0).abs().max())
+        ratio = torch.where(sampled, logprobs - engine_logprobs, -torch.inf).exp()  # 0 where not sampled
+        self._ratios.append(ratio.sum())
+        self._squares.append(ratio.square().sum())
         self._num_tokens.append(sampled.sum())
         self._num_clipped.append(result.num_clipped)
         if result.reference_kl is not None:
@@ -228,8 +233,8 @@ class _Seen:
         likelihoods = torch.cat(self._likelihoods).cpu() if self._likelihoods else torch.zeros(0)
         distributed.require_finite(self._ids, likelihoods + broken, what="The log-likelihood or its gradient")
         counted = (self._losses, self._mismatches, self._num_tokens, self._num_clipped, self._num_cut)
-        loss, mismatch, num_tokens, num_clipped, num_cut = distributed.global_sums(
-            [sum(map(float, values)) for values in counted]
+        loss, mismatch, num_tokens, num_clipped, num_cut, ratio, squares = distributed.global_sums(
+            [sum(map(float, values)) for values in (*counted, self._ratios, self._squares)]
         )
         mismatch_kl = mismatch / max(num_tokens, 1.0)
         if not mismatch_kl <= config.max_mismatch_kl:  # a log-prob of the engine that is no number fails too
@@ -243,6 +248,8 @@ class _Seen:
             "rgrpo/loss": loss,
             "rgrpo/mismatch_kl": mismatch_kl,
             "rgrpo/mismatch_max": distributed.global_max(max(map(float, self._gaps), default=0.0)),
+            "rgrpo/engine_ratio": ratio / max(num_tokens, 1.0),
+            "rgrpo/effective_share": ratio**2 / max(num_tokens * squares, 1e-12),
             "rgrpo/trained_tokens": num_tokens,
             "rgrpo/clipped_share": num_clipped / max(num_tokens, 1.0),
             "rgrpo/engine_weight_cut_share": num_cut / max(num_tokens, 1.0),

@@ -135,6 +135,14 @@ def test_an_engine_with_other_weights(tmp_path, model_path, data):
     assert found_broken(*make_run(tmp_path, model_path, data), spoil) == ["engine and trainer"]
 
 
+def test_an_engine_that_samples_at_another_temperature(tmp_path, model_path, data):
+    def spoil(actors):
+        submit = actors.sampler.submit
+        actors.sampler.submit = lambda request: submit(replace(request, temperature=0.5))
+
+    assert found_broken(*make_run(tmp_path, model_path, data), spoil) == ["engine and trainer"]
+
+
 def test_rewards_without_spread_and_a_high_floor(tmp_path, model_path, data):
     run, config = make_run(
         tmp_path,
