@@ -52,7 +52,7 @@ def test_a_stage_has_ranks_on_both_nodes_and_both_end_with_it(work_dir: Path) ->
         for index in (0, 1)
     ]
     try:
-        assert [pod.wait(120) for pod in pods] == [0, 0]
+        assert [pod.wait(300) for pod in pods] == [0, 0]
     finally:
         for pod in pods:
             pod.kill()

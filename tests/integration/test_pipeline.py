@@ -300,12 +300,12 @@ def test_an_interrupted_run_leaves_no_process(
     training: "subprocess.Popen[str]", place: Path, number: signal.Signals
 ) -> None:
     training.send_signal(number)
-    _, err = training.communicate(timeout=60)
+    _, err = training.communicate(timeout=120)
     assert training.returncode != 0
     if number == signal.SIGINT:
         assert training.returncode == 130
         assert "interrupted; no process was left running" in err
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while processes_of(place) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert processes_of(place) == []
