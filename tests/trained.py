@@ -135,7 +135,7 @@ class Trained:
 
 
 def cpu_seconds_of_children() -> float:
-    """What children that have ended, and theirs, have computed: their work, whatever else the machine does."""
+    """What children that have ended, and theirs, have computed, whatever else the machine did."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
