@@ -10,9 +10,9 @@ LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
 # The CPU build of torch is not on the package index: a folder of wheels, or else PyTorch's own index.
 TORCH := $(if $(LINKS),--find-links $(LINKS),--torch-backend cpu)
 PRESET ?= tiny
-# Tests run in so many processes at once; two need up to TODO GiB of memory.
+# So many processes run the tests, each of them one thread (WORKERS=0: in one process, as a debugger needs it).
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 # DeepSpeed builds one small C++ operator at first use and looks for ninja on the path.
 export PATH := $(abspath $(BIN)):$(PATH)

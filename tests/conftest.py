@@ -1,6 +1,5 @@
 """Fixtures that every test may use. Unit tests have no network: only sockets of this machine connect."""
 
-import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.environment import work_dir_at
 
 if TYPE_CHECKING:
     from xdist.remote import Producer
@@ -58,15 +59,6 @@ def no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def work_dir(tmp_path: Path) -> Iterator[Path]:
-    """An empty work directory of a run, named by the environment as the command line would do.
-
-    Whatever the test changes in the environment is undone.
-    """
-    before = dict(os.environ)
-    for name in [name for name in before if name.startswith(("VLM_R3_", "PREFECT_", "MLFLOW_"))]:
-        del os.environ[name]
-    folder = tmp_path / "work"
-    os.environ["VLM_R3_WORK_DIR"] = str(folder)
-    yield folder
-    os.environ.clear()
-    os.environ.update(before)
+    """An empty work directory of runs. Whatever the test changes in the environment is undone."""
+    with work_dir_at(tmp_path / "work") as folder:
+        yield folder

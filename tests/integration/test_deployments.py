@@ -12,7 +12,8 @@ import yaml
 
 from models.presets import preset_names
 from tasks.services import prefect_server
-from tasks.settings import Settings, prepare
+from tasks.settings import prepare
+from tests.environment import work_dir_at
 
 pytestmark = pytest.mark.integration
 
@@ -20,12 +21,17 @@ ROOT = Path(__file__).parents[2]
 STAGES = ("build_vlir", "validate", "sft", "rgrpo", "evaluate", "promote")
 
 
-@pytest.fixture
-def api_url(work_dir: Path) -> Iterator[str]:
-    prepare(work_dir)
-    with prefect_server(Settings.read()) as server:
+@pytest.fixture(scope="module")
+def api_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server with everything that the file declares."""
+    with (
+        work_dir_at(tmp_path_factory.mktemp("deployments") / "work") as work_dir,
+        prefect_server(prepare(work_dir)) as server,
+    ):
         assert server is not None
         server.wait()
+        prefect("work-pool", "create", "local", "--type", "process")
+        prefect("deploy", "--all")
         yield server.api_url
 
 
@@ -44,8 +50,6 @@ def prefect(*arguments: str) -> str:
 
 def test_every_deployment_is_accepted_with_a_form(api_url: str) -> None:
     declared = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    prefect("work-pool", "create", "local", "--type", "process")
-    prefect("deploy", "--all")
     found = httpx.post(f"{api_url}/deployments/filter", json={}).json()
     by_entrypoint = {one["entrypoint"]: one for one in found}
     assert set(by_entrypoint) == {one["entrypoint"] for one in declared}
@@ -69,8 +73,6 @@ def test_every_deployment_is_accepted_with_a_form(api_url: str) -> None:
 
 
 def test_a_form_refuses_an_unknown_preset(api_url: str) -> None:
-    prefect("work-pool", "create", "local", "--type", "process")
-    prefect("deploy", "--name", "promote/tiny")
     found = httpx.get(f"{api_url}/deployments/name/promote/tiny").json()
     asked = {"parameters": {"preset": "tony"}}
     answer = httpx.post(f"{api_url}/deployments/{found['id']}/create_flow_run", json=asked)

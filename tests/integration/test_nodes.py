@@ -11,7 +11,7 @@ from models.config import SFTConfig
 from models.records import write_records
 from models.run_config import SFTRun
 from models.rundir import RunDir
-from tasks.services import free_port
+from tasks.ports import free_port
 from tests.tiny_models import save_random_model
 from tests.training_data import LOOK, records
 from tests.two_hosts import WIRE, two_hosts

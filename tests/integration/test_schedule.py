@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from tasks.settings import prepare
+from tests.environment import work_dir_at
 from tests.prefect_api import prefect_api
 from tests.readme import arguments_of
 from tests.team_server import wait_for
@@ -26,12 +27,19 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def api_url(work_dir: Path) -> Iterator[str]:
-    prepare(work_dir)
-    with prefect_api(work_dir / "prefect") as url:
-        os.environ["PREFECT_API_URL"] = url
-        yield url
+@pytest.fixture(scope="module")
+def api_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with work_dir_at(tmp_path_factory.mktemp("schedule") / "work") as work_dir:
+        prepare(work_dir)
+        with prefect_api(work_dir / "prefect") as url:
+            os.environ["PREFECT_API_URL"] = url
+            yield url
+
+
+@pytest.fixture(scope="module")
+def deployed(api_url: str) -> str:
+    """What is said when everything is deployed."""
+    return run("flows.cli", *arguments_of("vlm-r3 deploy"))
 
 
 def run(*command: str) -> str:
@@ -47,9 +55,8 @@ def run(*command: str) -> str:
     return done.stdout
 
 
-def test_schedule_and_announced_data_create_runs(api_url: str, work_dir: Path) -> None:
-    said = run("flows.cli", *arguments_of("vlm-r3 deploy"))
-    assert "automation   a new data-set version starts retrain\n" in said
+def test_schedule_and_announced_data_create_runs(api_url: str, deployed: str) -> None:
+    assert "automation   a new data-set version starts retrain\n" in deployed
     deployment = httpx.get(f"{api_url}/deployments/name/retrain/tiny").json()
     (schedule,) = deployment["schedules"]
 
@@ -92,10 +99,8 @@ def test_schedule_and_announced_data_create_runs(api_url: str, work_dir: Path) -
 
 
 def test_a_run_that_is_stuck_is_cancelled_and_one_without_heartbeat_crashed(
-    api_url: str, work_dir: Path
+    api_url: str, deployed: str
 ) -> None:
-    run("flows.cli", "deploy")
-
     def wait_only(name: str, seconds: int) -> None:
         query = {"automations": {"name": {"any_": [name]}}}
         (found,) = httpx.post(f"{api_url}/automations/filter", json=query).json()
