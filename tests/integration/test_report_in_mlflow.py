@@ -13,16 +13,11 @@ import pytest
 from models.evaluation.report import write_report
 from tasks import tracking
 from tasks.ports import free_port
-from tasks.settings import Settings, prepare
+from tasks.settings import Settings
 from tests.evaluation_examples import make_report_inputs
 from tests.integration.browser import chromium, watch
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def settings(work_dir: Path) -> Settings:
-    return prepare(work_dir)
 
 
 @pytest.fixture
