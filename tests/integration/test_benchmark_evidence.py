@@ -167,7 +167,7 @@ def test_both_runs_have_a_page_and_traces(place: Place) -> None:
 
 
 def test_prefect_shows_the_numbers_through_its_api(place: Place) -> None:
-    found = httpx.post(f"{place.api_url}/artifacts/filter", json={}).json()
+    found = httpx.post(f"{place.api_url}/artifacts/filter", json={}, timeout=60).json()
     artifacts = {one["key"]: one for one in found if one["key"]}
     assert set(artifacts) == {"benchmark-before", "benchmark-after", "report"}
     assert "report.html" in artifacts["report"]["data"]

@@ -22,8 +22,8 @@ STAGES = ("build_vlir", "validate", "sft", "rgrpo", "evaluate", "promote")
 
 
 @pytest.fixture(scope="module")
-def api_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server with everything that the file declares."""
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of a server with everything that the file declares."""
     with (
         work_dir_at(tmp_path_factory.mktemp("deployments") / "work") as work_dir,
         prefect_server(prepare(work_dir)) as server,
@@ -32,7 +32,8 @@ def api_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.wait()
         prefect("work-pool", "create", "local", "--type", "process")
         prefect("deploy", "--all")
-        yield server.api_url
+        with httpx.Client(base_url=server.api_url, timeout=60) as client:
+            yield client
 
 
 def prefect(*arguments: str) -> str:
@@ -48,9 +49,9 @@ def prefect(*arguments: str) -> str:
     return done.stdout
 
 
-def test_every_deployment_is_accepted_with_a_form(api_url: str) -> None:
+def test_every_deployment_is_accepted_with_a_form(api: httpx.Client) -> None:
     declared = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    found = httpx.post(f"{api_url}/deployments/filter", json={}).json()
+    found = api.post("/deployments/filter", json={}).json()
     by_entrypoint = {one["entrypoint"]: one for one in found}
     assert set(by_entrypoint) == {one["entrypoint"] for one in declared}
     assert {one["name"] for one in found} == {"tiny"}
@@ -72,9 +73,9 @@ def test_every_deployment_is_accepted_with_a_form(api_url: str) -> None:
     assert set(pipeline["parameter_openapi_schema"]["properties"]) == {"preset", "overrides", "stages"}
 
 
-def test_a_form_refuses_an_unknown_preset(api_url: str) -> None:
-    found = httpx.get(f"{api_url}/deployments/name/promote/tiny").json()
+def test_a_form_refuses_an_unknown_preset(api: httpx.Client) -> None:
+    found = api.get("/deployments/name/promote/tiny").json()
     asked = {"parameters": {"preset": "tony"}}
-    answer = httpx.post(f"{api_url}/deployments/{found['id']}/create_flow_run", json=asked)
+    answer = api.post(f"/deployments/{found['id']}/create_flow_run", json=asked)
     assert answer.status_code == 409
     assert "'tony' is not one of" in answer.text
