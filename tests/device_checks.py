@@ -34,7 +34,7 @@ from models.config import (
     SFTConfig,
 )
 from models.encoding import Encoded
-from models.policy import Policy, collate, collate_packed, load_policy, per_segment
+from models.policy import Policy, by_sample, collate, collate_packed, load_policy
 from models.records import write_questions
 from models.rgrpo.actors import Actors, opened
 from models.rgrpo.preflight import check_before
@@ -248,7 +248,7 @@ def measure_mfu(
         policy.zero_grad()
         began = now()
         batch = collate_packed(encoded, policy)
-        loss = -per_segment(policy(batch), batch)[: len(encoded)].sum() / num_sampled
+        loss = -by_sample(policy(batch), batch).sum() / num_sampled
         loss.backward()
         return now() - began
 
