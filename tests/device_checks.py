@@ -253,7 +253,7 @@ def measure_mfu(
         return now() - began
 
     seconds = [step() for _ in range(2 + num_steps)][2:]
-    work = Work.of(encoded)
+    work = Work.of(collate_packed(encoded, policy))
     config = policy.model.config
     achieved = training_flops(config, work) / statistics.median(seconds)
     peak = peak_of(device_name())
