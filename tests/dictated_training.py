@@ -32,7 +32,8 @@ def dictated_training(run: RunDir, config: RGRPORun) -> None:
     distributed.start(num_threads=config.rgrpo.num_threads)
     path = resolve_model_path(config.model_path)
     engine = distributed.initialise(load_policy(path), config.rgrpo)
-    sampler = DictatedSampler(FixedLengthEngine(path, config.engine, look=config.look, seed=config.seed))
+    vllm = FixedLengthEngine(path, config.engine, look=config.look, seed=config.seed)
+    sampler = DictatedSampler(vllm, looks(vllm.encoder, lambda: vllm.version))
     # The engine's log-probs are of other tokens: there is nothing to agree with, and nothing to guard.
     guards = config.rgrpo.guards.model_copy(update={"enabled": False})
     training = config.rgrpo.model_copy(update={"max_mismatch_kl": np.inf, "guards": guards})
@@ -46,8 +47,12 @@ def dictated_training(run: RunDir, config: RGRPORun) -> None:
 class DictatedSampler(Dictated):
     """vLLM that samples as many tokens as a dictated turn has, and then says that turn."""
 
-    def __init__(self, engine: FixedLengthEngine) -> None:
-        super().__init__(engine, looks(engine.encoder, lambda: self.version))
+    def __init__(
+        self,
+        engine: FixedLengthEngine,
+        dictate: Callable[[GenerationRequest], tuple[SampledSpan, Finish]],
+    ) -> None:
+        super().__init__(engine, dictate)
         self._vllm = engine
 
     @property

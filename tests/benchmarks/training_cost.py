@@ -128,15 +128,16 @@ def configured(options: Options) -> tuple[RGRPOConfig, EngineConfig]:
             "guards": GuardsConfig(enabled=False),
         }
     )
-    longest = options.length * options.sizes[-1]
+    longest, on_gpu = options.length * options.sizes[-1], torch.cuda.is_available()
     engine = preset.engine.model_copy(
         update={
             "dtype": precision,
             "num_threads": options.threads,
             "max_model_len": 2 * longest,  # also of many pictures
             "max_images": options.sizes[-1],
+            "kv_cache_gib": 0.0 if on_gpu else preset.engine.kv_cache_gib,
             "gpu_memory_utilization": 0.35,
-            "enforce_eager": not torch.cuda.is_available(),
+            "enforce_eager": not on_gpu,
         }
     )
     return training, engine
