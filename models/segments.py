@@ -84,7 +84,8 @@ def attend(
     rows = [states[0].transpose(0, 1) for states in (query, key, value)]  # (T, H or groups, D)
     if segments.keys is not None:
         rows[1:] = [states.index_select(0, segments.keys) for states in rows[1:]]
-    one_kernel = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and _has_varlen_kernel()
+    is_half = query.dtype in (torch.float16, torch.bfloat16)
+    one_kernel = query.is_cuda and is_half and _has_varlen_kernel(query.device)
     found = _in_one_kernel if one_kernel else _run_by_run
     return found(*rows, segments=segments, scaling=scaling)[None], None
 
@@ -145,12 +146,14 @@ def _in_one_kernel(
 
 
 @cache
-def _has_varlen_kernel() -> bool:
+def _has_varlen_kernel(device: torch.device) -> bool:
+    """The kernel is flash attention: not in every build of PyTorch, and for Ampere and newer GPUs only."""
     try:
         from torch.nn.attention.varlen import varlen_attn  # noqa: F401
     except ImportError:
         return False
-    return True
+    is_built = torch.backends.cuda.is_flash_attention_available()
+    return is_built and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)

@@ -232,7 +232,7 @@ class _Seen:
             [sum(map(float, values)) for values in counted]
         )
         mismatch_kl = mismatch / max(num_tokens, 1.0)
-        if mismatch_kl > config.max_mismatch_kl:
+        if not mismatch_kl <= config.max_mismatch_kl:  # a log-prob of the engine that is no number fails too
             raise GuardError(
                 f"Engine and trainer disagree: KL {mismatch_kl:.4f} nats per token, at most "
                 f"{config.max_mismatch_kl} is allowed. Nothing was trained. Stale weights or caches in the "

@@ -39,6 +39,7 @@ from models.run_config import RGRPORun, SFTRun
 from models.rundir import RunDir
 from models.sft import step as sft_step
 from models.sft import train as sft
+from models.trajectory import SampledSpan
 from models.transcripts import read_transcripts
 from models.transformers_engine import TransformersEngine
 from tests.tiny_models import save_random_model
@@ -459,6 +460,23 @@ def test_every_rollout_is_kept_with_its_policy_version(tmp_path, model_path, dat
         }
         assert all(one.reward is not None for one in kept)
         assert len({one.question_id for one in kept}) == 2
+
+
+def test_drift_is_that_of_the_spans_that_are_kept(tmp_path, model_path, data):
+    config = rgrpo_run(model_path, data, num_steps=1)
+    run = RunDir.create(tmp_path / "run", config)
+    rgrpo.train(run, config)
+    tokenizer = load_policy(model_path).encoder.tokenizer
+    spans = [
+        list(span.token_ids)
+        for one in read_transcripts(run.path / "rollouts")
+        for span in one.spans
+        if isinstance(span, SampledSpan)
+    ]
+    drifted = [tokenizer.encode(tokenizer.decode(ids), add_special_tokens=False) != ids for ids in spans]
+    assert any(drifted), "no span drifted: the test is void"
+    (line,) = [line for line in run.metrics() if line["step"] == 1]
+    assert line["rgrpo/retokenisation_drift"] == pytest.approx(sum(drifted) / len(drifted))
 
 
 def test_questions_that_do_not_fill_the_last_step_of_an_epoch(tmp_path, model_path, data):

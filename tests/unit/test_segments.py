@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from models.encoding import mrope_positions
 from models.errors import EncodingError
 from models.policy import by_sample, collate, collate_packed, load_policy
-from models.segments import Segments, attend
+from models.segments import Segments, _in_one_kernel, attend
 from tests.tiny_models import load_reference, picture, trajectory_with_crops
 
 # Packing adds the same terms in another order; a token that sees a neighbour costs whole nats.
@@ -156,3 +156,18 @@ def test_attention_is_that_of_one_mask_over_the_row():
         strict=True,
     ):
         torch.testing.assert_close(one, other)
+
+
+def test_the_kernel_for_many_lengths_takes_what_it_is_given():
+    """Its signature has changed between releases of PyTorch. Tensors without data need no GPU."""
+    query, key, value = (
+        torch.empty(64, heads, 32, dtype=torch.bfloat16, device="meta", requires_grad=True)
+        for heads in (4, 2, 2)
+    )
+    segments = Segments.of((5, 7, 52), (None, 0, 0)).to("meta")
+    key, value = (states.index_select(0, segments.keys) for states in (key, value))
+    key.retain_grad()
+    found = _in_one_kernel(query, key, value, segments=segments, scaling=0.1)
+    assert found.shape == query.shape
+    found.sum().backward()
+    assert key.grad.shape == key.shape
