@@ -185,6 +185,18 @@ class RGRPOConfig(Config):
     zero_stage: Literal[0, 1, 2, 3] = 2
     num_ranks: int = Field(1, ge=1)
     num_threads: int = Field(0, ge=0)
+    placement: Literal["colocate", "dedicated"] = Field(
+        "colocate",
+        description="Where a rank's engine is: 'colocate', in its process, on its device; 'dedicated', in a "
+        "process of its own, on its GPU of `engine_devices`; on a CPU beside it.",
+    )
+    engine_devices: tuple[int, ...] = Field(
+        (),
+        description="GPUs of dedicated engines, one per rank of a host, as torch counts them; on CPU none.",
+    )
+    engine_timeout_seconds: float = Field(
+        1800.0, gt=0, description="Longest wait for a dedicated engine: its start, a step's rollouts."
+    )
     checkpoint_every: int = Field(50, ge=1, description="Steps between checkpoints.")
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept; our choice.")
     max_mismatch_kl: float = Field(
@@ -206,6 +218,15 @@ class RGRPOConfig(Config):
     @classmethod
     def _takes_its_profile(cls, values: Any) -> Any:
         return with_profile(values)
+
+    @model_validator(mode="after")
+    def _the_placement_is_possible(self) -> "RGRPOConfig":
+        if self.engine_devices and self.placement == "colocate":
+            raise ValueError(
+                f"engine_devices {list(self.engine_devices)} are for placement 'dedicated'; with 'colocate' "
+                "an engine shares its rank's device: leave them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ranks_share_the_questions(self) -> "RGRPOConfig":

@@ -12,7 +12,7 @@ its crop holds nobody up. What makes engine and trainer agree:
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,10 +58,12 @@ class VLLMEngine:
 
     It seeds torch's global generator when it starts. ``version`` is the policy version that spans are marked
     with; :meth:`update_weights` sets it. While ``salt`` is not empty, requests share caches only with those
-    of the same salt.
+    of the same salt. ``transfer`` names the backend of vLLM's weight transfer, for :meth:`receive`.
     """
 
-    def __init__(self, model_path: Path, config: EngineConfig, *, look: Look, seed: int = 0) -> None:
+    def __init__(
+        self, model_path: Path, config: EngineConfig, *, look: Look, seed: int = 0, transfer: str = ""
+    ) -> None:
         self.encoder = Encoder.load(model_path)
         self.version = 0
         self.salt = ""
@@ -71,7 +73,7 @@ class VLLMEngine:
         self._texts: dict[str, TextSoFar] = {}
         self._drafts: list[Draft] = []
         self._shares_process_group = torch.distributed.is_initialized()
-        self._engine = _start(model_path, config, look=look, seed=seed)
+        self._engine = _start(model_path, config, look=look, seed=seed, transfer=transfer)
         self._engine.apply_model(_ban(self.encoder.banned_ids))
 
     def submit(self, request: GenerationRequest) -> None:
@@ -126,17 +128,33 @@ class VLLMEngine:
 
         Raises EngineError while requests are in flight: their cache belongs to the old weights.
         """
-        if self._waiting:
-            raise EngineError(
-                f"{len(self._waiting)} requests are in flight; update weights between rollouts."
-            )
+        self._require_idle()
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        self.begin_version(version)
+
+    def receive(self, call: str, arguments: Mapping[str, Any]) -> None:
+        """A call of vLLM's weight transfer, which brings the weights from elsewhere in place of
+        :meth:`update_weights`; :meth:`begin_version` follows the last.
+
+        Raises EngineError while requests are in flight.
+        """
+        self._require_idle()
+        self._engine.collective_rpc(call, kwargs=dict(arguments))
+
+    def begin_version(self, version: int) -> None:
+        """Forget everything that older weights made, once new ones are there."""
         self._engine.apply_model(_renew_tied_head)
         if not self._engine.reset_prefix_cache():
             raise EngineError("vLLM did not reset its prefix cache, so old activations would be reused.")
         self._engine.reset_mm_cache()
         self._engine.reset_encoder_cache()
         self.version = version
+
+    def _require_idle(self) -> None:
+        if self._waiting:
+            raise EngineError(
+                f"{len(self._waiting)} requests are in flight; update weights between rollouts."
+            )
 
     def _add(self, request: GenerationRequest) -> None:
         collapsed = self.encoder.collapse(request.prompt, request.spans)
@@ -231,7 +249,7 @@ def _keep_default_group() -> Iterator[None]:
         torch.distributed.destroy_process_group = destroy
 
 
-def _start(model_path: Path, config: EngineConfig, *, look: Look, seed: int) -> LLMEngine:
+def _start(model_path: Path, config: EngineConfig, *, look: Look, seed: int, transfer: str) -> LLMEngine:
     """A vLLM engine; leaves torch's thread setting usable for the trainer beside it."""
     on_cpu = not torch.cuda.is_available()
     room_for_all = min(config.max_num_seqs * config.max_model_len, MAX_CPU_BATCHED_TOKENS)
@@ -252,6 +270,7 @@ def _start(model_path: Path, config: EngineConfig, *, look: Look, seed: int) -> 
         enable_prefix_caching=True,
         generation_config="vllm",  # not the model's own top-p and repetition penalty
         logprobs_mode="processed_logprobs",
+        weight_transfer_config={"backend": transfer} if transfer else None,
         disable_log_stats=True,
         use_tqdm_on_load=False,
     )

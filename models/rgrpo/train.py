@@ -26,10 +26,9 @@ from models.rgrpo.guards import Guards, steps_so_far
 from models.rgrpo.preflight import check_before
 from models.rgrpo.probe import measure_crop_gain
 from models.rgrpo.rollouts import rollouts_path, write_rollouts
-from models.rgrpo.samplers import refresh
 from models.rgrpo.stopwatch import Stopwatch
 from models.rgrpo.update import learning_rate, update_policy
-from models.rollout import derive_seed, rollout
+from models.rollout import derive_seed
 from models.run_config import RGRPORun
 from models.rundir import Result, RunDir
 from models.shuffling import endless_shuffle, start_of_batch
@@ -133,8 +132,7 @@ class Training:
 
     def _roll_out(self, questions: Sequence[Question], step: int) -> list[Trajectory]:
         with self._watch("rollout"):
-            return rollout(
-                self._sampler,
+            return self._sampler.roll_out(
                 questions,
                 look=self._look,
                 num_samples=self._config.group_size,
@@ -166,7 +164,7 @@ class Training:
 
     def _show_the_sampler_new_weights(self, version: int) -> None:
         with self._watch("sync"), distributed.gathered(self._engine):
-            refresh(self._sampler, self._policy, version=version)
+            self._sampler.update_weights(self._policy.weights(), version=version)
 
     def _record(self, batch: Batch, step: int) -> None:
         with self._watch("record"):
