@@ -35,9 +35,9 @@ from models.records import Question
 from models.region import Size, View, look
 from models.rgrpo.actors import Actors, opened
 from models.rgrpo.batch import score_and_compare
+from models.rgrpo.mismatch import measure_mismatch
 from models.rgrpo.rewards import reward_floor
 from models.rgrpo.samplers import Sampler
-from models.rgrpo.update import score_again
 from models.rollout import derive_seed
 from models.run_config import RGRPORun
 from models.rundir import Result, RunDir, write_atomically
@@ -147,18 +147,12 @@ def _share(questions: Sequence[Question], config: RGRPORun) -> list[Question]:
 def _mismatch(engine: DeepSpeedEngine, encoded: Sequence[Encoded], spare: Encoded, config: RGRPORun) -> Check:
     """KL(engine || trainer), k3, over the batch: what the guard of the training looks at in every step."""
     training = config.rgrpo
-    gaps = [
-        again - one.engine_logprobs[one.sampled]
-        for one, again in zip(encoded, score_again(engine, encoded, training, spare=spare), strict=True)
-    ]
-    sums = [sum(float(np.sum(np.expm1(gap) - gap)) for gap in gaps), sum(map(len, gaps))]
-    kl, num_tokens = distributed.global_sums(sums)
-    mean = kl / num_tokens if num_tokens else float("nan")
+    found = measure_mismatch(engine, encoded, training, spare=spare)
     return Check(
         name="engine and trainer",
-        value=f"{mean:.3g} nats per token, {num_tokens:.0f} tokens",
+        value=f"{found.kl:.3g} nats per token, {found.num_tokens} tokens",
         rule=f"their log-probs differ by at most {training.max_mismatch_kl:g} (k3)",
-        passed=mean <= training.max_mismatch_kl,
+        passed=found.kl <= training.max_mismatch_kl,
     )
 
 
