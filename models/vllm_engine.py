@@ -35,6 +35,7 @@ with warnings.catch_warnings():
     from vllm import EngineArgs, ModelRegistry, RequestOutput, SamplingParams
     from vllm.exceptions import VLLMClientError
     from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
+    from vllm.platforms import current_platform
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -50,6 +51,9 @@ MAX_BATCHED_TOKENS = 8192  # tokens of one step; what is over is prefilled in th
 MAX_CPU_BATCHED_TOKENS = 65536
 CPU_BLOCK_SIZE = 32  # tokens per cache block; vLLM's 128 would never share the prompts of a small model
 
+# vLLM's level 2 keeps nothing of the weights: an update brings them all before anything is sampled again.
+_SLEEP_LEVEL = 2
+
 _R = TypeVar("_R")
 
 
@@ -59,10 +63,18 @@ class VLLMEngine:
     It seeds torch's global generator when it starts. ``version`` is the policy version that spans are marked
     with; :meth:`update_weights` sets it. While ``salt`` is not empty, requests share caches only with those
     of the same salt. ``transfer`` names the backend of vLLM's weight transfer, for :meth:`receive`.
+    With ``sleeps`` it can :meth:`sleep`, where the platform can.
     """
 
     def __init__(
-        self, model_path: Path, config: EngineConfig, *, look: Look, seed: int = 0, transfer: str = ""
+        self,
+        model_path: Path,
+        config: EngineConfig,
+        *,
+        look: Look,
+        seed: int = 0,
+        transfer: str = "",
+        sleeps: bool = False,
     ) -> None:
         self.encoder = Encoder.load(model_path)
         self.version = 0
@@ -73,13 +85,19 @@ class VLLMEngine:
         self._texts: dict[str, TextSoFar] = {}
         self._drafts: list[Draft] = []
         self._shares_process_group = torch.distributed.is_initialized()
-        self._engine = _start(model_path, config, look=look, seed=seed, transfer=transfer)
+        self._can_sleep = can_sleep(current_platform, sleeps=sleeps)
+        self._is_asleep = False
+        self._engine = _start(
+            model_path, config, look=look, seed=seed, transfer=transfer, sleeps=self._can_sleep
+        )
         self._engine.apply_model(_ban(self.encoder.banned_ids))
 
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request; its id must not be in flight. Raises EngineError when vLLM would see other ids."""
         if request.request_id in self._waiting:
             raise EngineError(f"Request {request.request_id!r} is already in flight.")
+        if self._is_asleep:
+            raise EngineError("The engine sleeps and has no weights; update them first.")
         try:
             self._add(request)
         except (EncodingError, ValueError, VLLMClientError) as error:
@@ -129,8 +147,24 @@ class VLLMEngine:
         Raises EngineError while requests are in flight: their cache belongs to the old weights.
         """
         self._require_idle()
+        was_asleep, self._is_asleep = self._is_asleep, False
+        if was_asleep:
+            torch.cuda.empty_cache()  # what the trainer has freed and its allocator kept
+            self._engine.wake_up(["weights"])
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        if was_asleep:
+            self._engine.wake_up(["kv_cache"])
         self.begin_version(version)
+
+    def sleep(self) -> None:
+        """Leave the device's memory to the trainer until :meth:`update_weights`; nothing where it cannot.
+
+        Raises EngineError while requests are in flight.
+        """
+        if self._can_sleep:
+            self._require_idle()
+            self._engine.sleep(level=_SLEEP_LEVEL)
+            self._is_asleep = True
 
     def receive(self, call: str, arguments: Mapping[str, Any]) -> None:
         """A call of vLLM's weight transfer, which brings the weights from elsewhere in place of
@@ -249,7 +283,15 @@ def _keep_default_group() -> Iterator[None]:
         torch.distributed.destroy_process_group = destroy
 
 
-def _start(model_path: Path, config: EngineConfig, *, look: Look, seed: int, transfer: str) -> LLMEngine:
+def can_sleep(platform: Any, *, sleeps: bool) -> bool:
+    """Whether an engine that is to sleep can, on a platform of vLLM's. On a CPU its ``sleep`` frees nothing,
+    and the engine takes itself for asleep all the same."""
+    return sleeps and platform.is_sleep_mode_available()
+
+
+def _start(
+    model_path: Path, config: EngineConfig, *, look: Look, seed: int, transfer: str, sleeps: bool
+) -> LLMEngine:
     """A vLLM engine; leaves torch's thread setting usable for the trainer beside it."""
     on_cpu = not torch.cuda.is_available()
     room_for_all = min(config.max_num_seqs * config.max_model_len, MAX_CPU_BATCHED_TOKENS)
@@ -271,6 +313,7 @@ def _start(model_path: Path, config: EngineConfig, *, look: Look, seed: int, tra
         generation_config="vllm",  # not the model's own top-p and repetition penalty
         logprobs_mode="processed_logprobs",
         weight_transfer_config={"backend": transfer} if transfer else None,
+        enable_sleep_mode=sleeps,
         disable_log_stats=True,
         use_tqdm_on_load=False,
     )

@@ -88,6 +88,8 @@ class Colocated:
 
     def rest(self) -> None:
         """See :class:`Sampler`."""
+        if not isinstance(self.engine, TransformersEngine):
+            self.engine.sleep()
 
     def close(self) -> None:
         """See :class:`Sampler`."""
@@ -102,4 +104,4 @@ def open_beside(
         return Colocated(TransformersEngine(policy, config))
     from models.vllm_engine import VLLMEngine  # its import takes seconds; the reference engine needs none
 
-    return Colocated(VLLMEngine(model_path, config, look=look, seed=seed))
+    return Colocated(VLLMEngine(model_path, config, look=look, seed=seed, sleeps=True))

@@ -131,6 +131,7 @@ class Training:
         probed = self._probe(step)
         questions = self._next_questions(step)
         trajectories = self._roll_out(questions, step)
+        self._sampler.rest()
         batch = self._compare(trajectories, questions)
         metrics = self._update(batch, step)
         self._show_the_sampler_new_weights(step + 1)

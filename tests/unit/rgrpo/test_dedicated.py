@@ -65,3 +65,13 @@ def test_the_process_of_an_engine_sees_its_gpu_and_no_launcher(monkeypatch):
 def test_devices_without_engines_of_their_own_are_refused():
     with pytest.raises(ValidationError, match=r"engine_devices .* are for placement 'dedicated'"):
         RGRPOConfig(engine_devices=(1,))
+
+
+def test_overlap_is_refused_where_it_would_mean_nothing_or_something_else():
+    with pytest.raises(ValidationError, match="overlap needs placement 'dedicated'"):
+        RGRPOConfig(profile="standard", overlap=True)
+    with pytest.raises(ValidationError, match=r"Eq\. 2 is strictly on-policy"):
+        RGRPOConfig(profile="paper", placement="dedicated", overlap=True)
+    config = RGRPOConfig(profile="standard", placement="dedicated", overlap=True)
+    assert [config.sampled_by(step) for step in range(4)] == [0, 0, 1, 2]
+    assert RGRPOConfig().sampled_by(3) == 3
