@@ -14,7 +14,7 @@ PRESET ?= tiny
 # DeepSpeed builds one small C++ operator at first use and looks for ninja on the path.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help demo env compiler test test-slow lint types unit integration bench lock docs clean
+.PHONY: help demo env compiler test test-slow test-gpu lint types unit integration bench lock docs clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -46,6 +46,9 @@ test: env lint types  ## every check and every test but the slow ones
 
 test-slow: env  ## the tests that take minutes
 	$(BIN)/python -m pytest -q tests -m "slow and not gpu"
+
+test-gpu:  ## the tests that need a GPU, in an environment of requirements/gpu.lock (VENV=/opt/venv in the image)
+	$(BIN)/python -m pytest -q -s tests/gpu
 
 lint: env  ## format, lint, import contracts
 	$(BIN)/ruff check .

@@ -16,13 +16,13 @@ class GradientWatch:
     def __init__(self) -> None:
         self._is_finite: list[Tensor] = []
 
-    def follow(self, inputs: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+    def follow(self, inputs: Tensor, own: Sequence[slice] = ()) -> Tensor:
         """The same inputs (B, T, D), whose gradient will be looked at; B rows are B samples.
 
-        With ``lengths`` there is one row of samples that long, padding at its end.
+        With ``own`` there is one row, of as many samples, and these are the places that no others share.
         """
         if inputs.requires_grad:
-            inputs.register_hook(partial(self._note, lengths=lengths))
+            inputs.register_hook(partial(self._note, own=own))
         return inputs
 
     def take(self, numbers: Sequence[Sequence[int]], count: int) -> Tensor:
@@ -37,6 +37,6 @@ class GradientWatch:
                 values[list(rows)] = torch.where(is_finite.cpu()[: len(rows)], 0.0, torch.nan)
         return values
 
-    def _note(self, gradient: Tensor, *, lengths: Sequence[int] | None) -> None:
-        samples = gradient if lengths is None else gradient[0].split(list(lengths))
+    def _note(self, gradient: Tensor, *, own: Sequence[slice]) -> None:
+        samples = [gradient[0, place] for place in own] if own else gradient
         self._is_finite.append(torch.stack([sample.isfinite().all() for sample in samples]))

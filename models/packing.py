@@ -1,9 +1,8 @@
 """Lengths to micro-batches under a token budget.
 
-Fine-tuning packs samples one after another into a row, which costs as much as they have tokens. Rollouts
-that share their prompt make two padded rectangles, and those of similar length share a micro-batch. A shape
-that was seen before costs less than a new one (kernels are chosen or compiled per shape), so lengths are
-rounded up to a multiple.
+A micro-batch is one packed row, which costs as much as it has tokens; rollouts of a question share the tokens
+of its prompt. A shape that was seen before costs less than a new one (kernels are chosen or compiled per
+shape), so lengths are rounded up to a multiple.
 """
 
 from collections.abc import Hashable, Sequence
@@ -29,8 +28,8 @@ def packed_length(length: int) -> int:
 def pack(lengths: Sequence[int], *, max_tokens: int) -> list[tuple[int, ...]]:
     """Every sample in exactly one micro-batch of at most ``max_tokens``, given as positions, longest first.
 
-    Each goes into the first micro-batch that has room. Equal lengths stand side by side, where attention
-    takes them in one call. Raises TrainingError when one sample alone is over the budget.
+    Each goes into the first micro-batch that has room. Raises TrainingError when one sample alone is over the
+    budget.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     if order and lengths[order[0]] > max_tokens:
@@ -63,8 +62,8 @@ class Continuation:
 def pack_groups(samples: Sequence[Continuation], *, max_tokens: int) -> list[tuple[int, ...]]:
     """Every sample in exactly one micro-batch of at most ``max_tokens``, given as positions.
 
-    A micro-batch costs two rectangles: its distinct prompts and its continuations. A group that fits into a
-    micro-batch stays together. Raises TrainingError when one sample alone is over the budget.
+    A micro-batch costs its distinct prompts and its continuations. A group that fits into a micro-batch stays
+    together. Raises TrainingError when one sample alone is over the budget.
     """
     groups: dict[Hashable, list[int]] = {}
     for index in sorted(range(len(samples)), key=lambda index: (-samples[index].length, index)):
@@ -88,11 +87,10 @@ def pack_groups(samples: Sequence[Continuation], *, max_tokens: int) -> list[tup
 
 
 def _cost(samples: Sequence[Continuation], indices: Sequence[int]) -> int:
-    """Tokens of the two padded rectangles of a micro-batch."""
+    """Tokens of a micro-batch."""
     chosen = [samples[index] for index in indices]
-    num_prompts = len({sample.group for sample in chosen})
-    prompts = num_prompts * padded_length(max(sample.prompt_length for sample in chosen))
-    return prompts + len(chosen) * padded_length(max(sample.length for sample in chosen))
+    prompts = {sample.group: sample.prompt_length for sample in chosen}
+    return sum(prompts.values()) + sum(sample.length for sample in chosen)
 
 
 def deal(lengths: Sequence[int], *, num_ranks: int) -> list[list[int]]:

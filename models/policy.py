@@ -7,8 +7,8 @@ Three choices make it fast and exact:
 2. only hidden states that predict a *sampled* token go through the output head;
 3. banned tokens (vision tokens, ids without text) are taken out of the softmax, exactly as the engines do.
 
-The rollouts of one question share its prompt, which is most of their tokens: :func:`collate_sharing_prompts`
-lets it be computed, and differentiated, once for all of them.
+Trainers take many sequences as one packed row (:func:`collate_packed`): nothing is padded, and what several
+sequences begin with, which is most of their tokens, is computed and differentiated once for all of them.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from models.config import Precision
 from models.encoding import (
@@ -30,8 +31,10 @@ from models.errors import EncodingError
 from models.feature_store import FeatureStore
 from models.gradient_watch import GradientWatch
 from models.packing import packed_length, padded_length
+from models.prefixes import share_beginnings
 from models.region import Picture
 from models.segments import ATTENTION, Segments
+from models.tower import Grouping, PatchProjection, calls, tower_features
 
 from transformers import Qwen2_5_VLForConditionalGeneration  # isort: skip
 from transformers.utils.logging import disable_progress_bar  # isort: skip
@@ -45,9 +48,9 @@ class Batch:
     """B sequences padded on the right to T tokens.
 
     Pictures come as ``features`` (the visual tokens of all rows in reading order) when the tower is frozen,
-    else as ``patches`` with ``grids``, so that the tower receives its gradient. With ``prompts`` (another
-    batch, of G sequences) row b goes on where sequence ``prompt_of[b]`` ends. With ``segments`` there is one
-    row, B = 1, of several sequences one after another that do not see each other.
+    else as ``patches`` with ``grids``, so that the tower receives its gradient. With ``segments`` there is
+    one row, B = 1, of several sequences: ``own`` are the places of what each of them, in the order given,
+    does not share with others.
     """
 
     ids: Tensor  # (B, T) int64
@@ -58,14 +61,15 @@ class Batch:
     features: Tensor | None = None  # (visual tokens, D)
     patches: Tensor | None = None  # (patches, patch values)
     grids: Tensor | None = None  # (pictures, 3)
-    prompts: "Batch | None" = None
-    prompt_of: Tensor | None = None  # (B,) int64
     segments: Segments | None = None
+    own: tuple[slice, ...] = ()
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(**{name: value.to(device) for name, value in found.items() if value is not None})
+        return replace(
+            self, **{name: value.to(device) for name, value in found.items() if hasattr(value, "to")}
+        )
 
 
 class Policy(nn.Module):
@@ -83,7 +87,7 @@ class Policy(nn.Module):
             self._frozen_tower = (model.model.visual.requires_grad_(False).eval(),)
             del model.model.visual
         self._store = FeatureStore(max_bytes=FEATURE_CACHE_BYTES)
-        self._looks_together = False
+        self._grouping: Grouping = "one"
         self.gradients = GradientWatch()
         self.register_buffer("_banned", torch.tensor(encoder.banned_ids), persistent=False)
 
@@ -123,20 +127,26 @@ class Policy(nn.Module):
         )
         return self._store
 
+    def look_in_bunches(self) -> None:
+        """From now on look at several new pictures of a call at once, on a CPU too, where that takes half the
+        time. A picture's features have the same bits whatever it is looked at with (:mod:`models.tower`)."""
+        self._grouping = "bunch"
+
     def look_afresh(self) -> None:
-        """Forget all features, and from now on look at the new pictures of a call together, also on a CPU.
+        """Forget all features, and from now on look at all new pictures of a call together, also on a CPU.
 
         That takes a fraction of the time; the last bits of features then depend on the calls since. A trainer
         that calls this before every step has the same bits whenever it takes that step.
         """
         self._store.forget()
-        self._looks_together = True
+        self._grouping = "together"
 
     def _tower_digest(self) -> str:
         """Names what features depend on but for the picture: the tower's weights, their type and device, how
-        it is built, and how a picture is cut into patches."""
+        it is built, how a picture is cut into patches, and how many are looked at in a call."""
         processor = self.encoder.processor.image_processor.to_json_string()
-        told = f"{self.model.config.vision_config.to_json_string()} {processor} {self.device.type}"
+        vision = self.model.config.vision_config.to_json_string()
+        told = f"{vision} {processor} {self.device.type} {self._grouping}"
         digest = hashlib.sha256(told.encode())
         for name, tensor in self.tower.state_dict().items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -154,30 +164,12 @@ class Policy(nn.Module):
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """The last layer's output (B, T, D), before the output head."""
-        language_model = self.model.model.language_model
-        lengths = batch.segments.lengths if batch.segments is not None else None
-        inputs = self.gradients.follow(self._embed(batch), lengths)
-        if batch.prompts is None or batch.prompt_of is None:
-            # Padding is on the right, where causal attention never looks: no mask, so the fast kernel runs.
-            return language_model(
-                inputs_embeds=inputs,
-                position_ids=batch.positions,
-                use_cache=False,
-                segments=batch.segments,
-            ).last_hidden_state
-        prompts = batch.prompts
-        cache = language_model(
-            inputs_embeds=self._embed(prompts), position_ids=prompts.positions, use_cache=True
-        ).past_key_values
-        cache.batch_select_indices(batch.prompt_of)
-        # A prompt's padding now lies between it and its continuation.
-        mask = torch.cat([prompts.mask[batch.prompt_of], torch.ones_like(batch.mask)], dim=1)
-        return language_model(
-            inputs_embeds=inputs,
+        # Padding is on the right, where causal attention never looks: no mask, so the fast kernel runs.
+        return self.model.model.language_model(
+            inputs_embeds=self.gradients.follow(self._embed(batch), batch.own),
             position_ids=batch.positions,
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
+            use_cache=False,
+            segments=batch.segments,
         ).last_hidden_state
 
     def _embed(self, batch: Batch) -> Tensor:
@@ -185,7 +177,7 @@ class Policy(nn.Module):
         embeddings = self.model.get_input_embeddings()(batch.ids)
         features = batch.features
         if batch.patches is not None and batch.grids is not None:
-            features = torch.cat(_tower_features(self.tower, batch.patches, batch.grids))
+            features = torch.cat(tower_features(self.tower, batch.patches, batch.grids))
         if features is not None:
             is_pad = (batch.ids == self.encoder.image_token_id)[..., None]
             embeddings = embeddings.masked_scatter(is_pad, features.to(embeddings.dtype))
@@ -213,16 +205,13 @@ class Policy(nn.Module):
     def _look_at(self, pictures: list[Picture]) -> list[Tensor]:
         for tower in self._frozen_tower:
             tower.to(self.device)
-        # On a CPU one at a time: kernels are chosen by size, so the last bits of a picture's features would
-        # depend on the others, and with them on what a run that goes on still has in its cache.
-        is_together = self._looks_together or self.device.type == "cuda"
-        calls = [pictures] if is_together else [[picture] for picture in pictures]
-        found = []
-        for call in calls:
-            patches, grids = self.encoder.patches(call)
-            found += _tower_features(self.tower, patches.to(self.device), grids.to(self.device))
-        # Clones: a slice would keep the features of the whole call alive in the cache.
-        return [features.clone() for features in found]
+        found: dict[int, Tensor] = {}
+        for numbers, shown in calls(pictures, "together" if self.device.type == "cuda" else self._grouping):
+            patches, grids = self.encoder.patches(shown)
+            features = tower_features(self.tower, patches.to(self.device), grids.to(self.device))
+            # Clones: a slice would keep the features of the whole call alive in the cache.
+            found |= {number: one.clone() for number, one in zip(numbers, features, strict=False)}
+        return [found[number] for number in range(len(pictures))]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Policy":
         """Casts and moves the module, but keeps rotary frequencies in fp32.
@@ -249,6 +238,7 @@ def load_policy(model_path: Path, *, dtype: Precision = "float32", freeze_vision
         use_safetensors=True,
         trust_remote_code=False,
     )
+    PatchProjection.replace_in(model.model.visual)
     return Policy(model, encoder, freeze_vision=freeze_vision).train()
 
 
@@ -286,27 +276,34 @@ def collate(encoded: Sequence[Encoded], policy: Policy) -> Batch:
 
 
 def collate_packed(encoded: Sequence[Encoded], policy: Policy) -> Batch:
-    """One row of all sequences, one after another, each with the rotary positions it has alone.
+    """One row of all sequences, each with the rotary positions it has alone; common beginnings stand there
+    once (:mod:`models.prefixes`).
 
-    ``forward`` then gives (1, T-1) log-probs; :func:`per_segment` sums them up by sequence. Raises
-    EncodingError as :func:`collate` does.
+    ``forward`` then gives (1, T-1) log-probs; :func:`by_sample` sorts them by sequence. Raises EncodingError
+    as :func:`collate` does.
     """
-    lengths = tuple(map(len, encoded))
-    total = sum(lengths)
-    batch = _empty(1, packed_length(total), policy)
-    for one, end in zip(encoded, accumulate(lengths), strict=True):
-        _write(one, batch, row=0, start=end - len(one))
-    padding = batch.ids.shape[1] - total
-    segments = Segments.of((*lengths, padding) if padding else lengths)
-    return _with_pictures(replace(batch, segments=segments), encoded, policy)
+    parts = share_beginnings(encoded, vision_start_id=policy.encoder.vision_start_id)
+    ends = list(accumulate(len(part.tokens) for part in parts))
+    batch = _empty(1, packed_length(ends[-1]), policy)
+    own = [slice(0)] * len(encoded)
+    for part, end in zip(parts, ends, strict=True):
+        place = slice(end - len(part.tokens), end)
+        _write(part.tokens, batch, row=0, start=place.start)
+        if part.sample is not None:
+            own[part.sample] = place
+    lengths, parents = [len(part.tokens) for part in parts], [part.parent for part in parts]
+    padding = batch.ids.shape[1] - ends[-1]
+    if padding:
+        lengths, parents = [*lengths, padding], [*parents, None]
+    batch = replace(batch, segments=Segments.of(lengths, parents), own=tuple(own))
+    return _with_pictures(batch, [part.tokens for part in parts], policy)
 
 
-def per_segment(logprobs: Tensor, batch: Batch) -> Tensor:
-    """Sums (number of segments,) of a packed batch's log-probs (1, T-1); padding is the last segment."""
-    assert batch.segments is not None, "the batch is not packed"
-    # The log-prob at t is of the token at t + 1. A segment's first token is never sampled.
-    aligned = nn.functional.pad(logprobs[0], (1, 0))
-    return torch.stack([part.sum() for part in aligned.split(batch.segments.lengths)])
+def by_sample(values: Tensor, batch: Batch) -> Tensor:
+    """Values (1, T-1) for ``ids[:, 1:]`` of a packed batch as (number of sequences, longest), in the order of
+    the sequences: of each the tokens of its own, zeros behind them. All sampled tokens are among these."""
+    # A sequence's first own token is never sampled, and its value stands before its place begins.
+    return pad_sequence([values[0, own.start : own.stop - 1] for own in batch.own], batch_first=True)
 
 
 def _empty(num_rows: int, length: int, policy: Policy) -> Batch:
@@ -337,42 +334,6 @@ def _with_pictures(batch: Batch, encoded: Sequence[Encoded], policy: Policy) -> 
     return replace(batch, **_pictures_of(encoded, policy, num_pads=num_pads)).to(policy.device)
 
 
-def collate_sharing_prompts(encoded: Sequence[Encoded], policy: Policy) -> Batch:
-    """Like :func:`collate`, but every distinct prompt is one row of ``batch.prompts``.
-
-    A row begins with the last token of its prompt, which predicts the first sampled one, so ``forward`` gives
-    the same log-probs, aligned with this batch's shorter ``sampled`` and ``engine_logprobs``.
-    """
-    halves = [_split_after_prompt(one, policy.encoder.vision_start_id) for one in encoded]
-    keys = [(prompt.ids.tobytes(), *(picture.digest for picture in prompt.pictures)) for prompt, _ in halves]
-    distinct = {key: prompt for key, (prompt, _) in zip(keys, halves, strict=True)}
-    numbers = {key: number for number, key in enumerate(distinct)}
-    rows = collate([continuation for _, continuation in halves], policy)
-    prompt_of = torch.tensor([numbers[key] for key in keys], device=policy.device)
-    return replace(rows, prompts=collate(list(distinct.values()), policy), prompt_of=prompt_of)
-
-
-def _split_after_prompt(one: Encoded, vision_start_id: int) -> tuple[Encoded, Encoded]:
-    """What comes before the token that predicts the first sampled one, and the rest."""
-    first_sampled = int(one.sampled.argmax()) if one.sampled.any() else len(one)
-    cut = first_sampled - 1
-    num_pictures = int((one.ids[:cut] == vision_start_id).sum())
-    return _part(one, slice(None, cut), one.pictures[:num_pictures]), _part(
-        one, slice(cut, None), one.pictures[num_pictures:]
-    )
-
-
-def _part(one: Encoded, place: slice, pictures: tuple[Picture, ...]) -> Encoded:
-    return Encoded(
-        ids=one.ids[place],
-        sampled=one.sampled[place],
-        engine_logprobs=one.engine_logprobs[place],
-        versions=one.versions[place],
-        positions=one.positions[:, place],
-        pictures=pictures,
-    )
-
-
 def _pictures_of(encoded: Sequence[Encoded], policy: Policy, *, num_pads: int) -> dict[str, Any]:
     """The batch's pictures in reading order: features when the tower is frozen, else patches and grids."""
     pictures = [picture for one in encoded for picture in one.pictures]
@@ -389,11 +350,3 @@ def _pictures_of(encoded: Sequence[Encoded], policy: Policy, *, num_pads: int) -
     if num_features != num_pads:
         raise EncodingError(f"The batch has {num_pads} image pads and {num_features} visual features.")
     return found
-
-
-def _tower_features(tower: nn.Module, patches: Tensor, grids: Tensor) -> list[Tensor]:
-    """Features (visual tokens, D) per picture, from patches (N, values) and grids (pictures, 3)."""
-    dtype = next(tower.parameters()).dtype
-    merged = tower(patches.to(dtype), grid_thw=grids).pooler_output  # (visual tokens, D)
-    visual_tokens = grids.prod(dim=1) * len(merged) // grids.prod(dim=1).sum()
-    return list(merged.split(visual_tokens.tolist()))

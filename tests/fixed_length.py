@@ -8,22 +8,29 @@ from dataclasses import dataclass, replace
 import torch
 from PIL import Image
 
+from models.config import resolve_model_path
+from models.encoding import Encoder
 from models.engine import Engine
 from models.trajectory import Finish, GenerationRequest, Piece, SampledSpan
 from models.vllm_engine import VLLMEngine
 
-from vllm import RequestOutput, SamplingParams  # isort: skip  # after models.encoding
+from transformers import Qwen2_5_VLForConditionalGeneration  # isort: skip  # after models.encoding
+from vllm import RequestOutput, SamplingParams  # isort: skip
 
 
 @dataclass(kw_only=True)
 class Pass:
-    """One run over all trajectories: seconds altogether and inside vLLM, and the tokens that vLLM counted."""
+    """One run over all trajectories: seconds altogether and inside vLLM, and the tokens that vLLM counted.
+
+    ``prefilled`` were computed, ``cached`` were found in the prefix cache.
+    """
 
     seconds: float = 0.0
     engine_seconds: float = 0.0
     requests: int = 0
     sampled: int = 0
     prefilled: int = 0
+    cached: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -71,7 +78,9 @@ class FixedLengthEngine(VLLMEngine):
             if output.finished:
                 self.measured.requests += 1
                 self.measured.sampled += len(output.outputs[0].token_ids)
-                self.measured.prefilled += len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
+                cached = output.num_cached_tokens or 0
+                self.measured.prefilled += len(output.prompt_token_ids) - cached
+                self.measured.cached += cached
 
     def run_raw(self, requests: Sequence[GenerationRequest], files: Mapping[str, bytes]) -> Pass:
         """vLLM alone: every request at once, then steps until all are done.
@@ -107,6 +116,42 @@ class FixedLengthEngine(VLLMEngine):
             "multi_modal_uuids": {"image": [picture.digest for picture in pictures]},
         }
         return prompt, self._sampling(request, self._config.max_model_len)
+
+
+class PlainTransformers:
+    """A loop of ``generate`` over the turns of one trajectory after the other, each from its beginning."""
+
+    def __init__(self, model: str, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._model = Qwen2_5_VLForConditionalGeneration.from_pretrained(resolve_model_path(model)).eval()
+
+    def run(self, requests: Sequence[GenerationRequest]) -> Pass:
+        """As many tokens per request as it asks for."""
+        measured = Pass(requests=len(requests))
+        started = time.perf_counter()
+        for request in requests:
+            inputs = self._inputs(request)
+            count = request.max_new_tokens
+            found = self._model.generate(
+                **inputs, do_sample=True, max_new_tokens=count, min_new_tokens=count, pad_token_id=0
+            )
+            prefilled = inputs["input_ids"].shape[1]
+            measured.sampled += found.shape[1] - prefilled
+            measured.prefilled += prefilled
+        measured.seconds = time.perf_counter() - started
+        return measured
+
+    def _inputs(self, request: GenerationRequest) -> dict[str, torch.Tensor]:
+        collapsed = self._encoder.collapse(request.prompt, request.spans)
+        ids = torch.from_numpy(self._encoder.expand_ids(collapsed))[None]
+        patches, grids = self._encoder.patches(collapsed.pictures)
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "mm_token_type_ids": (ids == self._encoder.image_token_id).int(),
+            "pixel_values": patches,
+            "image_grid_thw": grids,
+        }
 
 
 class Dictated:

@@ -4,6 +4,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 
 class Stopwatch:
     """Seconds by name, added up until :meth:`lap`; those of a block within a block are the inner one's."""
@@ -14,10 +16,12 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Measure the block."""
+        """Measure the block, with what it leaves a GPU to do."""
         began, before = time.monotonic(), self._inner
         self._inner = 0.0
         yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         elapsed = time.monotonic() - began
         self._seconds[name] = self._seconds.get(name, 0.0) + elapsed - self._inner
         self._inner = before + elapsed

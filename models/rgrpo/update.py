@@ -22,7 +22,7 @@ from models.config import RGRPOConfig
 from models.distributed import DeepSpeedEngine
 from models.encoding import Encoded
 from models.packing import Continuation, pack_groups
-from models.policy import Batch, Policy, collate_sharing_prompts
+from models.policy import Batch, Policy, by_sample, collate_packed
 from models.rgrpo.guards import require_agreement
 from models.rgrpo.objective import (
     PolicyLoss,
@@ -134,11 +134,13 @@ def _micro_batch_loss(
     seen: "_Seen",
 ) -> Tensor:
     """This micro-batch's share of the global loss (scalar)."""
-    batch = collate_sharing_prompts([sample.encoded for sample in samples] or [spare], engine.module)
-    logprobs = engine(batch, temperature=config.temperature)  # (B, T - 1), of the continuations
+    batch = collate_packed([sample.encoded for sample in samples] or [spare], engine.module)
+    logprobs = by_sample(engine(batch, temperature=config.temperature), batch)  # (B, T), of what is their own
     if not samples:
         return logprobs.sum() * 0.0
-    sampled, engine_logprobs = batch.sampled[:, 1:], batch.engine_logprobs[:, 1:]
+    sampled, engine_logprobs = (
+        by_sample(row[:, 1:], batch) for row in (batch.sampled, batch.engine_logprobs)
+    )
     engine_weight, is_cut = _engine_weight(logprobs, engine_logprobs, config)
     result = policy_loss(
         logprobs,
@@ -160,7 +162,7 @@ def _engine_weight(
     logprobs: Tensor, engine_logprobs: Tensor, config: RGRPOConfig
 ) -> tuple[Tensor | None, Tensor | None]:
     """What a token's loss is multiplied by so that its weight engine to trainer is at most the cap, and where
-    it is cut; (B, T - 1) each, None without a cap. With overlap the weight is in the ratio already."""
+    it is cut; (B, T) each, None without a cap. With overlap the weight is in the ratio already."""
     cap = config.objective.engine_weight_cap
     if not cap:
         return None, None
@@ -172,11 +174,11 @@ def _engine_weight(
 
 
 def _reference_logprobs(reference: Policy | None, batch: Batch, config: RGRPOConfig) -> Tensor | None:
-    """(B, T - 1), at the policy's temperature and with its bans, else the two would differ from the start."""
+    """(B, T), at the policy's temperature and with its bans, else the two would differ from the start."""
     if reference is None:
         return None
     with torch.no_grad():
-        return reference(batch, temperature=config.temperature)
+        return by_sample(reference(batch, temperature=config.temperature), batch)
 
 
 @torch.no_grad()
@@ -192,10 +194,11 @@ def score_again(
     found: dict[int, np.ndarray] = {}
     for chosen in distributed.in_lockstep(pack_groups(sizes, max_tokens=config.tokens_per_micro_batch)):
         rows = [encoded[index] for index in chosen or ()] or [one for one in (spare,) if one is not None]
-        batch = collate_sharing_prompts(rows, engine.module)
-        logprobs = engine(batch, temperature=config.temperature)
+        batch = collate_packed(rows, engine.module)
+        logprobs = by_sample(engine(batch, temperature=config.temperature), batch)
+        sampled = by_sample(batch.sampled[:, 1:], batch)
         for row, index in enumerate(chosen or ()):
-            found[index] = logprobs[row][batch.sampled[row, 1:]].cpu().numpy()
+            found[index] = logprobs[row][sampled[row]].cpu().numpy()
     return [found[index] for index in range(len(encoded))]
 
 
@@ -231,7 +234,7 @@ class _Seen:
         sampled: Tensor,
         result: PolicyLoss,
     ) -> None:
-        """Note one micro-batch; the tensors are (B, T - 1). Nothing is moved off the device yet."""
+        """Note one micro-batch; the tensors are (B, T). Nothing is moved off the device yet."""
         self._ids += ids
         self._likelihoods.append(logprobs.sum(dim=1))
         self._losses.append(result.loss.detach())
@@ -243,7 +246,7 @@ class _Seen:
             self._reference_kls.append(result.reference_kl)
 
     def add_cut(self, is_cut: Tensor) -> None:
-        """Note which tokens' engine weight was cut at its cap, (B, T - 1)."""
+        """Note which tokens' engine weight was cut at its cap, (B, T)."""
         self._num_cut.append(is_cut.sum())
 
     def metrics(self, config: RGRPOConfig, broken: Tensor) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 The loss is minus the mean log-prob over all sampled tokens of the global batch (rationale, boxes, answer, end
 of turn). Prompt, crops and vision markers are context. Samples are packed: a micro-batch is one row of them,
-one after another, each with its own rotary positions and attention to itself alone.
+one after another, each with its own rotary positions and attention to itself alone; what several begin with,
+the system prompt above all, is computed once.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from models import distributed
 from models.distributed import DeepSpeedEngine
 from models.encoding import Encoded
 from models.packing import pack
-from models.policy import collate_packed, per_segment
+from models.policy import by_sample, collate_packed
 
 
 def sft_step(
@@ -79,4 +80,4 @@ def validation_loss(engine: DeepSpeedEngine, encoded: Sequence[Encoded], *, max_
 def negative_log_likelihood(engine: DeepSpeedEngine, encoded: Sequence[Encoded]) -> Tensor:
     """Minus the log-prob of each sequence's sampled tokens, (B,)."""
     batch = collate_packed(encoded, engine.module)
-    return -per_segment(engine(batch), batch)[: len(encoded)]
+    return -by_sample(engine(batch), batch).sum(dim=1)

@@ -41,6 +41,7 @@ from models.sft.step import sft_step, validation_loss
 log = logging.getLogger(__name__)
 
 _GIB = 1 << 30
+_LOOK_AHEAD = 8  # steps whose pictures are looked at together, where that is faster
 _BEST = "best"  # the folder of the best check's model while the run goes on
 
 
@@ -57,6 +58,7 @@ def train(run: RunDir, config: SFTRun) -> Result:
         ),
     )
     engine = distributed.initialise(policy.to(world.device), config.sft)
+    policy.look_in_bunches()
     store = _keep_features(policy, config)
     training = Training(run, config, engine, samples, held_out)
     training.run_to_the_end(checkpoints.resume(run, engine))
@@ -102,6 +104,7 @@ class Training:
         self._began = time.monotonic()
         self._checks = EarlyStop(config.sft.early_stop_metric)
         self._progress = Progress()
+        self._seen_until = 0
         self.last_metrics: dict[str, float] = {}
 
     def run_to_the_end(self, progress: Progress) -> None:
@@ -138,6 +141,7 @@ class Training:
 
     def _step(self, progress: Progress) -> Progress:
         config, samples = self._config, self._samples
+        self._look_ahead(progress)
         chosen = samples.batch(progress.num_samples, size=config.batch_size, seed=self._seed)
         metrics = sft_step(
             self._engine,
@@ -155,6 +159,15 @@ class Training:
         if progress.step % config.checkpoint_every == 0:
             checkpoints.save(self._run, self._engine, progress, keep=config.keep_checkpoints)
         return progress
+
+    def _look_ahead(self, progress: Progress) -> None:
+        """Have the features of some steps' pictures computed at once: on a CPU their tower is small."""
+        policy, samples, size = self._engine.module, self._samples, self._config.batch_size
+        if progress.step < self._seen_until or not policy.tower_is_frozen or policy.device.type != "cpu":
+            return
+        self._seen_until = progress.step + _LOOK_AHEAD
+        chosen = samples.batch(progress.num_samples, size=_LOOK_AHEAD * size, seed=self._seed)
+        policy.features([picture for index in chosen for picture in samples.encoded(index).pictures])
 
     def _is_over(self, progress: Progress) -> bool:
         if self._config.max_seconds:

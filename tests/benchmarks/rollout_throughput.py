@@ -10,8 +10,12 @@ files, and the crops ready-made; "ready" is the same with the questions' picture
 before the clock starts, which no client can have for nothing.
 
 The work is fixed, so that any model will do: vLLM really samples as many tokens as a turn has, but the loop
-then goes on with a written turn of that length. Both ways run in one process, one after the other, several
+then goes on with a written turn of that length. All ways run in one process, one after the other, several
 times; a ratio is the median over these rounds. Caches are emptied before each.
+
+Of the look-again stage two more ways are measured, on ``--alone`` of the trajectories: "one" is the loop with
+one trajectory in flight, as a trainer samples that rolls out one after the other, on the same engine;
+"transformers" is a plain loop of ``generate``, turn by turn, one trajectory at a time.
 """
 
 import argparse
@@ -19,6 +23,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -47,11 +52,13 @@ from models.rundir import RunDir, write_atomically
 from models.tiny.world import draw, sample_scene
 from models.trajectory import AS_MANY_AS_FIT, Finish, GenerationRequest, SampledSpan, StopReason
 from tests.benchmark_examples import file_name, schema_of, small, write
-from tests.fixed_length import Dictated, FixedLengthEngine, Pass
+from tests.fixed_length import Dictated, FixedLengthEngine, Pass, PlainTransformers
 
 NAME = "rollout_throughput"
 FILLER = "I look closer. "
 ANSWER = "It says K7.</think><answer>K7</answer>"
+# What the loop's speed must be as a multiple of another way's.
+LIMITS = {"raw": 0.85, "one": 8.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +66,7 @@ class Options:
     """What is measured. A turn has about ``turn_tokens`` sampled tokens."""
 
     questions: int
+    alone: int
     repeats: int
     crops: int
     turn_tokens: int
@@ -68,16 +76,22 @@ class Options:
     engine: EngineConfig
 
 
-def look_again_loop(options: Options, engine: FixedLengthEngine) -> Callable[[Dictated], None]:
-    """The look-again loop over drawn pictures."""
+def look_again_loop(options: Options, *, max_in_flight: int | None = None) -> Callable[[Dictated], None]:
+    """The look-again loop over drawn pictures; over fewer where not all are in flight at once."""
     questions = [
         Question.of_image(image, "What does the red card say?", id=str(number))
         for number, image in enumerate(drawn(options))
-    ]
+    ][: options.alone if max_in_flight else None]
 
     def run(dictated: Dictated) -> None:
         asked = stream(
-            dictated, questions=questions, look=options.look, num_samples=1, temperature=1.0, seed=0
+            dictated,
+            questions=questions,
+            look=options.look,
+            num_samples=1,
+            temperature=1.0,
+            seed=0,
+            max_in_flight=max_in_flight,
         )
         stops = {trajectory.stop for trajectory in asked}
         assert stops == {StopReason.ANSWERED}, f"a written turn was refused: {stops}"
@@ -101,7 +115,7 @@ def look_again_turns(options: Options, encoder: Encoder) -> Callable[[Generation
     return dictate
 
 
-def direct_loop(options: Options, engine: FixedLengthEngine, folder: Path) -> Callable[[Dictated], None]:
+def direct_loop(options: Options, folder: Path) -> Callable[[Dictated], None]:
     """The rows of a set as ``vlm-r3 evaluate --benchmark`` asks them: read, decoded, asked, kept."""
     published, split, rows = small("mme")
     pictures = [{"bytes": png_bytes(image), "path": ""} for image in drawn(options)]
@@ -164,10 +178,16 @@ def measure_stage(
     files: Mapping[str, bytes],
     *,
     repeats: int,
+    one_by_one: Callable[[Dictated], None] | None = None,
+    model: str = "",
 ) -> dict[str, object]:
-    """All ways in turn, ``repeats`` times, after one pass of each that warms up and is not counted."""
+    """All ways in turn, ``repeats`` times, after one pass of each that warms up and is not counted.
 
-    def loop() -> tuple[Pass, list[GenerationRequest]]:
+    With ``one_by_one`` (a run of few trajectories, of which one is in flight) that is a way too, and plain
+    transformers on the ``model``.
+    """
+
+    def loop(run: Callable[[Dictated], None] = run) -> tuple[Pass, list[GenerationRequest]]:
         dictated = Dictated(engine, dictate)
         engine.begin()
         started = time.perf_counter()
@@ -181,15 +201,20 @@ def measure_stage(
         "raw": lambda: engine.run_raw(requests, files),
         "ready": lambda: engine.run_raw(requests, {}),
     }
-    for name in ("raw", "ready"):
+    if one_by_one is not None:
+        _, few = loop(one_by_one)
+        plain = PlainTransformers(model, engine.encoder)
+        ways |= {"one": lambda: loop(one_by_one)[0], "transformers": lambda: plain.run(few)}
+    for name in list(ways)[1:]:
         ways[name]()
     passes: dict[str, list[Pass]] = {name: [] for name in ways}
     for number in range(repeats):
         # Who comes first changes, so that a machine that slows down favours nobody.
         for name in list(ways)[:: -1 if number % 2 else 1]:
             passes[name].append(ways[name]())
-    work = {(each.requests, each.sampled, each.prefilled) for one in passes.values() for each in one}
-    assert len(work) == 1, f"all ways do the same work: {work}"
+    same = [each for name in ("loop", "raw", "ready") for each in passes[name]]
+    work = {(each.requests, each.sampled, each.prefilled) for each in same}
+    assert len(work) == 1, f"these ways do the same work: {work}"
     return summary(passes)
 
 
@@ -198,7 +223,7 @@ def summary(passes: Mapping[str, Sequence[Pass]]) -> dict[str, object]:
     loops = passes["loop"]
     ratios = {
         name: [ours.tokens_per_second / raw.tokens_per_second for ours, raw in zip(loops, passes[name])]
-        for name in ("raw", "ready")
+        for name in list(passes)[1:]
     }
     return {
         "tokens_per_second": {
@@ -228,12 +253,21 @@ def measure(options: Options) -> dict[str, object]:
     """The figures of both stages, and of what they were measured on."""
     with opened(options) as engine, TemporaryDirectory() as folder:
         stages = {
-            "look-again": (look_again_loop(options, engine), look_again_turns(options, engine.encoder)),
-            "direct": (direct_loop(options, engine, Path(folder)), direct_turn(options, engine.encoder)),
+            "look-again": (look_again_loop(options), look_again_turns(options, engine.encoder)),
+            "direct": (direct_loop(options, Path(folder)), direct_turn(options, engine.encoder)),
         }
+        alone = {"look-again": look_again_loop(options, max_in_flight=1)} if options.alone else {}
         files = {see(image, options.look.budget).digest: png_bytes(image) for image in drawn(options)}
         found = {
-            name: measure_stage(engine, run, dictate, files, repeats=options.repeats)
+            name: measure_stage(
+                engine,
+                run,
+                dictate,
+                files,
+                repeats=options.repeats,
+                one_by_one=alone.get(name),
+                model=options.model,
+            )
             for name, (run, dictate) in stages.items()
         }
     return {
@@ -250,23 +284,38 @@ def measure(options: Options) -> dict[str, object]:
 
 
 def to_table(results: dict) -> str:
-    """One line a stage."""
-    columns = ("loop tok/s", "raw tok/s", "loop/raw", "range", "loop/ready", "range", "outside vLLM")
-    lines = [f"{'stage':<12}" + "".join(f"{column:>13}" for column in columns)]
+    """One line a stage and way, with the loop's speed as a multiple of that way's."""
+    columns = ("tok/s", "loop/way", "range", "at least")
+    lines = [f"{'stage':<12}{'way':<14}" + "".join(f"{column:>13}" for column in columns)]
     for name, stage in results["stages"].items():
-        cells = [f"{stage['tokens_per_second'][way]:.0f}" for way in ("loop", "raw")]
-        for way in ("raw", "ready"):
+        speeds = stage["tokens_per_second"]
+        outside = f"{stage['outside_seconds']:.1f} of {stage['loop_seconds']:.1f} s are not in vLLM"
+        lines.append(f"{name:<12}{'loop':<14}{speeds['loop']:>13.0f}   {outside}")
+        for way, ratio in stage["ratio"].items():
             low, high = stage["ratio_range"][way]
-            cells += [f"{stage['ratio'][way]:.2f}", f"{low:.2f}-{high:.2f}"]
-        cells.append(f"{stage['outside_seconds']:.1f}/{stage['loop_seconds']:.1f} s")
-        lines.append(f"{name:<12}" + "".join(f"{cell:>13}" for cell in cells))
+            limit = f"{LIMITS[way]:.2f}" if way in LIMITS else ""
+            cells = [f"{speeds[way]:.0f}", f"{ratio:.2f}", f"{low:.2f}-{high:.2f}", limit]
+            lines.append(f"{'':<12}{way:<14}" + "".join(f"{cell:>13}" for cell in cells))
     return "\n".join(lines)
+
+
+def missed(results: dict) -> list[str]:
+    """The limits that were not kept."""
+    return [
+        f"{name}: {ratio:.2f} of {way}, at least {LIMITS[way]}"
+        for name, stage in results["stages"].items()
+        for way, ratio in stage["ratio"].items()
+        if ratio < LIMITS.get(way, 0.0)
+    ]
 
 
 def parsed(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
     """Options of the command line, and the folder of the results."""
     parser = argparse.ArgumentParser(prog=f"python -m tests.benchmarks.{NAME}", description=__doc__)
     parser.add_argument("--questions", type=int, default=384, help="trajectories of a pass")
+    parser.add_argument(
+        "--alone", type=int, default=24, help="trajectories of the ways that take one at a time"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="rounds of passes")
     parser.add_argument("--crops", type=int, default=2, help="crops of a trajectory")
     parser.add_argument("--turn-tokens", type=int, default=24, help="sampled tokens of a turn, about")
@@ -282,6 +331,7 @@ def parsed(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
     )
     options = Options(
         questions=given.questions,
+        alone=given.alone,
         repeats=given.repeats,
         crops=given.crops,
         turn_tokens=given.turn_tokens,
@@ -293,8 +343,8 @@ def parsed(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
     return options, given.out
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print the table, write ``rollout_throughput.json``."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print the table, write ``rollout_throughput.json``; 1 when a limit is not kept."""
     options, folder = parsed(arguments)
     results = measure(options)
     folder.mkdir(parents=True, exist_ok=True)
@@ -302,7 +352,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_atomically(path, json.dumps(results, indent=2) + "\n")
     print(to_table(results))
     print(f"Written to {path}")
+    broken = missed(results)
+    print(*(f"LIMIT NOT KEPT, {one}" for one in broken), sep="\n", end="")
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

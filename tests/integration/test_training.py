@@ -182,7 +182,7 @@ OBJECTIVES = [
     PROFILES["standard"].objective,
 ]
 # Token budgets that cut two questions with four rollouts each in one, two and eight micro-batches.
-BUDGETS = {512: 1, 256: 2, 112: 8}
+BUDGETS = {640: 1, 360: 2, 136: 8}
 
 
 def two_groups_of_four(policy):
@@ -191,13 +191,13 @@ def two_groups_of_four(policy):
     for record, advantages in zip(records(2), ((1.0, -1.0, 0.5, -0.5), (2.0, 0.0, -1.5, -0.5)), strict=True):
         first, *others = record.steps
         for index, advantage in enumerate(advantages):
-            longer = replace(first, text="I look. " * (index + 2) + first.text)
+            longer = replace(first, text="I look. " * (index + 12) + first.text)
             encoded = policy.encoder.encode_record(replace(record, steps=(longer, *others)), LOOK)
             samples.append(Sample(record.question.id, index, encoded, advantage))
     return samples
 
 
-def gradient_of(model_path, reference_path, objective, *, max_tokens=512):
+def gradient_of(model_path, reference_path, objective, *, max_tokens=640):
     """Metrics and gradients of one batch, cut by a token budget."""
     policy = load_policy(model_path)
     engine = distributed.initialise(policy, RGRPO)
@@ -226,10 +226,10 @@ def test_rgrpo_gradient_is_the_same_as_1x8_2x4_and_8x1(model_path, other_model_p
         gradient_of(model_path, other_model_path, objective, max_tokens=budget) for budget in BUDGETS
     )
     largest = max(gradient.abs().max() for gradient in expected.values())
-    assert largest > 1e-3
+    assert largest > 1e-4
     for found_metrics, found in others:
         assert found_metrics["rgrpo/loss"] == pytest.approx(metrics["rgrpo/loss"], rel=1e-4, abs=1e-5)
-        assert_equal(found, expected, tolerance=1e-5 * max(1.0, float(largest)))
+        assert_equal(found, expected, tolerance=2e-5 * float(largest))
     assert ("rgrpo/reference_kl" in metrics) == (objective.beta > 0)
     # These records have log-probs of 0 for the engine's: every ratio is below the cap.
     assert (metrics["rgrpo/clipped_share"], metrics["rgrpo/engine_weight_cut_share"]) == (0, 0)

@@ -22,7 +22,7 @@ def test_nobody_is_over_budget_and_no_two_micro_batches_would_fit_into_one(lengt
 
 
 @given(LENGTHS)
-def test_equal_lengths_stand_side_by_side(lengths):
+def test_the_longest_come_first(lengths):
     for batch in pack(lengths, max_tokens=512):
         found = [lengths[index] for index in batch]
         assert found == sorted(found, reverse=True)
@@ -68,10 +68,9 @@ CONTINUATIONS = st.lists(
 
 
 def cost(samples, batch):
-    """A rectangle of distinct prompts and one of continuations, both padded."""
+    """Every distinct prompt once, and the continuations."""
     chosen = [samples[index] for index in batch]
-    prompts = len({sample.group for sample in chosen}) * padded_length(50)
-    return prompts + len(chosen) * padded_length(max(sample.length for sample in chosen))
+    return 50 * len({sample.group for sample in chosen}) + sum(sample.length for sample in chosen)
 
 
 @given(CONTINUATIONS)
@@ -91,8 +90,7 @@ def test_a_group_that_fits_stays_together(samples):
 
 
 def test_groups_by_hand():
-    # Prompts of 50 -> 64 tokens, continuations of 30 -> 32. Two members cost 64 + 2 x 32 = 128, so two groups
-    # fill 256 and the third begins a new micro-batch.
+    # A group costs 50 + 2 x 30 = 110 tokens, so two fit into 256 and the third begins a new micro-batch.
     samples = [Continuation(group, 50, 30) for group in "abcabc"]
     assert pack_groups(samples, max_tokens=256) == [(0, 3, 1, 4), (2, 5)]
 

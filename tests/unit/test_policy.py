@@ -64,7 +64,8 @@ def test_logprobs_equal_those_of_transformers(model_path, freeze_vision):
         expected = reference_logprobs(reference, policy.encoder, encoded)
         sampled = torch.from_numpy(encoded.sampled[1:])
         found = row[: len(encoded) - 1][sampled]
-        assert torch.allclose(found, expected[sampled], atol=TOLERANCE, rtol=0)
+        # Patches are projected by a matrix product here and by a convolution there.
+        assert torch.allclose(found, expected[sampled], atol=5 * TOLERANCE, rtol=0)
         assert found.mean() < -3  # far from 0: agreement is no accident
 
 

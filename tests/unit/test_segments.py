@@ -5,11 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from models.encoding import mrope_positions
 from models.errors import EncodingError
-from models.policy import collate, collate_packed, load_policy, per_segment
-from models.segments import Segments
+from models.policy import by_sample, collate, collate_packed, load_policy
+from models.segments import Segments, _in_one_kernel, attend
 from tests.tiny_models import load_reference, picture, trajectory_with_crops
 
 # Packing adds the same terms in another order; a token that sees a neighbour costs whole nats.
@@ -49,7 +51,7 @@ def test_loss_and_gradients_are_those_of_one_sample_at_a_time(request, model, fr
     alone = torch.cat([-policy(collate([one], policy)).sum(dim=1) for one in encoded])
     expected, expected_gradients = losses_and_gradients(policy, alone / num_tokens)
     batch = collate_packed(encoded, policy)
-    together = -per_segment(policy(batch), batch)[: len(encoded)]
+    together = -by_sample(policy(batch), batch).sum(dim=1)
     found, gradients = losses_and_gradients(policy, together / num_tokens)
     torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
     assert found.min() > 0.1  # of the mean over all: every sample counts
@@ -63,13 +65,12 @@ def test_positions_of_every_sample_are_those_of_transformers(untied_model):
     reference = load_reference(untied_model)
     encoded = samples(policy)
     batch = collate_packed(encoded, policy)
-    parts = batch.positions[:, 0].split(batch.segments.lengths, dim=1)
-    for one, part in zip(encoded, parts, strict=False):
+    for one, own in zip(encoded, batch.own, strict=True):
         ids = torch.from_numpy(one.ids)[None]
         _, grids = policy.encoder.patches(one.pictures)
         is_image = (ids == policy.encoder.image_token_id).int()
         expected, _ = reference.model.get_rope_index(ids, is_image, image_grid_thw=grids)
-        assert torch.equal(part, expected[:, 0])
+        assert torch.equal(batch.positions[:, 0, own], expected[:, 0, len(one) - (own.stop - own.start) :])
 
 
 def test_a_changed_sample_changes_no_other_bit(untied_model):
@@ -78,20 +79,22 @@ def test_a_changed_sample_changes_no_other_bit(untied_model):
     changed = replace(encoded[2], pictures=(picture(112, 112, seed=99), *encoded[2].pictures[1:]))
     with torch.no_grad():
         before, after = (
-            per_segment(policy(batch), batch)
+            by_sample(policy(batch), batch)
             for batch in (
                 collate_packed(encoded, policy),
                 collate_packed([*encoded[:2], changed, *encoded[3:]], policy),
             )
         )
-    assert [bool(same) for same in before == after] == [True, True, False, True, True, True, True]
+    is_same = (before == after).all(dim=1)
+    assert is_same.tolist() == [True, True, False, True, True, True]
 
 
 def test_the_row_is_filled_up_to_a_multiple(untied_model):
     policy = load_policy(untied_model)
     encoded = samples(policy, [0, 1])
     batch = collate_packed(encoded, policy)
-    total = sum(map(len, encoded))
+    total = max(own.stop for own in batch.own)
+    assert total < sum(map(len, encoded))  # they begin alike
     assert batch.ids.shape == (1, -(-total // 64) * 64)
     assert sum(batch.segments.lengths) == batch.ids.shape[1]
     assert int(batch.mask.sum()) == total
@@ -102,8 +105,8 @@ def test_every_sampled_token_counts_for_its_own_sample(untied_model):
     policy = load_policy(untied_model)
     encoded = samples(policy, [1, 0, 2])
     batch = collate_packed(encoded, policy)
-    counted = per_segment(batch.sampled[:, 1:].float(), batch)
-    assert counted[:3].tolist() == [one.num_sampled for one in encoded]
+    counted = by_sample(batch.sampled[:, 1:], batch).sum(dim=1)
+    assert counted.tolist() == [one.num_sampled for one in encoded]
 
 
 def test_pads_without_features_are_an_error(untied_model):
@@ -115,6 +118,56 @@ def test_pads_without_features_are_an_error(untied_model):
 
 def test_runs_of_equal_lengths():
     segments = Segments.of((5, 5, 3, 5))
-    assert segments.runs() == [(2, 5), (1, 3), (1, 5)]
+    assert segments.runs() == [(2, 0, 5), (1, 0, 3), (1, 0, 5)]
     assert segments.ends.tolist() == [0, 5, 10, 13, 18]
     assert segments.ends.dtype == torch.int32
+    assert segments.keys is None
+
+
+def test_a_segment_sees_those_it_goes_on_from():
+    # A beginning of 2; two segments that go on from it; one that goes on from the first of these; padding.
+    segments = Segments.of((2, 1, 1, 2, 3), (None, 0, 0, 1, None))
+    assert segments.runs() == [(1, 0, 2), (2, 2, 1), (1, 3, 2), (1, 0, 3)]
+    assert segments.keys.tolist() == [0, 1, 0, 1, 2, 0, 1, 3, 0, 1, 2, 4, 5, 6, 7, 8]
+    assert segments.key_ends.tolist() == [0, 2, 5, 8, 13, 16]
+
+
+def test_attention_is_that_of_one_mask_over_the_row():
+    lengths, parents = (4, 3, 3, 2, 5, 4), (None, 0, 0, 1, 3, None)
+    segments = Segments.of(lengths, parents)
+    ends = segments.ends.tolist()
+    mask = torch.zeros(ends[-1], ends[-1], dtype=torch.bool)
+    for number in range(len(lengths)):
+        above = number
+        while above is not None:
+            mask[ends[number] : ends[number + 1], ends[above] : ends[above + 1]] = True
+            above = parents[above]
+    mask = mask.tril()
+    torch.manual_seed(0)
+    query = torch.randn(1, 4, ends[-1], 8, requires_grad=True)
+    key, value = (torch.randn(1, 2, ends[-1], 8, requires_grad=True) for _ in range(2))  # two heads share one
+    expected = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3, enable_gqa=True)
+    found, _ = attend(nn.Module(), query, key, value, None, scaling=0.3, segments=segments)
+    torch.testing.assert_close(found, expected.transpose(1, 2))
+    weights = torch.randn_like(found)
+    for one, other in zip(
+        torch.autograd.grad((found * weights).sum(), (query, key, value)),
+        torch.autograd.grad((expected.transpose(1, 2) * weights).sum(), (query, key, value)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_kernel_for_many_lengths_takes_what_it_is_given():
+    """Its signature has changed between releases of PyTorch. Tensors without data need no GPU."""
+    query, key, value = (
+        torch.empty(64, heads, 32, dtype=torch.bfloat16, device="meta", requires_grad=True)
+        for heads in (4, 2, 2)
+    )
+    segments = Segments.of((5, 7, 52), (None, 0, 0)).to("meta")
+    key, value = (states.index_select(0, segments.keys) for states in (key, value))
+    key.retain_grad()
+    found = _in_one_kernel(query, key, value, segments=segments, scaling=0.1)
+    assert found.shape == query.shape
+    found.sum().backward()
+    assert key.grad.shape == key.shape
