@@ -113,6 +113,7 @@ class WrittenSampler(Dictated):
     ) -> None:
         super().__init__(engine, self._dictate)
         self.writing = writing
+        self.salt = ""
         self._vllm, self._at_update = engine, at_update
         engine.watch()
 
@@ -127,6 +128,10 @@ class WrittenSampler(Dictated):
         self._at_update(self._vllm.measured)
         self._vllm.measured = Pass()
         self.requests.clear()
+
+    def sleep(self) -> None:
+        """What the engine does of it, between rollouts and update."""
+        self._vllm.sleep()
 
     def _dictate(self, request: GenerationRequest) -> tuple[SampledSpan, Finish]:
         turn = sum(isinstance(span, SampledSpan) for span in request.spans)
