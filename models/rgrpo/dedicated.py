@@ -146,7 +146,12 @@ class EngineClient:
 
     def hand_over(self, descriptor: int) -> None:
         """Give the child a file descriptor."""
-        send_handle(self._pipe, descriptor, self._process.pid)
+        try:
+            send_handle(self._pipe, descriptor, self._process.pid)
+        except OSError as error:
+            reason = self._obituary()
+            self.close()
+            raise EngineError(reason) from error
 
     def call(self, method: str, **arguments: Any) -> Any:
         """What a method of the engine's :class:`models.rgrpo.engine_process.Worker` returns."""
