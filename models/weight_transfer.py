@@ -102,14 +102,20 @@ class NCCLSender:
         self._source = _Given(device)
         # Not packed into buffers of a GiB, which trainer and engine would hold twice each.
         info = NCCLTrainerInitInfo("127.0.0.1", get_open_port(), 2, packed=False, rank=0)
-        watched = _Watched(client, self.close)
-        self._engine = WeightTransferTrainerFactory.trainer_init(info, client=watched, source=self._source)
+        self._client = _Watched(client, self.close)
+        self._engine = WeightTransferTrainerFactory.trainer_init(
+            info, client=self._client, source=self._source
+        )
 
     def send(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """A whole update, from its start to its end."""
+        """A whole update, from its start to its end. Raises EngineError when the engine fails in it."""
         self._source.weights = list(weights)
         try:
             self._engine.send_weights()
+        except Exception:
+            if self._client.failure is not None:  # what the broadcast then says is only how it was given up
+                raise self._client.failure from None
+            raise
         finally:
             self._source.weights = []
 
@@ -126,12 +132,14 @@ class _Watched:
         self.start_weight_update = client.start_weight_update
         self.finish_weight_update = client.finish_weight_update
         self._update_weights, self._on_failure = client.update_weights, on_failure
+        self.failure: EngineError | None = None
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Called from a thread of vLLM's while the broadcast runs."""
         try:
             self._update_weights(update_info)
-        except EngineError:
+        except EngineError as error:
+            self.failure = error
             self._on_failure()
             raise
 
