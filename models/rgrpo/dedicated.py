@@ -124,6 +124,7 @@ class DedicatedSampler:
         if self._nccl is None:
             from models.weight_transfer import NCCLSender  # vLLM, which a CPU's trainer has no use for
 
+            self._engine.wait_until_up()  # meeting is not waited for as long
             self._nccl = NCCLSender(self._engine, self._trainer)
         return self._nccl
 
@@ -167,22 +168,14 @@ class EngineClient:
 
     def answer(self) -> Any:
         """What was asked for last, once it is there."""
+        self.wait_until_up()
+        return self._receive()
+
+    def wait_until_up(self) -> None:
+        """Its first answer is that it has started."""
         if not self._is_up:
             self._is_up = True
-            self.answer()  # that it is
-        try:
-            if not self._pipe.poll(self._timeout_seconds):
-                raise EngineError(
-                    f"The engine's process has not answered for {self._timeout_seconds:g} seconds. Look into "
-                    "the log, or allow more by rgrpo.engine_timeout_seconds. The same command goes on from "
-                    "the last checkpoint."
-                )
-            message: Done | Failed = self._pipe.recv()
-        except (EOFError, OSError) as error:
-            raise EngineError(self._obituary()) from error
-        if isinstance(message, Failed):
-            raise EngineError(f"In the engine's process: {message.reason}")
-        return message.value
+            self._receive()
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Meet for the transfer of weights."""
@@ -208,6 +201,21 @@ class EngineClient:
 
     def _transfer(self, call: str, **arguments: Any) -> None:
         self.call("receive", call=call, arguments=arguments)
+
+    def _receive(self) -> Any:
+        try:
+            if not self._pipe.poll(self._timeout_seconds):
+                raise EngineError(
+                    f"The engine's process has not answered for {self._timeout_seconds:g} seconds. Look into "
+                    "the log, or allow more by rgrpo.engine_timeout_seconds. The same command goes on from "
+                    "the last checkpoint."
+                )
+            message: Done | Failed = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise EngineError(self._obituary()) from error
+        if isinstance(message, Failed):
+            raise EngineError(f"In the engine's process: {message.reason}")
+        return message.value
 
     def _obituary(self) -> str:
         self._process.join(_LAST_SECONDS)

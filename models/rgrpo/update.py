@@ -70,8 +70,8 @@ def update_policy(
     """Train on this rank's samples; returns the update's metrics, the same on every rank.
 
     ``reference`` is the starting model, needed exactly when ``objective.beta`` is above 0. ``before_step`` is
-    called, and its metrics added, when the policy is as it was for the last time. Nothing else happens when
-    no rank has a sample. Before the optimiser step, raises TrainingError when a log-prob or a gradient
+    called last before the optimiser's step, on every rank, and its metrics are added. Nothing else happens
+    when no rank has a sample. Before the optimiser step, raises TrainingError when a log-prob or a gradient
     is not finite, and GuardError when engine and trainer disagree by more than ``max_mismatch_kl``.
     """
     metrics = accumulate_gradient(
