@@ -10,6 +10,9 @@ LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
 # The CPU build of torch is not on the package index: a folder of wheels, or else PyTorch's own index.
 TORCH := $(if $(LINKS),--find-links $(LINKS),--torch-backend cpu)
 PRESET ?= tiny
+# So many processes run the tests, each of them one thread (WORKERS=0: in one process, as a debugger needs it).
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 # DeepSpeed builds one small C++ operator at first use and looks for ninja on the path.
 export PATH := $(abspath $(BIN)):$(PATH)
@@ -42,10 +45,10 @@ $(VENV)/.ok: requirements/cpu.lock pyproject.toml | $(UV)
 	@touch $@
 
 test: env lint types  ## every check and every test but the slow ones
-	$(BIN)/python -m pytest -q tests -m "not slow and not gpu"
+	$(PYTEST) tests -m "not slow and not gpu"
 
 test-slow: env  ## the tests that take minutes
-	$(BIN)/python -m pytest -q tests -m "slow and not gpu"
+	$(PYTEST) tests -m "slow and not gpu"
 
 test-gpu:  ## the tests that need a GPU, in an environment of requirements/gpu.lock (VENV=/opt/venv in the image)
 	$(BIN)/python -m pytest -q -s tests/gpu
@@ -59,10 +62,10 @@ types: env  ## static types
 	$(BIN)/mypy
 
 unit: env  ## the unit tests only (under a minute)
-	$(BIN)/python -m pytest -q tests/unit
+	$(PYTEST) tests/unit
 
 integration: env  ## the integration tests only
-	$(BIN)/python -m pytest -q tests/integration -m "not slow and not gpu"
+	$(PYTEST) tests/integration -m "not slow and not gpu"
 
 bench: env  ## measure speed (tests/benchmarks/), one JSON file each into .vlm-r3/bench
 	status=0; for file in tests/benchmarks/*.py; do \

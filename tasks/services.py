@@ -5,17 +5,17 @@ run whatever happens to it (:mod:`tasks.launch`).
 """
 
 import importlib.util
-import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
 from models.errors import ConfigError, LaunchError
 from tasks import launch, locks
+from tasks.ports import free_port
 from tasks.settings import Settings, child_environment, prepare
 
 _STARTUP_SECONDS = 120.0
@@ -112,17 +112,3 @@ def _server_command(port: int) -> list[str]:
     app = ["--app-dir", str(Path(spec.origin).parent), "--factory", "prefect.server.api.server:create_app"]
     place = ["--host", "127.0.0.1", "--port", str(port)]
     return [sys.executable, "-m", "uvicorn", *app, *place, "--log-level", "error", "--lifespan", "on"]
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on now."""
-    return free_ports(1)[0]
-
-
-def free_ports(count: int) -> list[int]:
-    """Different ports of this machine that nobody listens on now."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.services import free_ports
+from tasks.ports import free_ports
 from tasks.settings import Settings
 
 HOST = "127.0.0.1"

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +15,7 @@ from models.errors import LaunchError
 from models.evaluation.benchmark import SERVED_NAME, SERVER_FILE
 from models.rundir import RunDir, write_atomically
 from tasks.launch import BIN, Process, end_of, start, stop
+from tasks.ports import free_port
 from tasks.settings import server_environment
 
 _MODULE = "models.vllm_server"
@@ -35,7 +35,7 @@ async def model_server(
     Raises LaunchError with the end of ``server.txt`` when it ends by itself or is not up in
     ``engine.server_start_seconds``. However the block is left, no process of it stays behind.
     """
-    port, log, place = _free_port(), run.path / "server.txt", run.path / SERVER_FILE
+    port, log, place = free_port(), run.path / "server.txt", run.path / SERVER_FILE
     folder = resolve_model_path(model_path)
     arguments = server_arguments(folder, engine, look=look, seed=seed)
     command = [sys.executable, "-m", _MODULE, *arguments, "--host", _HOST, "--port", str(port)]
@@ -102,10 +102,3 @@ async def _is_healthy(url: str) -> bool:
             return (await client.get(url, timeout=2.0)).is_success
         except httpx.TransportError:
             return False
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind((_HOST, 0))
-        port: int = free.getsockname()[1]
-        return port

@@ -1,19 +1,19 @@
 """What training costs in floating-point operations, and what a device could do in the same time.
 
-Model FLOPs only: what the mathematics needs, each prompt of a group once, causal attention as half a square,
-the output head for the positions that predict a sampled token. Padding and recomputation do not count. Six
-operations per active weight and token (two forward, four backward); a frozen tower is counted apart, forward,
-and only for pictures that it really looks at.
+Model FLOPs only: what the mathematics needs of the tokens in a batch, causal attention as half a square, the
+output head for the positions that predict a sampled token. Padding and recomputation do not count, nor do
+tokens that several sequences share more than once. Six operations per active weight and token (two forward,
+four backward); a frozen tower is counted apart, forward, and only for pictures that it really looks at.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from models.encoding import Encoded
+from models.policy import Batch
 
 _TRAINED = 3  # times the forward pass
 
@@ -50,25 +50,24 @@ def device_name() -> str:
 class Work:
     """What the language model does in one pass: tokens, query-key pairs, positions that are predicted."""
 
-    tokens: int
-    pairs: int
-    predicted: int
+    tokens: int = 0
+    pairs: int = 0
+    predicted: int = 0
 
     @classmethod
-    def of(cls, encoded: Iterable[Encoded], *, shares_prompts: bool = False) -> "Work":
-        """Of whole sequences; with ``shares_prompts`` what equal prompts need is counted once."""
-        tokens = pairs = predicted = 0
-        seen: set[bytes] = set()
-        for one in encoded:
-            length, prompt = len(one), int(one.sampled.argmax()) if one.sampled.any() else len(one)
-            digests = "".join(picture.digest for picture in one.pictures[:1]).encode()
-            key = one.ids[:prompt].tobytes() + digests
-            shared = prompt if shares_prompts and key in seen else 0
-            seen.add(key)
-            tokens += length - shared
-            pairs += _causal(length) - _causal(shared)
-            predicted += one.num_sampled
-        return cls(tokens, pairs, predicted)
+    def of(cls, batch: Batch) -> "Work":
+        """Of a batch, packed or not, without its padding."""
+        tokens, predicted = int(batch.mask.sum()), int(batch.sampled[:, 1:].sum())
+        if batch.segments is None:
+            return cls(tokens, sum(map(_causal, batch.mask.sum(dim=1).tolist())), predicted)
+        lengths = batch.segments.lengths
+        used = lengths[:-1] if sum(lengths) > tokens else lengths
+        seen = sum(above * length for above, length in zip(batch.segments.seen, used, strict=False))
+        return cls(tokens, seen + sum(map(_causal, used)), predicted)
+
+    def __add__(self, other: "Work") -> "Work":
+        """Both passes."""
+        return Work(self.tokens + other.tokens, self.pairs + other.pairs, self.predicted + other.predicted)
 
 
 def language_flops(config: Any, work: Work) -> float:

@@ -15,8 +15,7 @@ from models import distributed
 from models.checkpoints import Progress
 from models.config import EngineConfig, RGRPOConfig
 from models.distributed import DeepSpeedEngine
-from models.encoding import Encoded
-from models.policy import Policy, load_policy
+from models.policy import Batch, Policy, load_policy
 from models.region import Picture
 from models.rgrpo.actors import Actors
 from models.rgrpo.samplers import Colocated
@@ -24,7 +23,6 @@ from models.rgrpo.train import Training
 from models.run_config import RGRPORun
 from models.rundir import RunDir
 from models.sft.step import sft_step
-from models.trajectory import Trajectory
 from tests.fixed_length import FixedLengthEngine, Pass
 from tests.flops import Work, training_flops, vision_flops
 from tests.written import Writing, WrittenSampler, drawn_questions, rules
@@ -60,13 +58,13 @@ class Step:
 
 @dataclass(slots=True)
 class Seen:
-    """What a policy did in a step: seconds forward and in the tower, pictures, trained sequences."""
+    """What a policy did in a step: seconds forward and in the tower, passes, pictures."""
 
     forward: float = 0.0
     tower: float = 0.0
     pictures: int = 0
     looked_at: list[Picture] = field(default_factory=list)
-    encoded: dict[tuple[str, int], Encoded] = field(default_factory=dict)
+    work: Work = field(default_factory=Work)
 
 
 class Watch:
@@ -75,9 +73,9 @@ class Watch:
     def __init__(self, policy: Policy) -> None:
         self.seen = Seen()
         self._began = 0.0
-        policy.register_forward_pre_hook(lambda *_: self._start())
+        policy.register_forward_pre_hook(lambda _, given: self._start(*given))
         policy.register_forward_hook(lambda *_: self._stop())
-        features, look_at, encode = policy.features, policy._look_at, policy.encoder.encode
+        features, look_at = policy.features, policy._look_at
 
         def counted(pictures: Sequence[Picture]) -> list[torch.Tensor]:
             self.seen.pictures += len(pictures)
@@ -90,23 +88,29 @@ class Watch:
             self.seen.looked_at += pictures
             return found
 
-        def noted(trajectory: Trajectory) -> Encoded:
-            found = encode(trajectory)
-            self.seen.encoded[trajectory.question_id, trajectory.sample_index] = found
-            return found
-
-        policy.features, policy._look_at, policy.encoder.encode = counted, timed, noted
+        policy.features, policy._look_at = counted, timed
 
     def take(self) -> Seen:
         """What was seen since the last time."""
         taken, self.seen = self.seen, Seen()
         return taken
 
-    def _start(self) -> None:
+    def _start(self, batch: Batch) -> None:
+        self.seen.work += Work.of(batch)
         self._began = now()
 
     def _stop(self) -> None:
         self.seen.forward += now() - self._began
+
+
+@dataclass(frozen=True, slots=True)
+class SFTStep:
+    """One step of fine-tuning: tokens of its samples, the language model's passes, all model FLOPs."""
+
+    seconds: float
+    tokens: int
+    work: Work
+    flops: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,17 +192,15 @@ class Bench:
         taken = [self._step(line, *lap, rollouts) for line, lap in zip(lines, self._laps, strict=True)]
         return taken[WARM_UP_STEPS:]
 
-    def sft_steps(self, writing: Writing, *, batch_size: int, num_steps: int) -> tuple[list[float], Work]:
-        """Seconds of steps after those that warm up, and what the language model does in each.
-
-        The tower looks at all pictures in every step, as in a first epoch.
-        """
+    def sft_steps(self, writing: Writing, *, batch_size: int, num_steps: int) -> list[SFTStep]:
+        """Steps after those that warm up. The tower looks at all pictures in each, as in a first epoch."""
         questions = drawn_questions(batch_size, picture_side=self._side)
         encoder, look = self.policy.encoder, self._config.look
         encoded = [encoder.encode_record(writing.record(encoder, one), look) for one in questions]
-        seconds = []
+        taken = []
         for _ in range(WARM_UP_STEPS + num_steps):
             self.policy.look_afresh()
+            self._watch.take()
             began = now()
             sft_step(
                 self._engine,
@@ -207,8 +209,9 @@ class Bench:
                 learning_rate=self._config.rgrpo.learning_rate,
                 max_tokens=self._config.rgrpo.tokens_per_micro_batch,
             )
-            seconds.append(now() - began)
-        return seconds[WARM_UP_STEPS:], Work.of(encoded)
+            seconds, seen = now() - began, self._watch.take()
+            taken.append(SFTStep(seconds, sum(map(len, encoded)), seen.work, self._flops(seen)))
+        return taken[WARM_UP_STEPS:]
 
     def weight_update(self, *, repeats: int) -> WeightUpdate:
         """The engine gets the policy's weights, and the same bytes are copied to another place."""
@@ -250,10 +253,9 @@ class Bench:
 
     def _flops(self, seen: Seen) -> float:
         config, encoder = self.policy.model.config, self.policy.encoder
-        work = Work.of(seen.encoded.values(), shares_prompts=True)
         grids = [encoder.grid(picture) for picture in seen.looked_at]
         patches = [(rows * encoder.merge_size, columns * encoder.merge_size) for rows, columns in grids]
-        return training_flops(config, work) + vision_flops(config, patches)
+        return training_flops(config, seen.work) + vision_flops(config, patches)
 
 
 def now() -> float:

@@ -1,7 +1,6 @@
 """A real MLflow server on this machine that a test can stop and start again at the same address."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import httpx
 
+from tasks.ports import free_port
+
 _START_SECONDS = 300.0
 
 
@@ -19,9 +20,7 @@ class MLflowServer:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            self._port = found.getsockname()[1]
+        self._port = free_port()
         self.folder = folder
         self.address = f"http://127.0.0.1:{self._port}"
         self._process: subprocess.Popen[bytes] | None = None

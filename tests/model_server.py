@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import httpx
 
 from models.config import EMBEDDED_MODEL
 from models.presets import load_preset
+from tasks.ports import free_port
 
 PRESET = load_preset("tiny")
 START_SECONDS = 400
@@ -22,9 +22,7 @@ START_SECONDS = 400
 @contextmanager
 def model_server(log: Path) -> Iterator[str]:
     """The base URL of a server that runs while the block does; it serves ``tiny``."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     budget = (
         f'{{"size": {{"shortest_edge": {PRESET.look.min_pixels}, "longest_edge": {PRESET.look.max_pixels}}}}}'
     )

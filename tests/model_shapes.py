@@ -104,6 +104,8 @@ def save_random(shape: Shape, folder: Path, *, dtype: Precision, seed: int = 0) 
             else:
                 parameter.normal_(std=_STD, generator=generator)
     model.save_pretrained(folder)
+    del model, parameter
+    torch.cuda.empty_cache()  # vLLM counts what is kept as taken; does nothing without a GPU
     processor = Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(),
         video_processor=Qwen2VLVideoProcessor(),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 
-from tasks.services import free_port
+from tasks.ports import free_port
 from tests.team_server import wait_for
 
 

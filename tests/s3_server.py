@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from typing import Any
 import boto3
 import httpx
 from botocore.config import Config
+
+from tasks.ports import free_ports
 
 BUCKET = "data"
 START_SECONDS = 60.0
@@ -72,7 +73,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
         for name, actions in USERS.items()
     ]
     (folder / "users.json").write_text(json.dumps({"identities": identities}))
-    ports = _free_ports(10)
+    ports = free_ports(10)
     names = ["s3", "s3.port.grpc", "master", "master.port.grpc", "volume", "volume.port.grpc"]
     names += ["filer", "filer.port.grpc", "admin", "admin.port.grpc"]
     flags = [f"-{name if '.' in name else name + '.port'}={port}" for name, port in zip(names, ports)]
@@ -115,14 +116,3 @@ def _has_bucket(server: S3Server) -> bool:
     client.put_object(Bucket=BUCKET, Key="ready", Body=b"yes")  # a volume can be written
     client.delete_object(Bucket=BUCKET, Key="ready")
     return True
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()

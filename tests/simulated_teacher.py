@@ -160,7 +160,7 @@ def teaching(latency_seconds: float, faults: Sequence[str] = ("ok",)) -> Iterato
         yield Simulated(f"http://127.0.0.1:{port}/v1", psutil.Process(server.pid))
     finally:
         server.terminate()
-        server.wait(timeout=10)
+        server.wait(timeout=60)
 
 
 class _Announced(uvicorn.Server):

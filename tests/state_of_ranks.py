@@ -20,6 +20,7 @@ from models.errors import TrainingError
 from models.policy import Policy, load_policy
 from models.rundir import RunDir
 from models.sft.step import sft_step
+from tests import bad_samples
 from tests.bad_gradients import nan_in_gradient_of, nan_in_gradient_of_row
 from tests.training_data import LOOK, records
 
@@ -76,7 +77,7 @@ def go_on(model_path: Path, folder: Path) -> dict[str, float]:
 
 
 def refusals(model_path: Path) -> dict[str, str]:
-    """What is said of a gradient that is no number on the last rank alone, at each stage of ZeRO."""
+    """What is said of something that is no number on the last rank alone, in fine-tuning and R-GRPO."""
     said = {}
     is_last = distributed.rank() == distributed.num_ranks() - 1
     for zero_stage in range(4):
@@ -88,6 +89,10 @@ def refusals(model_path: Path) -> dict[str, str]:
                 take_step(engine)
             except TrainingError as error:
                 said[f"{zero_stage}-{name}"] = str(error)
+    for zero_stage in (2, 3):
+        for fault in ("logprob", "gradient"):
+            told, is_unchanged = bad_samples.refused(model_path, zero_stage, fault)
+            said[f"rgrpo-{zero_stage}-{fault}"] = told if is_unchanged else "the weights have changed"
     return said
 
 

@@ -21,7 +21,8 @@ from models.records import Question, RationaleStep, VLIRRecord
 from models.region import Box
 from models.tiny.world import PICTURE_SIZE, draw, sample_scene
 from models.trajectory import AS_MANY_AS_FIT, Finish, GenerationRequest, SampledSpan
-from tests.fixed_length import Dictated, FixedLengthEngine, Pass
+from tests.dictated_training import DictatedSampler
+from tests.fixed_length import FixedLengthEngine, Pass
 
 _FILLER = "I look closer. "
 _RIGHT, _WRONG = "K7", "A1"
@@ -102,7 +103,7 @@ def filled(encoder: Encoder, num_tokens: int, *, beginning: str, ending: str) ->
     return text
 
 
-class WrittenSampler(Dictated):
+class WrittenSampler(DictatedSampler):
     """The engine of an R-GRPO run that works like vLLM and says what is written.
 
     ``at_update`` is told what vLLM did up to each update of the weights.
@@ -111,31 +112,21 @@ class WrittenSampler(Dictated):
     def __init__(
         self, engine: FixedLengthEngine, writing: Writing, at_update: Callable[[Pass], None]
     ) -> None:
-        super().__init__(engine, self._dictate)
+        super().__init__(engine, self._turn)
         self.writing = writing
-        self.salt = ""
-        self._vllm, self._at_update = engine, at_update
+        self._at_update = at_update
         engine.watch()
-
-    @property
-    def version(self) -> int:
-        """Of the weights that the engine has."""
-        return self._vllm.version
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
         """Give the engine new weights; a step of R-GRPO ends with it."""
-        self._vllm.update_weights(weights, version=version)
+        super().update_weights(weights, version=version)
         self._at_update(self._vllm.measured)
         self._vllm.measured = Pass()
         self.requests.clear()
 
-    def sleep(self) -> None:
-        """What the engine does of it, between rollouts and update."""
-        self._vllm.sleep()
-
-    def _dictate(self, request: GenerationRequest) -> tuple[SampledSpan, Finish]:
-        turn = sum(isinstance(span, SampledSpan) for span in request.spans)
+    def _turn(self, request: GenerationRequest) -> tuple[SampledSpan, Finish]:
+        number = sum(isinstance(span, SampledSpan) for span in request.spans)
         is_right = int(request.request_id.rpartition("#")[2]) % 2 == 0
-        text = self.writing.steps(self._vllm.encoder, is_right=is_right)[turn].text
+        text = self.writing.steps(self._vllm.encoder, is_right=is_right)[number].text
         ids = self._vllm.encoder.tokenize(text)
         return SampledSpan(text, ids, (0.0,) * len(ids), self.version), "stop"

@@ -14,7 +14,6 @@ from models.evaluation.switch import Engines
 from models.policy import load_policy
 from models.run_config import EvaluationRun
 from models.transformers_engine import TransformersEngine
-from models.vllm_engine import VLLMEngine
 
 
 class VLLMEngines:
@@ -25,10 +24,14 @@ class VLLMEngines:
 
     def open(self, model_path: Path) -> Engine:
         """A new engine."""
+        from models.vllm_engine import VLLMEngine  # its import takes seconds; the reference engine needs none
+
         return VLLMEngine(model_path, self._config, look=self._look, seed=self._seed)
 
     def reload(self, engine: Engine, model_path: Path) -> Engine:
         """The same engine with other weights."""
+        from models.vllm_engine import VLLMEngine
+
         assert isinstance(engine, VLLMEngine), "another class opened this engine"
         engine.update_weights(saved_weights(model_path), version=engine.version + 1)
         return engine

@@ -57,7 +57,9 @@ def score_and_compare(
         _scored(trajectory, question, config)
         for trajectory, question in zip(trajectories, asked, strict=True)
     ]
-    outcomes = [Outcome.of(trajectory, question) for trajectory, question in zip(scored, asked, strict=True)]
+    outcomes = [
+        Outcome.of(trajectory, question, encoder) for trajectory, question in zip(scored, asked, strict=True)
+    ]
     ranks = distributed.from_all_ranks(outcomes)
     everywhere = [outcome for share in ranks for outcome in share]
     check_failures(everywhere, config)

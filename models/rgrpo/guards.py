@@ -149,7 +149,7 @@ class Guards:
 def require_agreement(mismatch_kl: float, *, limit: float) -> None:
     """Raise GuardError when engine and trainer, with the same weights, are further apart than ``limit``, nats
     per token."""
-    if mismatch_kl > limit:
+    if not mismatch_kl <= limit:  # a log-prob of the engine that is no number fails too
         raise GuardError(
             f"Engine and trainer disagree: KL {mismatch_kl:.4f} nats per token, at most {limit} is allowed. "
             "Nothing was trained. Stale weights or caches in the engine, another temperature, or a shifted "

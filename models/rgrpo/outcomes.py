@@ -6,6 +6,7 @@ the one that is our own fault, trajectories that we broke, has a limit.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,12 +17,16 @@ from models.rgrpo.advantages import Advantages
 from models.rgrpo.rewards import differ_in_length_only
 from models.trajectory import Reward, SampledSpan, StopReason, Trajectory
 
+if TYPE_CHECKING:
+    from models.encoding import Encoder
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """The numbers of one scored trajectory, small enough to send to every rank. ``reward`` is None when we
     broke; ``log_likelihood`` sums the engine's log-probs of the sampled tokens, nats; ``box_shares`` are the
-    accepted boxes' shares of their pictures, 0 to 1."""
+    accepted boxes' shares of their pictures, 0 to 1; ``drifted`` says of every sampled span whether its text
+    would be tokenised otherwise."""
 
     kind: str
     stop: StopReason
@@ -31,12 +36,13 @@ class Outcome:
     num_tokens: int
     log_likelihood: float
     box_shares: tuple[float, ...] = ()
+    drifted: tuple[bool, ...] = ()
     detail: str = ""
 
     @classmethod
-    def of(cls, trajectory: Trajectory, question: Question) -> "Outcome":
+    def of(cls, trajectory: Trajectory, question: Question, encoder: "Encoder") -> "Outcome":
         """The outcome of a trajectory that has been scored."""
-        spans = (span for span in trajectory.spans if isinstance(span, SampledSpan))
+        spans = [span for span in trajectory.spans if isinstance(span, SampledSpan)]
         return cls(
             kind=question.kind,
             stop=trajectory.stop,
@@ -46,6 +52,7 @@ class Outcome:
             num_tokens=trajectory.num_sampled_tokens,
             log_likelihood=sum(sum(span.logprobs or ()) for span in spans),
             box_shares=_box_shares(trajectory),
+            drifted=tuple(encoder.drifts(span.token_ids or ()) for span in spans),
             detail=trajectory.detail,
         )
 
@@ -85,6 +92,7 @@ def batch_metrics(
         **_box_share(outcomes),
         "rgrpo/tokens_per_trajectory": _mean([outcome.num_tokens for outcome in outcomes]),
         "rgrpo/truncated_share": _mean([outcome.stop.is_truncated for outcome in outcomes]),
+        "rgrpo/retokenisation_drift": _mean([one for outcome in outcomes for one in outcome.drifted]),
         # Minus the mean log-prob of what was sampled estimates the entropy per token without bias.
         "rgrpo/entropy": -sum(outcome.log_likelihood for outcome in outcomes) / num_tokens,
     }

@@ -67,6 +67,8 @@ def compare_like_with_like(
     ]
     encoded = [encoder.encode(one) for one in usable[:_COMPARED]]
     found = measure_mismatch(engine, encoded, config, spare=spare)
+    if not found.num_tokens:
+        return {}
     require_agreement(found.kl, limit=config.max_mismatch_kl)
     return {"rgrpo/mismatch_kl": found.kl, "rgrpo/mismatch_max": found.largest}
 

@@ -2,13 +2,18 @@
 
     python -m tests.benchmarks.training_speed [--model FOLDER] [--questions N] [--repeats N] [--threads N]
 
-SFT: tokens per second of our steps and of TRL's ``SFTTrainer`` (padded batches, real lengths; tokens count
-without padding), on several mixes of lengths. R-GRPO: seconds per step of our stage (vLLM, crops in the
-middle of the text) and of TRL's ``GRPOTrainer`` with transformers' generation, which has no loop that looks
-again: it writes as many tokens per completion from the same prompts, and is spared the crops.
+SFT: tokens per second of our stage and of TRL's ``SFTTrainer`` (padded batches, real lengths; tokens count
+without padding), on several mixes of lengths. R-GRPO: seconds per step of our stage with vLLM, and of TRL's
+``GRPOTrainer`` with transformers' generation on the very completions and rewards of our steps, crops
+included (:mod:`tests.trl_trainers`). "tiny" is the embedded model, taught to look: its pictures have 16
+visual tokens, so that both sides mostly pay for what is not computing. "small" is a model of 28 million
+parameters with random weights and pictures of the size that people have, 448 pixels square and 256 visual
+tokens; what it writes is dictated, token by token, after vLLM has sampled as many.
 
-Every measurement is a process of its own with the same number of threads; sides take turns, ratios are
-medians over the rounds. The first steps of each process, in which kernels are chosen, are left out.
+Both sides have the same cores, in the way that is best for them: TRL one process with a thread per core,
+and of several sizes of micro-batches the fastest; our stages one process per core, or one with a thread per
+core. Every measurement is a process of its own; sides take turns, ratios are medians over the rounds. The
+first steps of each, in which kernels are chosen, are left out.
 """
 
 import argparse
@@ -18,31 +23,54 @@ import platform
 import statistics
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from models._compat import declare_torchvision_operators
+import numpy as np
+import torch
+
 from models.config import resolve_model_path
 from models.encoding import Encoder
-from models.presets import load_preset
-from models.records import VLIRRecord, read_questions, read_records, write_records
+from models.presets import Preset, load_preset
+from models.records import (
+    Question,
+    VLIRRecord,
+    read_questions,
+    read_records,
+    write_questions,
+    write_records,
+)
+from models.rgrpo.rollouts import read_rollouts, rollouts_path, steps_kept
 from models.run_config import RGRPORun, SFTRun
 from models.rundir import RunDir, write_atomically
+from models.shuffling import endless_shuffle
+from models.tiny.world import draw, sample_scene
+from tests.dictated_training import dictated_training
+from tests.model_shapes import model_folder
 from tests.small_set import build_small_set
 
 NAME = "training_speed"
 BATCH_SIZE = 16
 WARM_UP_STEPS = 3
 MIXES = ("real", "short", "long", "short and long")
-GRPO_STEPS = 6
 NUM_GRPO_QUESTIONS = 120
 TEACHING_EPOCHS = 8
+STEPS = {"tiny": 8, "small": 3}
 # What a ratio must reach (ours over TRL).
-LIMITS = {"sft/real": 2.0, "sft/short": 1.0, "sft/long": 1.0, "sft/short and long": 1.0, "rgrpo": 3.0}
+LIMITS = {
+    "sft/real": 2.0,
+    "sft/short": 1.0,
+    "sft/long": 1.0,
+    "sft/short and long": 1.0,
+    "rgrpo/tiny": 1.0,
+    "rgrpo/small": 3.0,
+}
+# Of the micro-batches that were tried, the sizes with which TRL is fastest.
+TRL_MICRO_BATCHES = {"tiny": (16, 48), "small": (8, 16)}
+SIDE = 448  # of a picture of the small shape, pixels
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,20 +80,26 @@ def main(arguments: list[str] | None = None) -> int:
         measured = _SIDES[options.side](options)
         Path(options.out).write_text(json.dumps(measured))
         return 0
-    with TemporaryDirectory() as folder:
-        data = build_small_set(
-            Path(folder) / "set", num_questions=options.questions, num_others=NUM_GRPO_QUESTIONS
-        )
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        data = build_small_set(folder / "set", num_questions=options.questions, num_others=NUM_GRPO_QUESTIONS)
         records = read_records(data / "records")
-        rows = [_compare_sft(options, Path(folder), mix, _mix(records, mix)) for mix in MIXES]
+        rows = [
+            _compare_sft(options, folder, mix, _mix(records, mix))
+            for mix in MIXES
+            if _wanted(options, f"sft/{mix}")
+        ]
         if options.model == "embedded":  # which does not look again before it is taught to
-            options.model = _taught(Path(folder), data, num_threads=options.threads)
-        rows.append(_compare_rgrpo(options, Path(folder), data / "questions" / "train.parquet"))
+            options.model = _taught(folder, data, num_threads=options.threads)
+        if _wanted(options, "rgrpo/tiny"):
+            rows.append(_compare_rgrpo(options, folder, "tiny", data / "questions" / "train.parquet"))
+        if _wanted(options, "rgrpo/small"):
+            options.model = str(model_folder("small", folder / "small", num_layers=4, dtype="float32"))
+            rows.append(_compare_rgrpo(options, folder, "small", _large_questions(folder)))
     found = {
         "machine": platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": options.threads,
-        "model": options.model,
         "repeats": options.repeats,
         "rows": rows,
     }
@@ -74,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     for row in rows:
         spread = f"({row['low']:.2f} to {row['high']:.2f})"
         print(
-            f"{row['name']:22} {row['ours']:12.1f} {row['trl']:12.1f} {row['ratio']:7.2f} {row['limit']:9.1f}"
+            f"{row['name']:22} {row['ours']:12.2f} {row['trl']:12.2f} {row['ratio']:7.2f} {row['limit']:9.1f}"
             f"  {row['unit']} {spread}"
         )
     return 0 if all(row["ratio"] >= row["limit"] for row in rows) else 1
@@ -84,15 +118,22 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--model", default="embedded", help="of all rows but those of another shape")
     parser.add_argument("--questions", type=int, default=500)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="cores of each side"
+    )
+    parser.add_argument("--only", default="", help="the rows whose names begin so")
     parser.add_argument("--work-dir", default=".vlm-r3")
-    for name in ("side", "data", "out", "folder"):  # of a child
+    for name in ("side", "shape", "data", "out", "folder"):  # of a child
         parser.add_argument(f"--{name}", default="", help=argparse.SUPPRESS)
-    parser.add_argument("--tokens", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--batch", type=int, default=0, help=argparse.SUPPRESS)
     return parser
+
+
+def _wanted(options: argparse.Namespace, name: str) -> bool:
+    return name.startswith(options.only)
 
 
 def _mix(records: list[VLIRRecord], mix: str) -> list[VLIRRecord]:
@@ -110,26 +151,98 @@ def _mix(records: list[VLIRRecord], mix: str) -> list[VLIRRecord]:
     return [*_mix(records, "short")[:half], *long[:half]]
 
 
+def _large_questions(folder: Path) -> Path:
+    """Questions about pictures of a usual size; what is in them does not matter."""
+    rng = np.random.default_rng(0)
+    path = folder / "large.parquet"
+    pictures = [draw(sample_scene(rng, "train")).resize((SIDE, SIDE)) for _ in range(24)]
+    write_questions(
+        path,
+        [
+            Question.of_image(picture, "What does the red card say?", id=f"large-{number}", answers=["K7"])
+            for number, picture in enumerate(pictures)
+        ],
+    )
+    return path
+
+
+def _preset(shape: str) -> Preset:
+    """Preset tiny; for the small shape with room for larger pictures and longer texts, and fewer rollouts."""
+    preset = load_preset("tiny")
+    if shape == "tiny":
+        return preset
+    budget = {"min_pixels": 3136, "max_pixels": SIDE * SIDE, "max_sampled_tokens": 512}
+    training = {"questions_per_step": 2, "group_size": 8, "tokens_per_micro_batch": 8192}
+    engine = {"max_model_len": 2048, "max_num_seqs": 24, "kv_cache_gib": 2.0}
+    return preset.model_copy(
+        update={
+            "look": preset.look.model_copy(update=budget),
+            "rgrpo": preset.rgrpo.model_copy(update=training),
+            "engine": preset.engine.model_copy(update=engine),
+        }
+    )
+
+
 def _compare_sft(
     options: argparse.Namespace, folder: Path, mix: str, records: list[VLIRRecord]
 ) -> dict[str, Any]:
     path = folder / f"{mix.replace(' ', '_')}.parquet"
     write_records(path, records)
     ours, trl = [], []
-    for _ in range(options.repeats):
-        ours.append(_child(options, "sft-ours", data=path)["tokens_per_second"])
+    for number in range(options.repeats):
+        run = folder / f"{path.stem}-{number}"
+        ours.append(_child(options, "sft-ours", data=path, folder=run)["tokens_per_second"])
         trl.append(_child(options, "sft-trl", data=path)["tokens_per_second"])
     return _row(f"sft/{mix}", ours, trl, [a / b for a, b in zip(ours, trl, strict=True)], "tokens/s")
 
 
-def _compare_rgrpo(options: argparse.Namespace, folder: Path, questions: Path) -> dict[str, Any]:
+def _compare_rgrpo(options: argparse.Namespace, folder: Path, shape: str, questions: Path) -> dict[str, Any]:
     ours, trl = [], []
     for number in range(options.repeats):
-        measured = _child(options, "rgrpo-ours", data=questions, folder=folder / f"rgrpo-{number}")
-        ours.append(measured["seconds_per_step"])
-        tokens = round(measured["tokens_per_trajectory"])
-        trl.append(_child(options, "rgrpo-trl", data=questions, tokens=tokens)["seconds_per_step"])
-    return _row("rgrpo", ours, trl, [b / a for a, b in zip(ours, trl, strict=True)], "s per step")
+        run = folder / f"rgrpo-{shape}-{number}"
+        given = {"shape": shape, "data": questions, "folder": run}
+        if shape == "tiny":
+            ours.append(_stage_seconds(options, run, questions))
+        else:
+            ours.append(_child(options, "rgrpo-dictated", **given)["seconds_per_step"])
+        trl.append(
+            min(
+                _child(options, "rgrpo-trl", batch=batch, **given)["seconds_per_step"]
+                for batch in TRL_MICRO_BATCHES[shape]
+            )
+        )
+    return _row(f"rgrpo/{shape}", ours, trl, [b / a for a, b in zip(ours, trl, strict=True)], "s per step")
+
+
+def _rgrpo_run(options: argparse.Namespace, shape: str, questions: Path, *, num_ranks: int) -> RGRPORun:
+    preset = _preset(shape)
+    # What is looked at once before a run has no counterpart in TRL's trainer.
+    once = {"preflight": preset.rgrpo.preflight.model_copy(update={"enabled": False})}
+    num_threads = options.threads // num_ranks
+    changes = {"num_steps": STEPS[shape], "num_ranks": num_ranks, "num_threads": num_threads, **once}
+    return RGRPORun(
+        model_path=options.model,
+        questions_path=str(questions),
+        look=preset.look,
+        rgrpo=preset.rgrpo.model_copy(update=changes),
+        engine=preset.engine.model_copy(update={"num_threads": num_threads}),
+        freeze_vision=True,
+        seed=0,
+    )
+
+
+def _stage_seconds(options: argparse.Namespace, folder: Path, questions: Path) -> float:
+    """Seconds per step of our stage as a pipeline runs it, a rank per core."""
+    run = RunDir.create(folder, _rgrpo_run(options, "tiny", questions, num_ranks=options.threads))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(options.threads), "-m", "models.rgrpo.train", str(run.path)]
+    _finished(command, num_threads=1)
+    return _seconds_per_step(run)
+
+
+def _seconds_per_step(run: RunDir) -> float:
+    ends = [line["time"] for line in run.metrics() if "rgrpo/reward" in line]
+    return statistics.median(b - a for a, b in pairwise(ends))
 
 
 def _taught(folder: Path, data: Path, *, num_threads: int) -> str:
@@ -170,226 +283,98 @@ def _child(options: argparse.Namespace, side: str, **given: Any) -> dict[str, fl
         command += ["--model", options.model, "--threads", str(options.threads)]
         for name, value in given.items():
             command += [f"--{name}", str(value)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{side} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        _finished(command, num_threads=options.threads)
         found: dict[str, float] = json.loads(out.read_text())
     return found
 
 
+def _finished(command: list[str], *, num_threads: int) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+
+
 def sft_ours(options: argparse.Namespace) -> dict[str, float]:
-    """Our steps over two epochs, features of pictures computed on the way."""
-    from models import distributed
-    from models.policy import load_policy
-    from models.sft.step import sft_step
-    from models.shuffling import endless_shuffle
+    """Our stage over two epochs, features of pictures computed on the way."""
+    from models.sft.train import train
 
     preset = load_preset("tiny")
-    config = preset.sft.model_copy(update={"num_ranks": 1, "num_threads": options.threads})
-    distributed.start(num_threads=options.threads)
-    policy = load_policy(resolve_model_path(options.model))
-    engine = distributed.initialise(policy, config)
-    records = read_records(Path(options.data))
-    samples = [policy.encoder.encode_record(record, preset.look) for record in records]  # as the stage does
-    began, num_tokens = 0.0, 0
-    for step in range(2 * len(records) // BATCH_SIZE):
-        if step == WARM_UP_STEPS:
-            began = time.monotonic()
-        chosen = endless_shuffle(len(records), start=step * BATCH_SIZE, count=BATCH_SIZE, seed=0)
-        encoded = [samples[index] for index in chosen]
-        sft_step(
-            engine,
-            encoded,
-            [records[index].question.id for index in chosen],
-            learning_rate=1e-5,
-            max_tokens=config.tokens_per_micro_batch,
-        )
-        num_tokens += sum(map(len, encoded)) * (step >= WARM_UP_STEPS)
-    return {"tokens_per_second": num_tokens / (time.monotonic() - began)}
-
-
-def sft_trl(options: argparse.Namespace) -> dict[str, float]:
-    """TRL's trainer over two epochs of the same records; its tower is frozen as ours is."""
-    declare_torchvision_operators()  # before transformers' model is imported
-    from datasets import Dataset
-    from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
-
-    look = load_preset("tiny").look
-    path = resolve_model_path(options.model)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(path, dtype="float32")
-    model.model.visual.requires_grad_(False)
-    processor = AutoProcessor.from_pretrained(path)
-    encoder = Encoder.load(path)
-    rows = [_messages(record, encoder, look) for record in read_records(Path(options.data))]
-    counted = {"tokens": 0, "began": 0.0, "ended": 0.0}
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == WARM_UP_STEPS:
-                counted["began"] = time.monotonic()
-            counted["ended"] = time.monotonic()
-
-    with TemporaryDirectory() as folder:
-        trainer = SFTTrainer(
-            model,
-            args=SFTConfig(
-                output_dir=folder,
-                num_train_epochs=2,
-                per_device_train_batch_size=BATCH_SIZE,
-                learning_rate=1e-5,
-                max_length=None,
-                use_cpu=True,
-                bf16=False,
-                gradient_checkpointing=False,
-                report_to=[],
-                save_strategy="no",
-                logging_steps=10_000,
-                dataloader_drop_last=True,
-                dataset_kwargs={"skip_prepare_dataset": True},
-                remove_unused_columns=False,
-            ),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=processor,
-            callbacks=[Clock()],
-        )
-        collate = trainer.data_collator
-        batches: list[int] = []
-
-        def counting(examples: list[dict[str, Any]]) -> dict[str, Any]:
-            batch = collate(examples)
-            batches.append(int(batch["attention_mask"].sum()))
-            return batch  # type: ignore[no-any-return]
-
-        trainer.data_collator = counting
-        trainer.train()
-    steps = trainer.state.global_step
-    return {
-        "tokens_per_second": sum(batches[WARM_UP_STEPS:steps]) / (counted["ended"] - counted["began"]),
-        "tokens": float(sum(batches[:steps])),
+    changes = {
+        "num_ranks": 1,
+        "num_threads": options.threads,
+        "num_epochs": 2,
+        "batch_size": BATCH_SIZE,
+        "checkpoint_every": 1000,
+        "accuracy_questions": 0,
     }
-
-
-def _messages(record: VLIRRecord, encoder: Any, look: Any) -> dict[str, Any]:
-    """A record as TRL takes it: messages with their pictures, crops in the assistant's turn."""
-    pictures = encoder.encode_record(record, look).pictures
-    said: list[dict[str, str]] = []
-    for step in record.steps:
-        said.append({"type": "text", "text": step.text})
-        if step.box is not None:
-            said.append({"type": "image", "text": ""})
-    user = [{"type": "image", "text": ""}, {"type": "text", "text": record.question.text}]
-    return {
-        "images": [picture.image for picture in pictures],
-        "messages": [
-            {"role": "system", "content": [{"type": "text", "text": look.system}]},
-            {"role": "user", "content": user},
-            {"role": "assistant", "content": said},
-        ],
-    }
-
-
-def rgrpo_ours(options: argparse.Namespace) -> dict[str, float]:
-    """Our stage on one rank, as it runs in a pipeline."""
-    from models.rgrpo.train import train
-
-    preset = load_preset("tiny")
-    changes = {"num_steps": GRPO_STEPS, "num_ranks": 1, "num_threads": options.threads}
-    config = RGRPORun(
+    config = SFTRun(
         model_path=options.model,
-        questions_path=options.data,
+        records_path=options.data,
         look=preset.look,
-        rgrpo=preset.rgrpo.model_copy(update=changes),
-        engine=preset.engine.model_copy(update={"num_threads": options.threads}),
+        sft=preset.sft.model_copy(update=changes),
         freeze_vision=True,
         seed=0,
     )
     run = RunDir.create(Path(options.folder), config)
     train(run, config)
-    steps = [line for line in run.metrics() if "rgrpo/reward" in line][1:]
-    seconds = [
-        sum(value for name, value in line.items() if name.startswith("time/") and name.endswith("_seconds"))
-        for line in steps
-    ]
-    tokens = [line["rgrpo/tokens_per_trajectory"] for line in steps]
-    return {
-        "seconds_per_step": statistics.median(seconds),
-        "tokens_per_trajectory": statistics.mean(tokens),
-    }
+    lines = [line for line in run.metrics() if "sft/loss" in line]
+    encoder = Encoder.load(resolve_model_path(options.model))
+    lengths = [len(encoder.encode_record(one, preset.look)) for one in read_records(Path(options.data))]
+    chosen = endless_shuffle(
+        len(lengths),
+        start=WARM_UP_STEPS * BATCH_SIZE,
+        count=(len(lines) - WARM_UP_STEPS) * BATCH_SIZE,
+        seed=0,
+    )
+    seconds = lines[-1]["time"] - lines[WARM_UP_STEPS - 1]["time"]
+    return {"tokens_per_second": sum(lengths[index] for index in chosen) / seconds}
+
+
+def sft_trl(options: argparse.Namespace) -> dict[str, float]:
+    """TRL's trainer over two epochs of the same records."""
+    from tests.trl_trainers import fine_tune
+
+    steps = fine_tune(
+        resolve_model_path(options.model),
+        read_records(Path(options.data)),
+        load_preset("tiny"),
+        batch_size=BATCH_SIZE,
+    )
+    seconds = steps.ends[-1] - steps.ends[WARM_UP_STEPS - 1]
+    return {"tokens_per_second": sum(steps.tokens[WARM_UP_STEPS:]) / seconds}
+
+
+def rgrpo_dictated(options: argparse.Namespace) -> dict[str, float]:
+    """Our steps, what the engine samples replaced by dictated text of the same length."""
+    config = _rgrpo_run(options, options.shape, Path(options.data), num_ranks=1)
+    run = RunDir.create(Path(options.folder), config)
+    dictated_training(run, config)
+    return {"seconds_per_step": _seconds_per_step(run)}
 
 
 def rgrpo_trl(options: argparse.Namespace) -> dict[str, float]:
-    """TRL's trainer with transformers' generation: as many questions, rollouts and tokens per step."""
-    declare_torchvision_operators()  # before transformers' model is imported
-    from datasets import Dataset
-    from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+    """TRL's trainer on the rollouts of our steps."""
+    from tests.trl_trainers import reinforce
 
-    from models.rollout import Asked
-
-    preset = load_preset("tiny")
-    training = preset.rgrpo
-    path = resolve_model_path(options.model)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(path, dtype="float32")
-    model.model.visual.requires_grad_(False)
-    questions = read_questions(Path(options.data))
-    rows = []
-    for question in questions:
-        asked = Asked.of(question, preset.look)
-        user = [{"type": "image", "text": ""}, {"type": "text", "text": question.text}]
-        rows.append(
-            {
-                "image": asked.prompt.pictures[0].image,
-                "prompt": [
-                    {"role": "system", "content": [{"type": "text", "text": preset.look.system}]},
-                    {"role": "user", "content": user},
-                ],
-            }
-        )
-    ends: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            ends.append(time.monotonic())
-
-    def reward(completions: list[Any], **kwargs: Any) -> list[float]:
-        return [float(len(str(completion)) % 7) for completion in completions]
-
-    per_step = training.questions_per_step * training.group_size
-    with TemporaryDirectory() as folder:
-        trainer = GRPOTrainer(
-            model,
-            reward_funcs=reward,
-            args=GRPOConfig(
-                output_dir=folder,
-                max_steps=GRPO_STEPS,
-                per_device_train_batch_size=BATCH_SIZE,
-                gradient_accumulation_steps=per_step // BATCH_SIZE,
-                num_generations=training.group_size,
-                max_completion_length=options.tokens,
-                generation_kwargs={"min_new_tokens": options.tokens},
-                temperature=training.temperature,
-                beta=0.0,
-                learning_rate=1e-5,
-                use_cpu=True,
-                bf16=False,
-                gradient_checkpointing=False,
-                report_to=[],
-                save_strategy="no",
-                logging_steps=10_000,
-            ),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=AutoProcessor.from_pretrained(path),
-            callbacks=[Clock()],
-        )
-        trainer.train()
-    return {
-        "seconds_per_step": statistics.median(b - a for a, b in pairwise(ends)),
-    }
+    torch.set_num_threads(options.threads)
+    run = Path(options.folder)
+    ends = reinforce(
+        resolve_model_path(options.model),
+        [read_rollouts(rollouts_path(run, step)) for step in steps_kept(run)],
+        {question.id: question for question in read_questions(Path(options.data))},
+        _preset(options.shape),
+        batch_size=options.batch,
+    )
+    return {"seconds_per_step": statistics.median(b - a for a, b in pairwise(ends))}
 
 
-_SIDES = {"sft-ours": sft_ours, "sft-trl": sft_trl, "rgrpo-ours": rgrpo_ours, "rgrpo-trl": rgrpo_trl}
+_SIDES = {
+    "sft-ours": sft_ours,
+    "sft-trl": sft_trl,
+    "rgrpo-dictated": rgrpo_dictated,
+    "rgrpo-trl": rgrpo_trl,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

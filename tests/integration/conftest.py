@@ -1,9 +1,12 @@
 """Services that several integration tests share."""
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tasks.settings import Settings, prepare
 from tests.s3_proxy import Proxy, proxy_of
 from tests.s3_server import S3Server, s3_server
 from tests.team_server import Team, listening, team_server
@@ -24,6 +27,24 @@ def s3_proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         for name, value in s3.environment(endpoint=proxy.endpoint).items():
             monkeypatch.setenv(name, value)
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def empty_tracker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's database with all its tables and nothing in them: they take it two seconds."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("tracker") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def settings(work_dir: Path, empty_tracker: Path) -> Settings:
+    """Those of a work directory of which only the tracker's tables are there."""
+    work_dir.mkdir()
+    shutil.copy(empty_tracker, work_dir / "mlflow.db")
+    return prepare(work_dir)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Known models as rows: served for the run, asked, scored, and put into the table."""
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import psutil
@@ -38,6 +39,12 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "mme"
 
 
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The embedded model at a place that no other test's processes name."""
+    return Path(shutil.copytree(EMBEDDED_MODEL, tmp_path / "model"))
+
+
 def run(name: str, model: Path, data: Path, work_dir: Path, *, style: Style = "direct") -> dict[str, float]:
     """The numbers of MME by a known model, as the task of `vlm-r3 evaluate --baseline` makes them."""
     settings, baseline = prepare(work_dir), get_baseline(name)
@@ -72,31 +79,35 @@ def processes_that_name(folder: Path) -> list[int]:
 
 
 def test_a_model_is_served_for_its_run(
-    data: Path, work_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data: Path,
+    model: Path,
+    work_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(vllm_server, "_MODULE", "tests.small_server")  # quick, and always says Yes
-    numbers = run("qwen2.5-vl-7b", EMBEDDED_MODEL, data, work_dir)
+    numbers = run("qwen2.5-vl-7b", model, data, work_dir)
     assert (numbers["num_scored"], numbers["table_number"]) == (2, 50)
     assert "50.0" in rows_of_table(work_dir, capsys)["qwen2.5-vl-7b"]
-    assert processes_that_name(EMBEDDED_MODEL) == []
+    assert processes_that_name(model) == []
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_two_architectures_become_rows_by_vllms_own_server(
-    data: Path, work_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, model: Path, work_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tests.tiny_llava import save_tiny_llava
 
     llava = save_tiny_llava(tmp_path / "llava")
-    for name, model, style in (
+    for name, served, style in (
         ("llava-next-8b", llava, "direct"),
-        ("qwen2.5-vl-7b", EMBEDDED_MODEL, "look-again"),
+        ("qwen2.5-vl-7b", model, "look-again"),
     ):
-        numbers = run(name, model, data, work_dir, style=style)
+        numbers = run(name, served, data, work_dir, style=style)
         assert (numbers["num_scored"], numbers["num_failed"]) == (2, 0)
         assert numbers["tokens_per_question"] > 0
-        assert processes_that_name(model) == []
+        assert processes_that_name(served) == []
     rows = rows_of_table(work_dir, capsys)
     assert "measured, direct" in rows["llava-next-8b"]
     assert "measured, look-again" in rows["qwen2.5-vl-7b"]

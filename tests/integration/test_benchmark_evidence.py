@@ -1,7 +1,6 @@
 """A benchmark from the command line, twice: what is kept of it in MLflow and Prefect, and that it repeats."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -20,8 +19,9 @@ from models.evaluation.benchmark_rows import AskedRow, read_asked
 from models.evaluation.report_page import read_gallery
 from tasks.artifacts import digest_of, local_path
 from tasks.services import prefect_server
-from tasks.settings import Settings, prepare
+from tasks.settings import prepare
 from tests.benchmark_examples import ROWS, file_name, schema_of, small, write
+from tests.environment import work_dir_at
 from tests.readme import arguments_of
 
 pytestmark = pytest.mark.integration
@@ -92,28 +92,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         for row in ROWS["mme"][1]
     ]
     write(folder / "FOLDER" / file_name(split), rows, schema_of(published))
-    before = dict(os.environ)
-    for name in [name for name in before if name.startswith(("VLM_R3_", "PREFECT_", "MLFLOW_"))]:
-        del os.environ[name]
-    prepare(folder / "work")
-    try:
-        with prefect_server(Settings.read()) as server:
-            assert server is not None
-            server.wait()
-            first = evaluate(
-                folder, "vlm-r3 evaluate --benchmark mme --data FOLDER --style direct --title before"
-            )
-            # Everything made again, by one rank instead of the preset's two.
-            second = evaluate(
-                folder,
-                "vlm-r3 evaluate --benchmark mme --data FOLDER --against before",
-                *("--style", "direct", "--title", "after"),
-                *("--refresh", "--set", "evaluation.num_ranks=1"),
-            )
-            yield Place(folder / "work", server.api_url, first, second)
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    with work_dir_at(folder / "work") as work, prefect_server(prepare(work)) as server:
+        assert server is not None
+        server.wait()
+        first = evaluate(
+            folder, "vlm-r3 evaluate --benchmark mme --data FOLDER --style direct --title before"
+        )
+        # Everything made again, by one rank instead of the preset's two.
+        second = evaluate(
+            folder,
+            "vlm-r3 evaluate --benchmark mme --data FOLDER --against before",
+            *("--style", "direct", "--title", "after"),
+            *("--refresh", "--set", "evaluation.num_ranks=1"),
+        )
+        yield Place(work, server.api_url, first, second)
 
 
 def test_the_same_model_and_data_give_the_same_rows_and_numbers(place: Place) -> None:
@@ -175,7 +167,7 @@ def test_both_runs_have_a_page_and_traces(place: Place) -> None:
 
 
 def test_prefect_shows_the_numbers_through_its_api(place: Place) -> None:
-    found = httpx.post(f"{place.api_url}/artifacts/filter", json={}).json()
+    found = httpx.post(f"{place.api_url}/artifacts/filter", json={}, timeout=60).json()
     artifacts = {one["key"]: one for one in found if one["key"]}
     assert set(artifacts) == {"benchmark-before", "benchmark-after", "report"}
     assert "report.html" in artifacts["report"]["data"]

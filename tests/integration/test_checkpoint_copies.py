@@ -55,7 +55,7 @@ def steps(s3: S3Server, root: str) -> list[str]:
 
 
 def wait_for(copies: CheckpointCopies, count: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while copies.num_made < count:
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -127,7 +127,7 @@ def test_a_store_that_fails_stops_nothing_and_is_asked_again(
     s3_proxy.reset(lambda call: Fault(status=403) if call.method == "PUT" else None)
     copies.start()
     save(here, 1)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not copies.num_failed:
         assert time.monotonic() < deadline
         time.sleep(0.05)

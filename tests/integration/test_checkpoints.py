@@ -16,7 +16,7 @@ from models import checkpoints, distributed
 from models.checkpoints import Progress
 from models.errors import RunDirError
 from models.rundir import RunDir
-from tests import state_of_ranks
+from tests import bad_samples, state_of_ranks
 from tests.bad_gradients import nan_in_gradient_of_row
 from tests.tiny_models import save_random_model
 
@@ -86,11 +86,13 @@ def test_it_is_the_same_to_the_bit(model_path: Path, of_two: Path, tmp_path: Pat
 def test_gradients_that_are_no_numbers_stop_every_rank_and_name_the_sample(of_two: Path) -> None:
     first, last = (json.loads((of_two / f"refusals-{rank}.json").read_text()) for rank in (0, 1))
     assert first == last
-    assert len(first) == 8
+    assert len(first) == 8 + 4
     for zero_stage in range(4):
         # Of the last rank's records 1 and 3 the longer one comes first, and both are as long.
         assert "not finite for 1 samples: record-" in first[f"{zero_stage}-row"]
         assert "record-0, record-2, record-1, record-3" in first[f"{zero_stage}-weights"]
+    of_rgrpo = [message for name, message in first.items() if name.startswith("rgrpo")]
+    assert all(f"not finite for 1 samples: {bad_samples.BAD}." in message for message in of_rgrpo)
 
 
 @pytest.mark.parametrize("zero_stage", range(4))

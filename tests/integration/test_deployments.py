@@ -12,7 +12,8 @@ import yaml
 
 from models.presets import preset_names
 from tasks.services import prefect_server
-from tasks.settings import Settings, prepare
+from tasks.settings import prepare
+from tests.environment import work_dir_at
 
 pytestmark = pytest.mark.integration
 
@@ -20,13 +21,19 @@ ROOT = Path(__file__).parents[2]
 STAGES = ("build_vlir", "validate", "sft", "rgrpo", "evaluate", "promote")
 
 
-@pytest.fixture
-def api_url(work_dir: Path) -> Iterator[str]:
-    prepare(work_dir)
-    with prefect_server(Settings.read()) as server:
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of a server with everything that the file declares."""
+    with (
+        work_dir_at(tmp_path_factory.mktemp("deployments") / "work") as work_dir,
+        prefect_server(prepare(work_dir)) as server,
+    ):
         assert server is not None
         server.wait()
-        yield server.api_url
+        prefect("work-pool", "create", "local", "--type", "process")
+        prefect("deploy", "--all")
+        with httpx.Client(base_url=server.api_url, timeout=60) as client:
+            yield client
 
 
 def prefect(*arguments: str) -> str:
@@ -42,11 +49,9 @@ def prefect(*arguments: str) -> str:
     return done.stdout
 
 
-def test_every_deployment_is_accepted_with_a_form(api_url: str) -> None:
+def test_every_deployment_is_accepted_with_a_form(api: httpx.Client) -> None:
     declared = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    prefect("work-pool", "create", "local", "--type", "process")
-    prefect("deploy", "--all")
-    found = httpx.post(f"{api_url}/deployments/filter", json={}).json()
+    found = api.post("/deployments/filter", json={}).json()
     by_entrypoint = {one["entrypoint"]: one for one in found}
     assert set(by_entrypoint) == {one["entrypoint"] for one in declared}
     assert {one["name"] for one in found} == {"tiny"}
@@ -68,11 +73,9 @@ def test_every_deployment_is_accepted_with_a_form(api_url: str) -> None:
     assert set(pipeline["parameter_openapi_schema"]["properties"]) == {"preset", "overrides", "stages"}
 
 
-def test_a_form_refuses_an_unknown_preset(api_url: str) -> None:
-    prefect("work-pool", "create", "local", "--type", "process")
-    prefect("deploy", "--name", "promote/tiny")
-    found = httpx.get(f"{api_url}/deployments/name/promote/tiny").json()
+def test_a_form_refuses_an_unknown_preset(api: httpx.Client) -> None:
+    found = api.get("/deployments/name/promote/tiny").json()
     asked = {"parameters": {"preset": "tony"}}
-    answer = httpx.post(f"{api_url}/deployments/{found['id']}/create_flow_run", json=asked)
+    answer = api.post(f"/deployments/{found['id']}/create_flow_run", json=asked)
     assert answer.status_code == 409
     assert "'tony' is not one of" in answer.text

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.integration
 EMBEDDED = resolve_model_path("embedded")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_attention_within_segments(dtype: torch.dtype) -> None:
     found = check_segments("cpu", dtype)
     assert set(found) == {"output", "query", "key", "value"}

@@ -11,7 +11,7 @@ from models.config import SFTConfig
 from models.records import write_records
 from models.run_config import SFTRun
 from models.rundir import RunDir
-from tasks.services import free_port
+from tasks.ports import free_port
 from tests.tiny_models import save_random_model
 from tests.training_data import LOOK, records
 from tests.two_hosts import WIRE, two_hosts
@@ -52,7 +52,7 @@ def test_a_stage_has_ranks_on_both_nodes_and_both_end_with_it(work_dir: Path) ->
         for index in (0, 1)
     ]
     try:
-        assert [pod.wait(120) for pod in pods] == [0, 0]
+        assert [pod.wait(300) for pod in pods] == [0, 0]
     finally:
         for pod in pods:
             pod.kill()

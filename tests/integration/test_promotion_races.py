@@ -11,7 +11,7 @@ import pytest
 from tasks.journal import S3Journal
 from tasks.promotions import records
 from tasks.registry import promote_version, register, roll_back, version_named
-from tasks.settings import prepare
+from tasks.settings import Settings, prepare
 from tasks.versions import find_version, read_registry, registry_client
 from tests.evidence_examples import POLICY
 from tests.mlflow_server import mlflow_server
@@ -26,11 +26,10 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(params=["sqlite", "server"])
 def tracker(
-    request: pytest.FixtureRequest, work_dir: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, settings: Settings, work_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
     """A registry in a database of this machine, and one behind a server."""
     if request.param == "sqlite":
-        prepare(work_dir)
         yield
         return
     with mlflow_server(work_dir / "server") as server:
@@ -82,9 +81,8 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(tracker: None,
     ["set_registered_model_tag", "set_registered_model_alias", "set_registered_model_alias:2"],
 )
 def test_a_promotion_that_is_killed_between_its_writes_is_finished_by_the_next_start(
-    call: str, work_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    call: str, settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    prepare(work_dir)
     champion_and_challengers(tmp_path)
     assert promoting("2", "--die-at", call).wait(timeout=300) == -9
     assert aliases()["champion"] == "1"  # MLflow still shows the old one; the history has decided

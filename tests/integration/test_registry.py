@@ -25,7 +25,7 @@ from tasks.evidence import read_evidence
 from tasks.model_source import champion_or, check_model, find_model
 from tasks.promotions import records
 from tasks.registry import Verdict, promote_version, register, roll_back, version_named
-from tasks.settings import Settings, prepare
+from tasks.settings import Settings
 from tasks.stage import read_store
 from tasks.tracking import tracked_run
 from tasks.versions import Version, find_version, read_registry, registry_client
@@ -33,12 +33,7 @@ from tests.benchmark_results_examples import some_results
 from tests.evidence_examples import POLICY
 from tests.registry_examples import stored_evidence, stored_model
 
-pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(autouse=True)
-def settings(work_dir: Path) -> Settings:
-    return prepare(work_dir)
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("settings")]
 
 
 def registered(folder: Path, weights: ArtifactRef, **evidence: Any) -> Version:
@@ -156,8 +151,9 @@ def test_a_version_is_loaded_by_mlflow_and_answers(tmp_path: Path) -> None:
         loaded.predict(pd.DataFrame([{"question": "what code?"}]))
 
 
-def test_a_model_is_named_by_alias_or_number_and_checked(tmp_path: Path) -> None:
-    settings, weights = Settings.read(), stored_model(tmp_path, "a")
+def test_a_model_is_named_by_alias_or_number_and_checked(tmp_path: Path, settings: Settings) -> None:
+    (settings.work_dir / "mlflow.db").unlink()  # nothing was ever tracked here
+    weights = stored_model(tmp_path, "a")
     with pytest.raises(ConfigError, match="no version of vlm-r3 has the alias or number 'champion'"):
         find_model("models:/vlm-r3@champion", settings)
     assert champion_or("embedded", settings) == "embedded"

@@ -134,7 +134,7 @@ def test_a_refused_box_is_named(page: Watched) -> None:
     page.choose("f-right", "wrong")
     assert "inverted box" in page.text(".numbers")
     assert page.text(".said .note").startswith("[crop refused: x1 must be less than x2")
-    assert page.page.get_attribute(".view svg", "aria-label", timeout=1000).endswith("refused.")
+    assert page.page.get_attribute(".view svg", "aria-label").endswith("refused.")
 
 
 def test_any_two_models_are_compared_on_the_same_question(page: Watched) -> None:

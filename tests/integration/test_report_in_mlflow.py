@@ -1,7 +1,6 @@
 """The report inside MLflow's own pages: it is drawn, filters and follows its links in the frame there."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,8 @@ import pytest
 
 from models.evaluation.report import write_report
 from tasks import tracking
-from tasks.settings import Settings, prepare
+from tasks.ports import free_port
+from tasks.settings import Settings
 from tests.evaluation_examples import make_report_inputs
 from tests.integration.browser import chromium, watch
 
@@ -21,17 +21,10 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def settings(work_dir: Path) -> Settings:
-    return prepare(work_dir)
-
-
-@pytest.fixture
 def address(settings: Settings) -> Iterator[str]:
     """MLflow's server on the tracker of the settings."""
     tracking.experiment_id(settings)  # makes the tables, so that the server finds them
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", settings.tracking_uri]
     process = subprocess.Popen(
         [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],

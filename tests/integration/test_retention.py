@@ -32,12 +32,11 @@ def publish(settings: Settings, tmp_path: Path, content: str, stage: str = "sft"
 
 
 def test_old_artifacts_of_this_machine_go_and_registered_ones_stay(
-    work_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tasks.registry import register
     from tasks.versions import registry_client
 
-    settings = prepare(work_dir)
     kept, data, old, young = (publish(settings, tmp_path, name) for name in ("kept", "data", "old", "young"))
     evidence = make_evidence(
         model=Kept(uri=kept.uri, sha256=kept.sha256),

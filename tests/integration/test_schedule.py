@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from tasks.settings import prepare
+from tests.environment import work_dir_at
 from tests.prefect_api import prefect_api
 from tests.readme import arguments_of
 from tests.team_server import wait_for
@@ -26,12 +27,20 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def api_url(work_dir: Path) -> Iterator[str]:
-    prepare(work_dir)
-    with prefect_api(work_dir / "prefect") as url:
-        os.environ["PREFECT_API_URL"] = url
-        yield url
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of a server that the environment names."""
+    with work_dir_at(tmp_path_factory.mktemp("schedule") / "work") as work_dir:
+        prepare(work_dir)
+        with prefect_api(work_dir / "prefect") as url, httpx.Client(base_url=url, timeout=60) as client:
+            os.environ["PREFECT_API_URL"] = url
+            yield client
+
+
+@pytest.fixture(scope="module")
+def deployed(api: httpx.Client) -> str:
+    """What is said when everything is deployed."""
+    return run("flows.cli", *arguments_of("vlm-r3 deploy"))
 
 
 def run(*command: str) -> str:
@@ -47,15 +56,14 @@ def run(*command: str) -> str:
     return done.stdout
 
 
-def test_schedule_and_announced_data_create_runs(api_url: str, work_dir: Path) -> None:
-    said = run("flows.cli", *arguments_of("vlm-r3 deploy"))
-    assert "automation   a new data-set version starts retrain\n" in said
-    deployment = httpx.get(f"{api_url}/deployments/name/retrain/tiny").json()
+def test_schedule_and_announced_data_create_runs(api: httpx.Client, deployed: str) -> None:
+    assert "automation   a new data-set version starts retrain\n" in deployed
+    deployment = api.get("/deployments/name/retrain/tiny").json()
     (schedule,) = deployment["schedules"]
 
     def runs(by: str) -> list[dict[str, Any]]:
         query = {"deployments": {"id": {"any_": [deployment["id"]]}}}
-        found = httpx.post(f"{api_url}/flow_runs/filter", json=query).json()
+        found = api.post("/flow_runs/filter", json=query).json()
         return [one for one in found if (one["created_by"] or {"type": ""})["type"] == by]
 
     waiting = wait_for(lambda: runs("SCHEDULE"), "scheduled run")
@@ -86,39 +94,37 @@ def test_schedule_and_announced_data_create_runs(api_url: str, work_dir: Path) -
     said = run("flows.cli", *arguments_of("vlm-r3 deploy --gpu-pool gpu-k8s --home /app"))
     wait_for(lambda: runs("SCHEDULE"), "scheduled run after another deployment")
     assert "deployment   rgrpo/paper-7b\n" in said
-    large = httpx.get(f"{api_url}/deployments/name/rgrpo/paper-7b").json()
+    large = api.get("/deployments/name/rgrpo/paper-7b").json()
     assert large["work_pool_name"] == "gpu-k8s"
     assert large["pull_steps"][0]["prefect.deployments.steps.set_working_directory"]["directory"] == "/app"
 
 
 def test_a_run_that_is_stuck_is_cancelled_and_one_without_heartbeat_crashed(
-    api_url: str, work_dir: Path
+    api: httpx.Client, deployed: str
 ) -> None:
-    run("flows.cli", "deploy")
-
     def wait_only(name: str, seconds: int) -> None:
         query = {"automations": {"name": {"any_": [name]}}}
-        (found,) = httpx.post(f"{api_url}/automations/filter", json=query).json()
+        (found,) = api.post("/automations/filter", json=query).json()
         found["trigger"]["within"] = seconds
         changed = {key: found[key] for key in ("name", "description", "enabled", "trigger", "actions")}
-        done = httpx.put(f"{api_url}/automations/{found['id']}", json=changed)
+        done = api.put(f"/automations/{found['id']}", json=changed)
         assert done.status_code == 204, done.text
 
-    deployment = httpx.get(f"{api_url}/deployments/name/rollback/tiny").json()["id"]
+    deployment = api.get("/deployments/name/rollback/tiny").json()["id"]
 
     def start() -> str:
-        made = httpx.post(f"{api_url}/deployments/{deployment}/create_flow_run", json={}).json()["id"]
+        made = api.post(f"/deployments/{deployment}/create_flow_run", json={}).json()["id"]
         state = {"state": {"type": "RUNNING", "name": "Running"}, "force": True}
-        httpx.post(f"{api_url}/flow_runs/{made}/set_state", json=state).raise_for_status()
+        api.post(f"/flow_runs/{made}/set_state", json=state).raise_for_status()
         return str(made)
 
     def state(of: str) -> str:
-        return str(httpx.get(f"{api_url}/flow_runs/{of}").json()["state_type"])
+        return str(api.get(f"/flow_runs/{of}").json()["state_type"])
 
     # As declared, but for their patience: a week and a quarter of an hour.
     wait_only("a stuck run is cancelled", 10)
     stuck = start()
-    wait_for(lambda: state(stuck) in ("CANCELLING", "CANCELLED"), "end of the stuck run", 90)
+    wait_for(lambda: state(stuck) in ("CANCELLING", "CANCELLED"), "end of the stuck run", 300)
     wait_only("a stuck run is cancelled", 3600)
     wait_only("a run without a heartbeat is crashed", 10)
     lost = start()
@@ -128,5 +134,5 @@ def test_a_run_that_is_stuck_is_cancelled_and_one_without_heartbeat_crashed(
         "event": "prefect.flow-run.heartbeat",
         "resource": {"prefect.resource.id": f"prefect.flow-run.{lost}"},
     }
-    httpx.post(f"{api_url}/events", json=[heartbeat]).raise_for_status()
-    wait_for(lambda: state(lost) == "CRASHED", "end of the lost run", 90)
+    api.post("/events", json=[heartbeat]).raise_for_status()
+    wait_for(lambda: state(lost) == "CRASHED", "end of the lost run", 300)

@@ -84,7 +84,7 @@ def test_a_teacher_that_fails_now_and_then_answers_everything_in_the_end() -> No
 
 def test_a_teacher_that_does_not_reply_is_asked_again() -> None:
     with teaching(0.01, ("ok",) * 20 + ("hang",)) as teacher:
-        trajectories, usage = ask(teacher.url, timeout_seconds=1.0)
+        trajectories, usage = ask(teacher.url, timeout_seconds=3.0)
         counts = teacher.counts()
     assert {trajectory.stop for trajectory in trajectories} == {StopReason.ANSWERED}
     assert usage.retries["timeout"] == counts["hang"] > 0

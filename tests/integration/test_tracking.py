@@ -9,14 +9,9 @@ from mlflow.exceptions import MlflowException
 
 from models.errors import TrackingError
 from tasks import tracking
-from tasks.settings import Settings, prepare
+from tasks.settings import Settings
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def settings(work_dir: Path) -> Settings:
-    return prepare(work_dir)
 
 
 def line(step: int, loss: float) -> dict[str, float]:

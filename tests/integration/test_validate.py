@@ -161,14 +161,14 @@ def _lose_the_id(rows: list[Row]) -> None:
 
 
 def test_a_sound_set_passes_quickly(built):
-    started = time.monotonic()
+    started = time.process_time()
     verdict = validate_vlir(built, CONFIG)
     assert verdict.passed, verdict.summary()
     assert verdict.failures == ()
     assert verdict.num_records >= 20
     assert verdict.metrics()["validate/failed_expectations"] == 0
     assert ValidationVerdict.from_json(verdict.to_json()) == verdict
-    assert time.monotonic() - started < 60
+    assert time.process_time() - started < 60
 
 
 FAULTS = [

@@ -16,7 +16,7 @@ from models.presets import load_preset
 from tasks.artifacts import ArtifactRef
 from tasks.data import validate_data
 from tasks.registry import promote_version, register
-from tasks.settings import Settings, prepare
+from tasks.settings import Settings
 from tasks.stage import StageOutput, read_store
 from tasks.tracking import client
 from tasks.verdicts import previous_verdict, read_verdict
@@ -24,7 +24,7 @@ from tests.evidence_examples import POLICY
 from tests.registry_examples import stored_evidence, stored_model
 from tests.small_set import build_small_set
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("settings")]
 
 CONFIG = ValidationConfig(min_records=20, min_acceptance=0.4)
 
@@ -32,12 +32,6 @@ CONFIG = ValidationConfig(min_records=20, min_acceptance=0.4)
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
     return build_small_set(tmp_path_factory.mktemp("built") / "vlir")
-
-
-@pytest.fixture(autouse=True)
-def settings(work_dir: Path) -> Settings:
-    prepare(work_dir)
-    return Settings.read()
 
 
 def publish(folder: Path) -> ArtifactRef:

@@ -2,7 +2,7 @@
 
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.policy import collate, load_policy
+from models.policy import collate, collate_packed, load_policy
 from tests.flops import Work, attention_share, language_flops, peak_of, training_flops, vision_flops
 from tests.tiny_models import picture, trajectory_with_crops
 
@@ -39,13 +39,22 @@ def test_the_tower(untied_model):
 def test_a_prompt_that_is_shared_counts_once(untied_model):
     policy = load_policy(untied_model)
     one = policy.encoder.encode(trajectory_with_crops(policy.encoder, 1))
-    prompt, length = int(one.sampled.argmax()), len(one)
-    alone, shared = Work.of([one, one]), Work.of([one, one], shares_prompts=True)
-    assert alone == Work(2 * length, length * (length + 1), 2 * one.num_sampled)
-    assert shared.tokens == 2 * length - prompt
-    assert shared.pairs == alone.pairs - prompt * (prompt + 1) // 2
-    assert shared.predicted == alone.predicted
-    assert 0 < attention_share(policy.model.config, alone) < 0.5
+    length, own = len(one), len(one) - int(one.sampled.argmax()) + 1  # the last token of the prompt predicts
+    work = Work.of(collate_packed([one, one], policy))
+    assert work.tokens == length + own
+    assert work.pairs == length * (length + 1) // 2 + own * (length - own) + own * (own + 1) // 2
+    assert work.predicted == 2 * one.num_sampled
+    assert work + work == Work(2 * work.tokens, 2 * work.pairs, 2 * work.predicted)
+    assert 0 < attention_share(policy.model.config, work) < 0.5
+
+
+def test_padding_counts_for_nothing(untied_model):
+    policy = load_policy(untied_model)
+    both = [policy.encoder.encode(trajectory_with_crops(policy.encoder, crops)) for crops in (0, 3)]
+    lengths = [len(one) for one in both]
+    pairs = sum(length * (length + 1) // 2 for length in lengths)
+    predicted = sum(one.num_sampled for one in both)
+    assert Work.of(collate(both, policy)) == Work(sum(lengths), pairs, predicted)
 
 
 def test_peaks_are_found_by_the_names_that_torch_gives():

@@ -15,7 +15,7 @@ from models.presets import DEFAULT_PRESET, load_preset, preset_names
 
 # What is promised. A loaded machine gets more tries; a heavy import (seconds) fails them all.
 HELP_SECONDS, REFUSAL_SECONDS = 0.5, 2.0
-NUM_TRIES = 4
+NUM_TRIES = 10
 
 HEAVY = ("torch", "transformers", "vllm", "deepspeed", "prefect", "mlflow", "great_expectations")
 PROBE = """

@@ -18,6 +18,7 @@ RIGHT = Outcome(
     num_tokens=10,
     log_likelihood=-5.0,
     box_shares=(0.04,),
+    drifted=(False,),
 )
 WRONG = replace(RIGHT, reward=Reward(accuracy=0, format=1, validity=0.5, length=0.02))
 LONGER = replace(
@@ -72,6 +73,13 @@ def test_unscored_trajectories_count_neither_as_right_nor_as_wrong():
     assert found["rgrpo/reward/accuracy"] == pytest.approx(2 / 3)
     assert found["rgrpo/unscored_share"] == 0.25
     assert found["rgrpo/zero_variance_share"] == 0.5  # one scored trajectory has nothing to compare with
+
+
+def test_drift_is_a_share_of_spans():
+    # One of two spans, none of one, both of two: 3 of 5.
+    drifted = ((True, False), (False,), (True, True))
+    found = metrics(*(replace(RIGHT, drifted=each) for each in drifted), group_size=3)
+    assert found["rgrpo/retokenisation_drift"] == pytest.approx(0.6)
 
 
 def test_kinds_are_reported_apart():

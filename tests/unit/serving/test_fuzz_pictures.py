@@ -3,8 +3,10 @@
 import base64
 import io
 import socket
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import quote
@@ -61,7 +63,6 @@ def server() -> Iterator[Running]:
         allow_private_urls=True,
         max_image_bytes=100_000,
         max_image_pixels=100_000,
-        max_download_seconds=0.5,
     ) as server:
         yield server
         assert server.metric("vlm_r3_requests_in_flight") == 0
@@ -104,6 +105,13 @@ def test_no_damaged_picture_makes_the_server_fail(server, name, changes, in_head
     answer(server, as_uri(bytes(data[: int(kept * len(data)) if kept < 0.5 else None])))
 
 
+def claiming(side: int) -> bytes:
+    """A small file whose header speaks of so many pixels in a square; what follows it is never read."""
+    small = FILES["PNG"]
+    header = small[12:16] + struct.pack(">II", side, side) + small[24:29]
+    return small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]
+
+
 PNG = base64.b64encode(FILES["PNG"]).decode()
 
 
@@ -130,7 +138,7 @@ PNG = base64.b64encode(FILES["PNG"]).decode()
         ("\x00", 400),
         (as_uri(b"\x89PNG" + b"0" * 200_000), 413),
         (as_uri(encoded(Image.new("1", (1000, 1000)), "PNG")), 413),
-        (as_uri(encoded(Image.new("1", (60_000, 60_000)), "PNG")), 413),
+        (as_uri(claiming(60_000)), 413),
         (as_uri(encoded(Image.new("RGB", (300, 1)), "PNG")), 400),
     ],
 )
@@ -196,12 +204,17 @@ def web() -> Iterator[str]:
     [
         *(("PNG", 200), ("CMYK JPEG", 200), ("to//PNG", 200), ("none", 400), ("large", 413)),
         *((path, 400) for path in ("loop", "nowhere", "204", "304", "401", "404", "418", "500", "503")),
-        *((path, 400) for path in ("short", "slow", "gzip", "garbage", "silent", "to/file:///etc/passwd")),
+        *((path, 400) for path in ("short", "gzip", "garbage", "silent", "to/file:///etc/passwd")),
         *((path, 400) for path in ("to/ftp://a/b", "to/http://[", "to/http://a b/", "to/javascript:1")),
     ],
 )
 def test_every_kind_of_web_server(server, web, path, status):
     assert answer(server, f"{web}/{path}").status_code == status
+
+
+def test_a_web_server_that_is_too_slow_is_a_400(web):
+    with running(Writer(script), allow_private_urls=True, max_download_seconds=0.5) as hasty:
+        assert answer(hasty, f"{web}/slow").status_code == 400
 
 
 def test_a_closed_port_is_a_400(server):

@@ -156,14 +156,14 @@ def test_what_is_in_flight_may_end_when_the_server_is_asked_to():
 
 def test_what_does_not_end_in_time_is_told():
     threads = ThreadPoolExecutor(1)
-    engine = Writer(lambda request: "words " * 60, pace=1)
+    engine = Writer(lambda request: "words " * 600, pace=1)  # two minutes
     engine.seconds_per_step = 0.2
     with running(engine, max_shutdown_seconds=1) as other:
         direct = client_of(other)
         going = threads.submit(ask, direct, "?")
         other.wait_until(lambda: bool(engine.live))
         began = time.monotonic()
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 60
     assert isinstance(going.exception(), openai.APIError)
 
 

@@ -43,13 +43,14 @@ TALKER = """
 import json, sys, time
 from pathlib import Path
 run = Path(sys.argv[1])
+config = json.loads((run / "config.json").read_text())
 for step in range(3):
     print("line", step)
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": step, "time": 0.0, "train/loss": 1.0 / (step + 1)}) + "\\n")
-    time.sleep(0.3)
-config = json.loads((run / "config.json").read_text())
-if config["then"] == "result":
+    while config["then"] == "go on when heard" and not (run / f"heard line {step}").exists():
+        time.sleep(0.01)
+if config["then"] in ("result", "go on when heard"):
     result = {"status": "done", "artifacts": {"model": "model"}, "seconds": 1.5}
     (run / "result.json").write_text(json.dumps(result))
 elif config["then"] == "failed":
@@ -84,7 +85,7 @@ def alive(pids: list[int]) -> list[int]:
 
 
 def wait_for_pids(run_dir: Path) -> list[int]:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not (run_dir / "pids.json").exists():
         assert time.monotonic() < deadline, (run_dir / "log.txt").read_text()
         time.sleep(0.05)
@@ -101,15 +102,15 @@ def assert_gone(pids: list[int], within_seconds: float) -> None:
 
 
 def test_output_and_metrics_arrive_while_the_child_runs(run_dir: Path) -> None:
-    run = RunDir.create(run_dir, ChildConfig(then="result"))
-    arrivals: list[float] = []
+    run = RunDir.create(run_dir, ChildConfig(then="go on when heard"))
     lines: list[str] = []
     metrics: list[float] = []
 
     def on_line(line: str) -> None:
         lines.append(line)
-        arrivals.append(time.monotonic())
+        (run_dir / f"heard {line}").touch()  # the child waits for it
 
+    began = time.time()
     result = asyncio.run(
         launch.run_child(
             "talker", run, on_line=on_line, on_metrics=lambda values: metrics.append(values["train/loss"])
@@ -117,10 +118,9 @@ def test_output_and_metrics_arrive_while_the_child_runs(run_dir: Path) -> None:
     )
     assert lines == ["line 0", "line 1", "line 2"]
     assert metrics == [1.0, 0.5, 1.0 / 3]
-    assert arrivals[-1] - arrivals[0] > 0.2  # not all at the end: the child slept 0.3 s between lines
     assert result.artifacts == {"model": "model"}
     about = json.loads((run_dir / "process.json").read_text())
-    assert 0.6 < about["ended"] - about["started"] < 60  # the child slept 0.9 s
+    assert began <= about["started"] < about["ended"] <= time.time()
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_no_process_outlives_a_parent_that_is_ended_by_a_signal(
         parent.wait(timeout=30)
     finally:
         parent.kill()
-    assert_gone([*pids, supervisor], within_seconds=10)
+    assert_gone([*pids, supervisor], within_seconds=60)
 
 
 def test_a_child_that_is_paused_goes_on_afterwards(work_dir: Path) -> None:
@@ -256,17 +256,19 @@ def test_what_a_killed_parent_held_is_free_only_when_its_children_have_ended(run
     parent = subprocess.Popen([sys.executable, "-c", HOLDER, str(run_dir)], stderr=subprocess.DEVNULL)
     try:
         pids = wait_for_pids(run_dir)
+        supervisor = psutil.Process(json.loads((run_dir / "process.json").read_text())["pid"])
+        supervisor.suspend()  # it ends nobody yet
         os.kill(parent.pid, signal.SIGKILL)
         parent.wait(timeout=30)
-        found_alive = 0
+        assert alive(pids) == pids
+        assert locks.take(run_dir / "lock") is None
+        supervisor.resume()
         while (file := locks.take(run_dir / "lock")) is None:
-            found_alive += bool(alive(pids))
             time.sleep(0.01)
     finally:
         parent.kill()
     file.close()
     assert alive(pids) == []
-    assert found_alive > 0, "the lock was free at once: the test is void"
 
 
 def test_two_children_run_together_only_when_allowed(work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from models.errors import ConfigError, LaunchError
 from tasks.nodes import Launch, Nodes
-from tasks.services import free_port
+from tasks.ports import free_port
 from tasks.settings import Settings
 
 

@@ -1,0 +1,57 @@
+"""The comparison with TRL at its smallest: TRL trains on our completions, crops included."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.config import resolve_model_path
+from models.records import read_questions
+from models.rgrpo.rollouts import read_rollouts, rollouts_path, steps_kept
+from models.rundir import RunDir
+from tests.benchmarks import training_speed
+from tests.dictated_training import dictated_training
+from tests.small_set import build_small_set
+from tests.trl_trainers import LookAgainTrainer, reinforce
+
+pytestmark = pytest.mark.integration
+
+
+def test_trl_trains_on_the_completions_of_our_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    questions = build_small_set(tmp_path / "set", num_questions=4) / "questions" / "train.parquet"
+    options = training_speed._parser().parse_args(["--threads", "1"])
+    config = training_speed._rgrpo_run(options, "tiny", questions, num_ranks=1)
+    few = {"questions_per_step": 2, "group_size": 4, "num_steps": 2}
+    config = config.model_copy(update={"rgrpo": config.rgrpo.model_copy(update=few)})
+    run = RunDir.create(tmp_path / "run", config)
+    dictated_training(run, config)
+    steps = [read_rollouts(rollouts_path(run.path, step)) for step in steps_kept(run.path)]
+    assert [len(step) for step in steps] == [8, 8]
+    num_crops = sum(len(one.transcript.crops) for step in steps for one in step)
+    assert num_crops > 4
+
+    seen = []
+    loss = LookAgainTrainer._compute_loss
+
+    def watched(trainer: LookAgainTrainer, model: torch.nn.Module, inputs: dict) -> torch.Tensor:
+        seen.append(
+            (len(inputs["image_grid_thw"]), int(inputs["tool_mask"].mul(inputs["completion_mask"]).sum()))
+        )
+        return loss(trainer, model, inputs)
+
+    monkeypatch.setattr(LookAgainTrainer, "_compute_loss", watched)
+    preset = training_speed._preset("tiny")
+    ends = reinforce(
+        resolve_model_path("embedded"),
+        steps,
+        {question.id: question for question in read_questions(questions)},
+        preset.model_copy(update={"rgrpo": config.rgrpo}),
+        batch_size=4,
+    )
+    assert len(ends) == 2
+    # Both sides trained on the same pictures and the same sampled tokens.
+    num_tokens = sum(one.transcript.num_sampled_tokens for step in steps for one in step)
+    assert (sum(pictures for pictures, _ in seen), sum(tokens for _, tokens in seen)) == (
+        16 + num_crops,
+        num_tokens,
+    )
