@@ -48,7 +48,7 @@ test: env lint types  ## every check and every test but the slow ones
 	$(PYTEST) tests -m "not slow and not gpu"
 
 test-slow: env  ## the tests that take minutes
-	$(PYTEST) tests -m "slow and not gpu"
+	$(BIN)/python -m pytest -q tests -m "slow and not gpu"
 
 test-gpu:  ## the tests that need a GPU, in an environment of requirements/gpu.lock (VENV=/opt/venv in the image)
 	$(BIN)/python -m pytest -q -s tests/gpu

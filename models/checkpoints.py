@@ -8,7 +8,8 @@
 * ``state-NUMBER.safetensors``: master weights and AdamW's state, whole, by parameter name
   (:mod:`models.training_state`), in files of about a GiB that the ranks share out among them;
 * ``rng-RANK.json``: every rank's random generators (Python, NumPy, torch, CUDA);
-* ``metrics.jsonl``: the metrics so far, for a run that goes on in another directory.
+* ``metrics.jsonl``: the metrics so far, for a run that goes on in another directory;
+* what the stage has more to keep (``beside``): R-GRPO, rollouts that are sampled and not yet trained on.
 
 Nothing in it depends on the number of ranks or the stage of ZeRO: it loads on others, whose generators then
 go on as they began. Nothing is pickled: loading one runs no code.
@@ -21,7 +22,7 @@ import errno
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,13 +58,22 @@ class Progress:
     weight_version: int = 0
 
 
-def save(run: RunDir, engine: DeepSpeedEngine, progress: Progress, *, keep: int = 2) -> None:
+def save(
+    run: RunDir,
+    engine: DeepSpeedEngine,
+    progress: Progress,
+    *,
+    keep: int = 2,
+    beside: Callable[[Path], None] | None = None,
+) -> None:
     """Write ``checkpoints/step-N``; all ranks call it. Only the newest ``keep`` stay.
+
+    ``beside`` writes into the folder, too, on every rank.
 
     Raises TrainingError when there is no room; the checkpoints before are then as they were.
     """
     is_main = distributed.is_main()
-    partial = _folder(run, progress.step).with_suffix(".partial")
+    partial = folder_of(run, progress.step).with_suffix(".partial")
     need = _size(engine, with_optimizer=True)
     with (
         _room(run, partial, need=need),
@@ -76,6 +86,8 @@ def save(run: RunDir, engine: DeepSpeedEngine, progress: Progress, *, keep: int 
                 shutil.copyfile(run.metrics_path, folder / _METRICS)
         randomness.write(folder / f"rng-{distributed.rank()}.json")
         _write_state(folder, engine)
+        if beside is not None:
+            beside(folder)
         distributed.barrier()  # every rank has written its part
     if is_main:
         run.keep_checkpoints(keep)
@@ -200,5 +212,6 @@ def _size(engine: DeepSpeedEngine, *, with_optimizer: bool) -> int:
     return total
 
 
-def _folder(run: RunDir, step: int) -> Path:
+def folder_of(run: RunDir, step: int) -> Path:
+    """Where the checkpoint after so many steps is."""
     return run.path / "checkpoints" / f"step-{step}"

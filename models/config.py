@@ -185,6 +185,24 @@ class RGRPOConfig(Config):
     zero_stage: Literal[0, 1, 2, 3] = 2
     num_ranks: int = Field(1, ge=1)
     num_threads: int = Field(0, ge=0)
+    placement: Literal["colocate", "dedicated"] = Field(
+        "colocate",
+        description="Where a rank's engine is: 'colocate', in its process, on its device; 'dedicated', in a "
+        "process of its own, on its GPU of `engine_devices`; on a CPU beside it.",
+    )
+    engine_devices: tuple[int, ...] = Field(
+        (),
+        description="GPUs of dedicated engines, one per rank of a host, as torch counts them; on CPU none.",
+    )
+    engine_timeout_seconds: float = Field(
+        1800.0, gt=0, description="Longest wait for a dedicated engine: its start, a step's rollouts."
+    )
+    overlap: bool = Field(
+        False,
+        description="Sample the rollouts of the next step while this one is trained, with weights that are "
+        "one update old then: the objective's ratio is taken against the log-probs that they were sampled "
+        "with. Needs placement 'dedicated', and an objective with a ratio (not Eq. 2).",
+    )
     checkpoint_every: int = Field(50, ge=1, description="Steps between checkpoints.")
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept; our choice.")
     max_mismatch_kl: float = Field(
@@ -206,6 +224,29 @@ class RGRPOConfig(Config):
     @classmethod
     def _takes_its_profile(cls, values: Any) -> Any:
         return with_profile(values)
+
+    @model_validator(mode="after")
+    def _the_placement_is_possible(self) -> "RGRPOConfig":
+        if self.engine_devices and self.placement == "colocate":
+            raise ValueError(
+                f"engine_devices {list(self.engine_devices)} are for placement 'dedicated'; with 'colocate' "
+                "an engine shares its rank's device: leave them out"
+            )
+        if self.overlap and self.placement == "colocate":
+            raise ValueError(
+                "overlap needs placement 'dedicated': with 'colocate' engine and trainer take turns"
+            )
+        if self.overlap and self.objective.aggregation == "paper-eq2":
+            raise ValueError(
+                "overlap does not go with aggregation 'paper-eq2': Eq. 2 is strictly on-policy, and rollouts "
+                "that are one update old would bias it. Choose a profile whose objective has a ratio "
+                "('standard', 'released'), or leave overlap off"
+            )
+        return self
+
+    def sampled_by(self, step: int) -> int:
+        """The version of the weights (so many updates) with which the rollouts of a step are sampled."""
+        return max(step - 1, 0) if self.overlap else step
 
     @model_validator(mode="after")
     def _ranks_share_the_questions(self) -> "RGRPOConfig":

@@ -45,11 +45,13 @@ _CONFIGS = Path(__file__).resolve().parent.parent / "infra" / "deepspeed"
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process among its peers. ``device`` is where its model lives."""
+    """This process among its peers, of which ``num_local`` are on this host. ``device`` is where its model
+    lives."""
 
     rank: int
     size: int
     device: torch.device
+    num_local: int
 
 
 def start(*, num_threads: int = 0) -> World:
@@ -73,7 +75,8 @@ def start(*, num_threads: int = 0) -> World:
             store = dist.HashStore()  # type: ignore[attr-defined]
             dist.init_process_group(backend, store=store, rank=0, world_size=1)
         atexit.register(dist.destroy_process_group)
-    return World(dist.get_rank(), dist.get_world_size(), device)
+    num_local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return World(dist.get_rank(), dist.get_world_size(), device, num_local)
 
 
 def rank() -> int:

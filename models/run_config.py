@@ -51,10 +51,16 @@ class ValidationRun(Config):
     )
 
 
+_HOW_IT_IS_RUN = (
+    *("num_ranks", "num_threads", "zero_stage", "checkpoint_every", "keep_checkpoints"),
+    *("placement", "engine_devices", "engine_timeout_seconds"),
+)
+
+
 def _on_any_machine(config: SFTConfig | RGRPOConfig) -> dict[str, Any]:
     """The defaults of what decides how a stage is run, not what it comes to."""
-    names = ("num_ranks", "num_threads", "zero_stage", "checkpoint_every", "keep_checkpoints")
-    return {name: type(config).model_fields[name].default for name in names}
+    fields = type(config).model_fields
+    return {name: fields[name].default for name in _HOW_IT_IS_RUN if name in fields}
 
 
 class SFTRun(Config):

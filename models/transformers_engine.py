@@ -4,7 +4,9 @@ It shares no sampling or caching code with vLLM, which is what makes it a refere
 machines without vLLM. Same banned tokens, same stop rules, log-probs at the sampling temperature.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from models.config import EngineConfig
 from models.encoding import Encoded, TextSoFar
 from models.errors import EncodingError, EngineError
 from models.policy import Policy, collate
+from models.shared_weights import SharedWeights
 from models.trajectory import Draft, Finish, GenerationRequest, Piece, SampledSpan
 
 
@@ -149,3 +152,31 @@ def _sample(logits: Tensor, temperature: float, generator: torch.Generator) -> t
     else:
         token = int(torch.multinomial(logprobs.exp(), 1, generator=generator))
     return token, float(logprobs[token])
+
+
+class FollowingEngine(TransformersEngine):
+    """The reference engine away from the policy that is trained, which it follows: a policy of its own, whose
+    weights come through memory that both share.
+
+    The calls are those of vLLM's weight transfer. ``salt`` has no meaning here: nothing outlives an update.
+    """
+
+    def __init__(self, policy: Policy, config: EngineConfig, descriptor: int) -> None:
+        super().__init__(policy, config)
+        self.salt = ""
+        self._memory = SharedWeights(descriptor)
+        if config.num_threads:
+            torch.set_num_threads(config.num_threads)
+
+    def receive(self, call: str, arguments: Mapping[str, Any]) -> None:
+        """Take the weights that lie in the memory; other calls have nothing to do here."""
+        if call != "update_weights":
+            return
+        mine = dict(self.policy.weights())
+        for name, tensor in self._memory.read(arguments["update_info"]["places"]):
+            mine[name].copy_(tensor)
+
+    def begin_version(self, version: int) -> None:
+        """Forget the features that older weights made."""
+        self.policy.look_afresh()
+        self.version = version

@@ -12,7 +12,7 @@ its crop holds nobody up. What makes engine and trainer agree:
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +35,7 @@ with warnings.catch_warnings():
     from vllm import EngineArgs, ModelRegistry, RequestOutput, SamplingParams
     from vllm.exceptions import VLLMClientError
     from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
+    from vllm.platforms import current_platform
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -50,6 +51,9 @@ MAX_BATCHED_TOKENS = 8192  # tokens of one step; what is over is prefilled in th
 MAX_CPU_BATCHED_TOKENS = 65536
 CPU_BLOCK_SIZE = 32  # tokens per cache block; vLLM's 128 would never share the prompts of a small model
 
+# vLLM's level 2 keeps nothing of the weights: an update brings them all before anything is sampled again.
+_SLEEP_LEVEL = 2
+
 _R = TypeVar("_R")
 
 
@@ -58,10 +62,20 @@ class VLLMEngine:
 
     It seeds torch's global generator when it starts. ``version`` is the policy version that spans are marked
     with; :meth:`update_weights` sets it. While ``salt`` is not empty, requests share caches only with those
-    of the same salt.
+    of the same salt. ``transfer`` names the backend of vLLM's weight transfer, for :meth:`receive`.
+    With ``sleeps`` it can :meth:`sleep`, where the platform can.
     """
 
-    def __init__(self, model_path: Path, config: EngineConfig, *, look: Look, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model_path: Path,
+        config: EngineConfig,
+        *,
+        look: Look,
+        seed: int = 0,
+        transfer: str = "",
+        sleeps: bool = False,
+    ) -> None:
         self.encoder = Encoder.load(model_path)
         self.version = 0
         self.salt = ""
@@ -71,13 +85,19 @@ class VLLMEngine:
         self._texts: dict[str, TextSoFar] = {}
         self._drafts: list[Draft] = []
         self._shares_process_group = torch.distributed.is_initialized()
-        self._engine = _start(model_path, config, look=look, seed=seed)
+        self._can_sleep = can_sleep(current_platform, sleeps=sleeps)
+        self._is_asleep = False
+        self._engine = _start(
+            model_path, config, look=look, seed=seed, transfer=transfer, sleeps=self._can_sleep
+        )
         self._engine.apply_model(_ban(self.encoder.banned_ids))
 
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request; its id must not be in flight. Raises EngineError when vLLM would see other ids."""
         if request.request_id in self._waiting:
             raise EngineError(f"Request {request.request_id!r} is already in flight.")
+        if self._is_asleep:
+            raise EngineError("The engine sleeps and has no weights; update them first.")
         try:
             self._add(request)
         except (EncodingError, ValueError, VLLMClientError) as error:
@@ -126,17 +146,49 @@ class VLLMEngine:
 
         Raises EngineError while requests are in flight: their cache belongs to the old weights.
         """
-        if self._waiting:
-            raise EngineError(
-                f"{len(self._waiting)} requests are in flight; update weights between rollouts."
-            )
+        self._require_idle()
+        was_asleep, self._is_asleep = self._is_asleep, False
+        if was_asleep:
+            torch.cuda.empty_cache()  # what the trainer has freed and its allocator kept
+            self._engine.wake_up(["weights"])
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        if was_asleep:
+            self._engine.wake_up(["kv_cache"])
+        self.begin_version(version)
+
+    def sleep(self) -> None:
+        """Leave the device's memory to the trainer until :meth:`update_weights`; nothing where it cannot.
+
+        Raises EngineError while requests are in flight.
+        """
+        if self._can_sleep:
+            self._require_idle()
+            self._engine.sleep(level=_SLEEP_LEVEL)
+            self._is_asleep = True
+
+    def receive(self, call: str, arguments: Mapping[str, Any]) -> None:
+        """A call of vLLM's weight transfer, which brings the weights from elsewhere in place of
+        :meth:`update_weights`; :meth:`begin_version` follows the last.
+
+        Raises EngineError while requests are in flight.
+        """
+        self._require_idle()
+        self._engine.collective_rpc(call, kwargs=dict(arguments))
+
+    def begin_version(self, version: int) -> None:
+        """Forget everything that older weights made, once new ones are there."""
         self._engine.apply_model(_renew_tied_head)
         if not self._engine.reset_prefix_cache():
             raise EngineError("vLLM did not reset its prefix cache, so old activations would be reused.")
         self._engine.reset_mm_cache()
         self._engine.reset_encoder_cache()
         self.version = version
+
+    def _require_idle(self) -> None:
+        if self._waiting:
+            raise EngineError(
+                f"{len(self._waiting)} requests are in flight; update weights between rollouts."
+            )
 
     def _add(self, request: GenerationRequest) -> None:
         collapsed = self.encoder.collapse(request.prompt, request.spans)
@@ -231,7 +283,15 @@ def _keep_default_group() -> Iterator[None]:
         torch.distributed.destroy_process_group = destroy
 
 
-def _start(model_path: Path, config: EngineConfig, *, look: Look, seed: int) -> LLMEngine:
+def can_sleep(platform: Any, *, sleeps: bool) -> bool:
+    """Whether an engine that is to sleep can, on a platform of vLLM's. On a CPU its ``sleep`` frees nothing,
+    and the engine takes itself for asleep all the same."""
+    return sleeps and platform.is_sleep_mode_available()
+
+
+def _start(
+    model_path: Path, config: EngineConfig, *, look: Look, seed: int, transfer: str, sleeps: bool
+) -> LLMEngine:
     """A vLLM engine; leaves torch's thread setting usable for the trainer beside it."""
     on_cpu = not torch.cuda.is_available()
     room_for_all = min(config.max_num_seqs * config.max_model_len, MAX_CPU_BATCHED_TOKENS)
@@ -252,6 +312,8 @@ def _start(model_path: Path, config: EngineConfig, *, look: Look, seed: int) -> 
         enable_prefix_caching=True,
         generation_config="vllm",  # not the model's own top-p and repetition penalty
         logprobs_mode="processed_logprobs",
+        weight_transfer_config={"backend": transfer} if transfer else None,
+        enable_sleep_mode=sleeps,
         disable_log_stats=True,
         use_tqdm_on_load=False,
     )

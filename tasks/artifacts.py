@@ -25,6 +25,7 @@ from tasks.uris import safe_name
 OnProgress = Callable[[int, int], None]
 
 MANIFEST = "artifact.json"
+CHECKPOINTS = "checkpoints"  # where copies of them lie, beside the stages of artifacts
 PREFIX_LENGTH = 16
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from models.errors import ArtifactError, VLMR3Error
 from models.rundir import RunDir
-from tasks.artifacts import MANIFEST, Manifest
+from tasks.artifacts import CHECKPOINTS, MANIFEST, Manifest
 from tasks.s3 import S3, RemoteObject
 from tasks.s3_download import Wanted, download
 from tasks.s3_upload import Outgoing, upload
@@ -22,7 +22,6 @@ from tasks.uris import S3Uri
 
 log = logging.getLogger(__name__)
 
-_FOLDER = "checkpoints"
 _LOOK_SECONDS = 2.0
 _LONGEST_PAUSE_SECONDS = 120.0
 
@@ -31,7 +30,7 @@ class CheckpointCopies:
     """The copies of one run's checkpoints, of which the newest ``keep`` are kept."""
 
     def __init__(self, root: str, run: RunDir, *, keep: int) -> None:
-        self._place = S3Uri.parse(root).child(f"{_FOLDER}/{run.path.name}")
+        self._place = S3Uri.parse(root).child(f"{CHECKPOINTS}/{run.path.name}")
         self._run, self._keep = run, keep
         self._s3 = S3()
         self._is_over = threading.Event()

@@ -1,7 +1,8 @@
 """Which artifacts of the store nothing needs any more, and their removal.
 
 Kept is what any registered version names in its evidence, and whatever is young. What a publication left that
-never finished goes with the old ones. Nothing outside ``<root>/<stage>/<digest>`` is looked at.
+never finished goes with the old ones, and so do the copies of checkpoints of a run that has made none for so
+long. Nothing outside ``<root>/<stage>/<digest>`` and ``<root>/checkpoints/<run>/step-N`` is looked at.
 """
 
 import datetime
@@ -12,17 +13,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.artifacts import MANIFEST, local_path
+from tasks.artifacts import CHECKPOINTS, MANIFEST, local_path
 from tasks.settings import Settings
 from tasks.uris import S3_SCHEME, S3Uri
 
 # The folder of an artifact, or what an interrupted publication left of one.
 _NAME = re.compile(r"[0-9a-f]{16}(\.\d+\.partial)?")
+_IN_S3 = re.compile(rf"(?:[^/]+/{_NAME.pattern}|{CHECKPOINTS}/[^/]+(?=/step-\d+/))(?=/)")
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The folder of an artifact; ``size`` in bytes, ``modified`` is when its newest file was written."""
+    """The folder of an artifact, or of a run's copies of checkpoints; ``size`` in bytes, ``modified`` is when
+    its newest file was written."""
 
     uri: str
     size: int
@@ -90,10 +93,8 @@ def _in_s3(root: str) -> Iterator[Stored]:
     sizes: dict[str, int] = defaultdict(int)
     newest: dict[str, datetime.datetime] = {}
     for found in S3().objects(prefix):
-        stage, _, rest = prefix.name_of(found.uri).partition("/")
-        name, separator, _ = rest.partition("/")
-        if separator and _NAME.fullmatch(name):
-            uri = str(prefix.child(f"{stage}/{name}"))
+        if folder := _IN_S3.match(prefix.name_of(found.uri)):
+            uri = str(prefix.child(folder[0]))
             sizes[uri] += found.size
             newest[uri] = max(newest.get(uri, found.modified), found.modified)
     for uri, size in sizes.items():

@@ -118,13 +118,13 @@ def _in_weights(engine: DeepSpeedEngine, marked: int) -> None:
 
 
 def _in_gradient_of_marked(engine: DeepSpeedEngine, marked: int) -> None:
-    """The gradient of rows that have the marked id among their inputs; their log-probs stay sound."""
+    """The gradient of the last layer where the marked id stands; all log-probs stay sound."""
     policy: Policy = engine.module
     with distributed.gathered(engine):
         embedding = policy.model.get_input_embeddings().weight[marked].detach().clone()
 
     def plant(module: torch.nn.Module, _: object, inputs: dict[str, Tensor], output: object) -> None:
-        is_marked = (inputs["inputs_embeds"] == embedding).all(dim=2).any(dim=1)[:, None, None]
+        is_marked = (inputs["inputs_embeds"] == embedding).all(dim=2, keepdim=True)
         hidden: Tensor = output.last_hidden_state  # type: ignore[attr-defined]
         if is_marked.any():
             hidden.register_hook(lambda gradient: torch.where(is_marked, torch.nan, gradient))

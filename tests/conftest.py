@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.environment import work_dir_at
 
@@ -25,6 +26,12 @@ _TOGETHER = {
 # A shell starts background jobs with Ctrl-C ignored, and children inherit that: tests that interrupt a child
 # would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A busy machine fails no test that draws its examples: how long one takes is not measured.
+settings.register_profile(
+    "any machine", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -16,6 +16,7 @@ from models.protocol import render_box
 from models.records import read_questions
 from models.region import Box
 from models.rgrpo.actors import Actors
+from models.rgrpo.samplers import Colocated
 from models.rgrpo.train import Training
 from models.run_config import RGRPORun
 from models.rundir import RunDir
@@ -37,7 +38,7 @@ def dictated_training(run: RunDir, config: RGRPORun) -> None:
     # The engine's log-probs are of other tokens: there is nothing to agree with, and nothing to guard.
     guards = config.rgrpo.guards.model_copy(update={"enabled": False})
     training = config.rgrpo.model_copy(update={"max_mismatch_kl": np.inf, "guards": guards})
-    actors = Actors(engine, sampler, read_questions(Path(config.questions_path)), [], None)
+    actors = Actors(engine, Colocated(sampler), read_questions(Path(config.questions_path)), [], None)
     try:
         Training(run, config.model_copy(update={"rgrpo": training}), actors).run_to_the_end(Progress())
     finally:
@@ -53,6 +54,7 @@ class DictatedSampler(Dictated):
         dictate: Callable[[GenerationRequest], tuple[SampledSpan, Finish]],
     ) -> None:
         super().__init__(engine, dictate)
+        self.salt = ""
         self._vllm = engine
 
     @property
@@ -63,6 +65,10 @@ class DictatedSampler(Dictated):
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
         """As the engine behind."""
         self._vllm.update_weights(weights, version=version)
+
+    def sleep(self) -> None:
+        """As the engine behind."""
+        self._vllm.sleep()
 
     def close(self) -> None:
         """Close the engine behind."""

@@ -18,6 +18,7 @@ from models.distributed import DeepSpeedEngine
 from models.policy import Batch, Policy, load_policy
 from models.region import Picture
 from models.rgrpo.actors import Actors
+from models.rgrpo.samplers import Colocated
 from models.rgrpo.train import Training
 from models.run_config import RGRPORun
 from models.rundir import RunDir
@@ -184,7 +185,7 @@ class Bench:
         self._watch.take()
         questions = drawn_questions(num_questions, picture_side=self._side)
         run = RunDir.create(Path(mkdtemp(dir=self._folder)) / "run", config)
-        actors = Actors(self._engine, self._sampler, questions, [], None)
+        actors = Actors(self._engine, Colocated(self._sampler), questions, [], None)
         Training(run, config, actors).run_to_the_end(Progress())
         lines = [line for line in run.metrics() if "time/sync_seconds" in line]
         rollouts = num_questions * group_size

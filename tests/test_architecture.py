@@ -124,6 +124,7 @@ ENVIRONMENT_USERS = {
     "models/evaluation/benchmark.py",
     "models/evaluation/ranks.py",
     "models/evaluation/score.py",
+    "models/rgrpo/engine_process.py",
     "models/vllm_engine.py",
     "models/vlir/teachers.py",
     "models/vlir/judge_endpoints.py",

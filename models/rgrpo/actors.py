@@ -1,23 +1,22 @@
 """Who acts in R-GRPO, opened together: the policy that is trained, the engine that samples, the reference."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from models import distributed
 from models.config import resolve_model_path
-from models.distributed import DeepSpeedEngine
+from models.distributed import DeepSpeedEngine, World
 from models.errors import ConfigError
 from models.policy import Policy, load_policy, load_reference
 from models.records import Question, read_questions
-from models.rgrpo.samplers import open_sampler
+from models.rgrpo.dedicated import DedicatedSampler, engine_device
+from models.rgrpo.engine_process import Opening
+from models.rgrpo.samplers import Sampler, open_beside
 from models.run_config import RGRPORun
-from models.transformers_engine import TransformersEngine
-
-if TYPE_CHECKING:
-    from models.vllm_engine import VLLMEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,7 @@ class Actors:
     ``reference`` see :func:`open_reference`."""
 
     engine: DeepSpeedEngine
-    sampler: "VLLMEngine | TransformersEngine"
+    sampler: Sampler
     questions: list[Question]
     held_out: list[Question]
     reference: Policy | None
@@ -36,26 +35,61 @@ class Actors:
 def opened(config: RGRPORun) -> Iterator[Actors]:
     """The actors of a run, on this rank, with the model that the run starts from.
 
-    Raises ConfigError when there are fewer questions than a step takes.
+    Raises ConfigError when there are fewer questions than a step takes, or no place for the engine.
     """
     world = distributed.start(num_threads=config.rgrpo.num_threads)
     model_path = resolve_model_path(config.model_path)
-    policy = load_policy(model_path, freeze_vision=config.freeze_vision).to(world.device)
-    engine = distributed.initialise(policy, config.rgrpo)
-    reference = open_reference(config, policy)
-    questions = read_questions(Path(config.questions_path))
-    if len(questions) < config.rgrpo.questions_per_step:
-        raise ConfigError(
-            f"{config.questions_path} holds {len(questions)} questions, a step of R-GRPO takes "
-            f"{config.rgrpo.questions_per_step} different ones. Lower rgrpo.questions_per_step, or give it "
-            "more questions."
-        )
-    held_out = read_questions(Path(config.probe_path)) if config.probe_path else []
-    sampler = open_sampler(policy, model_path, config.engine, look=config.look, seed=config.seed)
-    try:
+    with ExitStack() as stack:
+        apart = _open_apart(config, model_path, world)  # it starts while the policy is loaded
+        if apart is not None:
+            stack.callback(apart.close)
+        policy = load_policy(model_path, freeze_vision=config.freeze_vision).to(world.device)
+        engine = distributed.initialise(policy, config.rgrpo)
+        reference = open_reference(config, policy)
+        questions = read_questions(Path(config.questions_path))
+        if len(questions) < config.rgrpo.questions_per_step:
+            raise ConfigError(
+                f"{config.questions_path} holds {len(questions)} questions, a step of R-GRPO takes "
+                f"{config.rgrpo.questions_per_step} different ones. Lower rgrpo.questions_per_step, or give "
+                "it more questions."
+            )
+        held_out = read_questions(Path(config.probe_path)) if config.probe_path else []
+        sampler: Sampler
+        if apart is not None:
+            sampler = apart
+        else:
+            sampler = open_beside(policy, model_path, config.engine, look=config.look, seed=config.seed)
+            stack.callback(sampler.close)  # while the process group that it joined still exists
         yield Actors(engine, sampler, questions, held_out, reference)
-    finally:
-        sampler.close()  # while the process group that it joined still exists
+
+
+def _open_apart(config: RGRPORun, model_path: Path, world: World) -> DedicatedSampler | None:
+    """The engine of placement ``dedicated``, None for ``colocate``."""
+    if config.engine.kind not in ("vllm", "transformers"):
+        raise ConfigError(
+            f"engine.kind {config.engine.kind!r} cannot sample for R-GRPO: its weights would not follow the "
+            "policy. Use 'vllm' or 'transformers'."
+        )
+    training = config.rgrpo
+    if training.placement == "colocate":
+        return None
+    device = engine_device(
+        training.engine_devices,
+        trainer=world.device,
+        num_trainers=world.num_local,
+        num_devices=torch.cuda.device_count(),
+    )
+    if device is not None and config.engine.kind != "vllm":
+        raise ConfigError(
+            f"engine.kind {config.engine.kind!r} has no process of its own on CUDA: its weights come through "
+            "memory. Use 'vllm', or rgrpo.placement=colocate."
+        )
+    opening = Opening(
+        model_path, config.engine, config.look, config.seed, world.rank, shares_memory=device is None
+    )
+    return DedicatedSampler(
+        opening, trainer=world.device, device=device, timeout_seconds=training.engine_timeout_seconds
+    )
 
 
 def open_reference(config: RGRPORun, policy: Policy) -> Policy | None:

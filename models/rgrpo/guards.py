@@ -146,6 +146,17 @@ class Guards:
                 self._values[name].append(metrics[name])
 
 
+def require_agreement(mismatch_kl: float, *, limit: float) -> None:
+    """Raise GuardError when engine and trainer, with the same weights, are further apart than ``limit``, nats
+    per token."""
+    if not mismatch_kl <= limit:  # a log-prob of the engine that is no number fails too
+        raise GuardError(
+            f"Engine and trainer disagree: KL {mismatch_kl:.4f} nats per token, at most {limit} is allowed. "
+            "Nothing was trained. Stale weights or caches in the engine, another temperature, or a shifted "
+            "picture are the usual causes; compare both on one trajectory of rollouts/."
+        )
+
+
 def steps_so_far(lines: Iterable[Mapping[str, Any]], step: int) -> list[Mapping[str, float]]:
     """The metrics of each step up to ``step``, in order; of a step that was taken twice its last line."""
     found = {line["step"]: line for line in lines if line["step"] <= step and "rgrpo/reward" in line}

@@ -11,8 +11,9 @@ space, for a product of probabilities underflows.
 
 The other three multiply a clipped per-token ratio by the advantage and differ in what they divide by:
 ``seq-mean-token-mean`` (GRPO), ``token-mean`` (DAPO), ``seq-mean-token-sum-norm`` (Dr. GRPO). Clipping acts
-only when ``old_logprobs`` differ from the current ones; with one optimiser step per batch of rollouts they do
-not.
+only when ``old_logprobs`` differ from the current ones; with one optimiser step per batch of rollouts they
+differ only where rollouts are one update old (``rgrpo.overlap``): they are then those of the engine that
+sampled.
 
 With ``beta`` above 0 (A.3 has 0) the KL to the starting model is added. Eq. 3 is written on probabilities of
 whole sequences, whose ratio overflows; it is read per token here: beta times the sum over sampled tokens of
@@ -121,6 +122,12 @@ def truncated_weight(logprobs: Tensor, engine_logprobs: Tensor, *, cap: float) -
     """min(pi_trainer / pi_engine, cap) per token (B, T), without gradient: corrects for an engine whose
     probabilities differ from the trainer's (bfloat16, other kernels)."""
     return torch.exp((logprobs - engine_logprobs).detach()).clamp(max=cap)
+
+
+def truncation(logprobs: Tensor, engine_logprobs: Tensor, *, cap: float) -> Tensor:
+    """min(1, cap / r) per token (B, T), r = pi_trainer / pi_engine, without gradient: what makes of a ratio r
+    that is in the loss already (``old_logprobs`` are the engine's) the weight min(r, cap)."""
+    return (cap * torch.exp((engine_logprobs - logprobs).detach())).clamp(max=1.0)
 
 
 def mismatch_k3(logprobs: Tensor, engine_logprobs: Tensor, sampled: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import numpy as np
 from models.config import RGRPOConfig
 from models.errors import TrainingError
 from models.records import Question
+from models.region import Box
 from models.rgrpo.advantages import Advantages
 from models.rgrpo.rewards import differ_in_length_only
 from models.trajectory import Reward, SampledSpan, StopReason, Trajectory
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 class Outcome:
     """The numbers of one scored trajectory, small enough to send to every rank. ``reward`` is None when we
     broke; ``log_likelihood`` sums the engine's log-probs of the sampled tokens, nats; ``box_shares`` are the
-    accepted boxes' shares of their pictures, 0 to 1; ``drifted`` says of every sampled span whether its text
-    would be tokenised otherwise."""
+    accepted boxes' shares of their pictures, ``box_overlaps`` their IoU with the one before, 0 to 1;
+    ``drifted`` says of every sampled span whether its text would be tokenised otherwise."""
 
     kind: str
     stop: StopReason
@@ -36,6 +37,7 @@ class Outcome:
     num_tokens: int
     log_likelihood: float
     box_shares: tuple[float, ...] = ()
+    box_overlaps: tuple[float, ...] = ()
     drifted: tuple[bool, ...] = ()
     detail: str = ""
 
@@ -52,6 +54,7 @@ class Outcome:
             num_tokens=trajectory.num_sampled_tokens,
             log_likelihood=sum(sum(span.logprobs or ()) for span in spans),
             box_shares=_box_shares(trajectory),
+            box_overlaps=_box_overlaps(trajectory),
             drifted=tuple(encoder.drifts(span.token_ids or ()) for span in spans),
             detail=trajectory.detail,
         )
@@ -89,7 +92,8 @@ def batch_metrics(
         "rgrpo/length_only_share": sum(map(_differs_in_length_only, moving)) / len(groups),
         "rgrpo/crops_per_trajectory": _mean([outcome.num_crops for outcome in outcomes]),
         "rgrpo/errors_per_trajectory": _mean([outcome.num_errors for outcome in outcomes]),
-        **_box_share(outcomes),
+        **_mean_of_boxes("rgrpo/box_share", [outcome.box_shares for outcome in outcomes]),
+        **_mean_of_boxes("rgrpo/box_overlap", [outcome.box_overlaps for outcome in outcomes]),
         "rgrpo/tokens_per_trajectory": _mean([outcome.num_tokens for outcome in outcomes]),
         "rgrpo/truncated_share": _mean([outcome.stop.is_truncated for outcome in outcomes]),
         "rgrpo/retokenisation_drift": _mean([one for outcome in outcomes for one in outcome.drifted]),
@@ -107,10 +111,23 @@ def _box_shares(trajectory: Trajectory) -> tuple[float, ...]:
     )
 
 
-def _box_share(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Nothing for a batch in which no box was accepted: its boxes have no size."""
-    shares = [share for outcome in outcomes for share in outcome.box_shares]
-    return {"rgrpo/box_share": _mean(shares)} if shares else {}
+def _box_overlaps(trajectory: Trajectory) -> tuple[float, ...]:
+    """The IoU of every accepted box with the accepted one before it of the same picture."""
+    last: dict[int, Box] = {}
+    found = []
+    for event in trajectory.events:
+        if event.box is None or event.error is not None:
+            continue
+        if event.image in last:
+            found.append(event.box.iou(last[event.image]))
+        last[event.image] = event.box
+    return tuple(found)
+
+
+def _mean_of_boxes(name: str, values: Sequence[tuple[float, ...]]) -> dict[str, float]:
+    """Nothing for a batch without such boxes: a mean of nothing is no number."""
+    everywhere = [value for each in values for value in each]
+    return {name: _mean(everywhere)} if everywhere else {}
 
 
 def _accuracy_by_kind(outcomes: Sequence[Outcome]) -> dict[str, float]:

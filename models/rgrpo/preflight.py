@@ -18,7 +18,6 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -36,17 +35,14 @@ from models.records import Question
 from models.region import Size, View, look
 from models.rgrpo.actors import Actors, opened
 from models.rgrpo.batch import score_and_compare
+from models.rgrpo.mismatch import measure_mismatch
 from models.rgrpo.rewards import reward_floor
-from models.rgrpo.update import score_again
-from models.rollout import derive_seed, rollout
+from models.rgrpo.samplers import Sampler
+from models.rollout import derive_seed
 from models.run_config import RGRPORun
 from models.rundir import Result, RunDir, write_atomically
 from models.shuffling import endless_shuffle
 from models.trajectory import SampledSpan, Trajectory
-from models.transformers_engine import TransformersEngine
-
-if TYPE_CHECKING:
-    from models.vllm_engine import VLLMEngine
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +86,7 @@ def _checks(config: RGRPORun, actors: Actors) -> Iterator[Check]:
     engine, sampler, training = actors.engine, actors.sampler, config.rgrpo
     policy: Policy = engine.module
     questions = _share(actors.questions, config)
-    trajectories = rollout(
-        sampler,
+    trajectories = sampler.roll_out(
         questions,
         look=config.look,
         num_samples=training.group_size,
@@ -152,18 +147,12 @@ def _share(questions: Sequence[Question], config: RGRPORun) -> list[Question]:
 def _mismatch(engine: DeepSpeedEngine, encoded: Sequence[Encoded], spare: Encoded, config: RGRPORun) -> Check:
     """KL(engine || trainer), k3, over the batch: what the guard of the training looks at in every step."""
     training = config.rgrpo
-    gaps = [
-        again - one.engine_logprobs[one.sampled]
-        for one, again in zip(encoded, score_again(engine, encoded, training, spare=spare), strict=True)
-    ]
-    sums = [sum(float(np.sum(np.expm1(gap) - gap)) for gap in gaps), sum(map(len, gaps))]
-    kl, num_tokens = distributed.global_sums(sums)
-    mean = kl / num_tokens if num_tokens else float("nan")
+    found = measure_mismatch(engine, encoded, training, spare=spare)
     return Check(
         name="engine and trainer",
-        value=f"{mean:.3g} nats per token, {num_tokens:.0f} tokens",
+        value=f"{found.kl:.3g} nats per token, {found.num_tokens} tokens",
         rule=f"their log-probs differ by at most {training.max_mismatch_kl:g} (k3)",
-        passed=mean <= training.max_mismatch_kl,
+        passed=found.kl <= training.max_mismatch_kl,
     )
 
 
@@ -213,7 +202,7 @@ def boxes_are_right(trajectory: Trajectory, question: Question, rules: Look) -> 
 
 def _canary(
     engine: DeepSpeedEngine,
-    sampler: "VLLMEngine | TransformersEngine",
+    sampler: Sampler,
     question: Question,
     config: RGRPORun,
 ) -> Check:
@@ -224,7 +213,7 @@ def _canary(
     the policy's weights are back it must be answered as before.
     """
     name, rule = "caches", "new weights answer a known question as they answer a new one"
-    if isinstance(sampler, TransformersEngine):
+    if not sampler.has_weights:
         return Check(name=name, value="none: it samples from the policy itself", rule=rule, passed=True)
     policy: Policy = engine.module
     limit = _SAME[config.engine.dtype]
@@ -272,16 +261,12 @@ def _nats(distance: float) -> str:
     return f"{distance:.2g} nats" if math.isfinite(distance) else "another text"
 
 
-def _first_turn(sampler: "VLLMEngine", question: Question, rules: Look, *, salt: str = "") -> _Turn:
+def _first_turn(sampler: Sampler, question: Question, rules: Look, *, salt: str = "") -> _Turn:
     """With a ``salt`` no cache knows the question."""
     short = rules.model_copy(
         update={"max_sampled_tokens": min(_CANARY_TOKENS, rules.max_sampled_tokens), "max_turns": 1}
     )
-    sampler.salt = salt
-    try:
-        (trajectory,) = rollout(sampler, [question], look=short)
-    finally:
-        sampler.salt = ""
+    (trajectory,) = sampler.roll_out([question], look=short, salt=salt)
     spans = [span for span in trajectory.spans if isinstance(span, SampledSpan)]
     return _Turn(
         tuple(token for span in spans for token in span.token_ids or ()),

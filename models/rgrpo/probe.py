@@ -9,22 +9,21 @@ from collections.abc import Sequence
 from models import distributed
 from models.answers import matches
 from models.config import Look
-from models.engine import Engine
 from models.protocol import extract_answer
 from models.records import Question
 from models.rgrpo.guards import CROP_GAIN
-from models.rollout import rollout
+from models.rgrpo.samplers import Sampler
 from models.trajectory import Trajectory
 
 
-def measure_crop_gain(engine: Engine, questions: Sequence[Question], *, look: Look) -> dict[str, float]:
+def measure_crop_gain(sampler: Sampler, questions: Sequence[Question], *, look: Look) -> dict[str, float]:
     """Accuracies (0 to 1) over the questions of all ranks, and their difference; all ranks call it.
 
     ``questions`` are this rank's. An attempt that we broke is left out of its side; a side without attempts
     gives nothing.
     """
     blank = look.model_copy(update={"crop_source": "blank"})
-    sides = [_counts(rollout(engine, questions, look=one), questions) for one in (look, blank)]
+    sides = [_counts(sampler.roll_out(questions, look=one), questions) for one in (look, blank)]
     right, num, right_blank, num_blank = distributed.global_sums([value for side in sides for value in side])
     if not num or not num_blank:
         return {}

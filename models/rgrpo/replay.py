@@ -3,8 +3,9 @@
 A reward that falls becomes a difference that can be read. Kept are the sampled ids, the engine's log-probs
 with the version of its weights, boxes, digests of pictures and crops, and rewards
 (:mod:`models.rgrpo.rollouts`); pictures and crops are cut again from the questions and must have the same
-digests. The policy of the step comes from the last checkpoint before it, or from the model that the run began
-with, and from the updates that the rollouts kept since then give once more: nothing has to be sampled.
+digests. The policy that sampled (with ``rgrpo.overlap`` it is one update older than the step's) comes from
+the last checkpoint before it, or from the model that the run began with, and from the updates that the
+rollouts kept since then give once more: nothing has to be sampled.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models import checkpoints, distributed
-from models.config import Look, resolve_model_path
+from models.config import resolve_model_path
 from models.distributed import DeepSpeedEngine
 from models.encoding import Encoded, Encoder
 from models.errors import RecordError, RunDirError
@@ -22,13 +23,12 @@ from models.policy import Policy, load_policy
 from models.records import Question, read_questions
 from models.rgrpo.actors import open_reference
 from models.rgrpo.batch import Batch, score_and_compare
-from models.rgrpo.rollouts import KeptRollout, read_rollouts, rollouts_path, steps_kept
+from models.rgrpo.rollouts import KeptRollout, read_rollouts, rebuilt, rollouts_path, steps_kept
 from models.rgrpo.update import learning_rate, score_again, update_policy
-from models.rollout import Asked
 from models.run_config import RGRPORun
 from models.rundir import RunDir
-from models.trajectory import CropSpan, SampledSpan, Span, Trajectory
-from models.transcripts import GivenCrop, Transcript, recut
+from models.trajectory import SampledSpan, Trajectory
+from models.transcripts import Transcript
 
 # How far two log-probs of one token may be apart, nats, where engine and policy compute in this precision.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.5}
@@ -112,58 +112,25 @@ def replay(
     policy = load_policy(resolve_model_path(config.model_path), freeze_vision=config.freeze_vision)
     engine = distributed.initialise(policy.to(world.device), config.rgrpo)
     questions = {question.id: question for question in read_questions(Path(config.questions_path))}
-    found = checkpoints.resume(run, engine, at_most=step)
+    version = config.rgrpo.sampled_by(step)
+    found = checkpoints.resume(run, engine, at_most=version)
     started_from = f"checkpoints/step-{found.step}" if found.step else "the model that the run began with"
-    reference = open_reference(config, policy) if found.step < step else None
-    for again in range(found.step, step):
+    reference = open_reference(config, policy) if found.step < version else None
+    for again in range(found.step, version):
         _update_again(engine, run, again, config, questions, reference)
-        on_update(again + 1 - found.step, step - found.step)
+        on_update(again + 1 - found.step, version - found.step)
     limit = TOLERANCES[config.engine.dtype] if tolerance is None else tolerance
     rollouts, gaps = _replayed(engine, run, step, config, questions, tolerance=limit)
     differences = np.concatenate([*gaps, np.zeros(0)])
     return Replay(
         step=step,
         started_from=started_from,
-        updates_again=step - found.step,
+        updates_again=version - found.step,
         tolerance=limit,
         num_tokens=len(differences),
         mismatch_kl=float(np.mean(np.expm1(differences) - differences)) if len(differences) else 0.0,
         largest_difference=float(np.abs(differences).max(initial=0.0)),
         rollouts=tuple(rollouts),
-    )
-
-
-def rebuilt(transcript: Transcript, question: Question, look: Look) -> Trajectory:
-    """The trajectory that a transcript was made of, its pictures drawn again.
-
-    Raises RecordError when one differs from what the model was shown.
-    """
-    asked = Asked.of(question, look)
-    shown = tuple(view.digest for view in transcript.views)
-    seen = tuple(picture.digest for picture in asked.prompt.pictures)
-    if shown != seen or (transcript.question_text, transcript.system) != (
-        asked.prompt.text,
-        asked.prompt.system,
-    ):
-        raise RecordError(
-            f"Question {question.id!r} is no longer what the model was asked: its text, its system prompt or "
-            "its picture differs. Use the questions and the pixel budget of the run."
-        )
-
-    def with_pixels(span: Span | GivenCrop) -> Span:
-        if not isinstance(span, GivenCrop):
-            return span
-        image = asked.images[span.image - 1]
-        return CropSpan(recut(image, span, budget=look.budget, source=look.crop_source), span.box, span.image)
-
-    return Trajectory(
-        question_id=transcript.question_id,
-        sample_index=transcript.sample_index,
-        prompt=asked.prompt,
-        spans=tuple(map(with_pixels, transcript.spans)),
-        events=transcript.events,
-        stop=transcript.stop,
-        detail=transcript.detail,
     )
 
 
@@ -213,7 +180,8 @@ def _replayed(
     """
     encoder: Encoder = engine.module.encoder
     kept = read_rollouts(rollouts_path(run.path, step))
-    faults: list[list[str]] = [_stale(one, step) for one in kept]
+    version = config.rgrpo.sampled_by(step)
+    faults: list[list[str]] = [_stale(one, step, version) for one in kept]
     trajectories: dict[int, Trajectory] = {}
     for number, one in enumerate(kept):
         try:
@@ -263,9 +231,9 @@ def _question(transcript: Transcript, questions: Mapping[str, Question]) -> Ques
     return questions[transcript.question_id]
 
 
-def _stale(kept: KeptRollout, step: int) -> list[str]:
+def _stale(kept: KeptRollout, step: int, version: int) -> list[str]:
     spans = (span for span in kept.transcript.spans if isinstance(span, SampledSpan))
-    versions = sorted({span.policy_version for span in spans} - {step})
+    versions = sorted({span.policy_version for span in spans} - {version})
     return [f"sampled by policy version {versions} in step {step}"] if versions else []
 
 

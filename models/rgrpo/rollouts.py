@@ -7,13 +7,19 @@ from pathlib import Path
 import pyarrow as pa
 
 from models import distributed
-from models.records import read_rows, write_rows
+from models.config import Look
+from models.errors import RecordError
+from models.records import Question, read_rows, write_rows
 from models.rgrpo.batch import Rollout
+from models.rollout import Asked
 from models.rundir import ROLLOUTS
+from models.trajectory import CropSpan, Span, Trajectory
 from models.transcripts import (
     TRANSCRIPT_FIELDS,
     TRANSCRIPT_VERSION,
+    GivenCrop,
     Transcript,
+    recut,
     transcript_of,
     transcript_row,
 )
@@ -74,3 +80,37 @@ def _row(rollout: Rollout, step: int) -> dict[str, object]:
         "advantage": rollout.advantage,
         "is_trained": rollout.is_trained,
     }
+
+
+def rebuilt(transcript: Transcript, question: Question, look: Look) -> Trajectory:
+    """The trajectory that a transcript was made of, its pictures drawn again.
+
+    Raises RecordError when one differs from what the model was shown.
+    """
+    asked = Asked.of(question, look)
+    shown = tuple(view.digest for view in transcript.views)
+    seen = tuple(picture.digest for picture in asked.prompt.pictures)
+    if shown != seen or (transcript.question_text, transcript.system) != (
+        asked.prompt.text,
+        asked.prompt.system,
+    ):
+        raise RecordError(
+            f"Question {question.id!r} is no longer what the model was asked: its text, its system prompt or "
+            "its picture differs. Use the questions and the pixel budget of the run."
+        )
+
+    def with_pixels(span: Span | GivenCrop) -> Span:
+        if not isinstance(span, GivenCrop):
+            return span
+        image = asked.images[span.image - 1]
+        return CropSpan(recut(image, span, budget=look.budget, source=look.crop_source), span.box, span.image)
+
+    return Trajectory(
+        question_id=transcript.question_id,
+        sample_index=transcript.sample_index,
+        prompt=asked.prompt,
+        spans=tuple(map(with_pixels, transcript.spans)),
+        events=transcript.events,
+        stop=transcript.stop,
+        detail=transcript.detail,
+    )

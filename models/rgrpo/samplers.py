@@ -1,36 +1,107 @@
-"""The engine that samples a rank's rollouts, beside the policy that is being trained."""
+"""What samples a rank's rollouts: an engine beside the policy (``colocate``) or in a process of its own
+(``dedicated``, :mod:`models.rgrpo.dedicated`)."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
 
 from models.config import EngineConfig, Look
-from models.errors import ConfigError
 from models.policy import Policy
+from models.records import Question
+from models.rollout import rollout
+from models.trajectory import Trajectory
 from models.transformers_engine import TransformersEngine
 
 if TYPE_CHECKING:
     from models.vllm_engine import VLLMEngine
 
 
-def open_sampler(
-    policy: Policy, model_path: Path, config: EngineConfig, *, look: Look, seed: int
-) -> "VLLMEngine | TransformersEngine":
-    """An engine in this process. Raises ConfigError for one whose weights cannot follow the policy's."""
-    if config.kind == "transformers":
-        return TransformersEngine(policy, config)
-    if config.kind in ("http", "vllm-server"):
-        raise ConfigError(
-            f"engine.kind {config.kind!r} cannot sample for R-GRPO: its weights would not follow the policy. "
-            "Use 'vllm' or 'transformers'."
+class Sampler(Protocol):
+    """``version`` is that of the weights which it samples with, and which spans are marked with. Without
+    ``has_weights`` it samples from the policy itself and keeps nothing of older weights."""
+
+    has_weights: bool
+
+    @property
+    def version(self) -> int:
+        """Which weights they are: as many updates as the policy had."""
+
+    def roll_out(
+        self,
+        questions: Sequence[Question],
+        *,
+        look: Look,
+        num_samples: int = 1,
+        temperature: float = 0.0,
+        seed: int = 0,
+        salt: str = "",
+    ) -> list[Trajectory]:
+        """As :func:`models.rollout.rollout`. Requests share caches with those of the same ``salt``."""
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+        """Replace all weights, named as in ``Policy.weights``, and forget what older ones made."""
+
+    def rest(self) -> None:
+        """Give back what memory it can until weights come; nothing is rolled out before."""
+
+    def close(self) -> None:
+        """Free what it holds."""
+
+
+class Colocated:
+    """An engine in this process, on the device of the trainer."""
+
+    def __init__(self, engine: "VLLMEngine | TransformersEngine") -> None:
+        self.engine = engine
+        self.has_weights = not isinstance(engine, TransformersEngine)
+
+    @property
+    def version(self) -> int:
+        """The version of the weights."""
+        return self.engine.version
+
+    def roll_out(
+        self,
+        questions: Sequence[Question],
+        *,
+        look: Look,
+        num_samples: int = 1,
+        temperature: float = 0.0,
+        seed: int = 0,
+        salt: str = "",
+    ) -> list[Trajectory]:
+        """See :class:`Sampler`."""
+        if not isinstance(self.engine, TransformersEngine):
+            self.engine.salt = salt
+        return rollout(
+            self.engine, questions, look=look, num_samples=num_samples, temperature=temperature, seed=seed
         )
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+        """See :class:`Sampler`; transformers has the policy's already."""
+        if isinstance(self.engine, TransformersEngine):
+            self.engine.version = version
+        else:
+            self.engine.update_weights(weights, version=version)
+
+    def rest(self) -> None:
+        """See :class:`Sampler`."""
+        if not isinstance(self.engine, TransformersEngine):
+            self.engine.sleep()
+
+    def close(self) -> None:
+        """See :class:`Sampler`."""
+        self.engine.close()
+
+
+def open_beside(
+    policy: Policy, model_path: Path, config: EngineConfig, *, look: Look, seed: int
+) -> Colocated:
+    """An engine in this process."""
+    if config.kind == "transformers":
+        return Colocated(TransformersEngine(policy, config))
     from models.vllm_engine import VLLMEngine  # its import takes seconds; the reference engine needs none
 
-    return VLLMEngine(model_path, config, look=look, seed=seed)
-
-
-def refresh(sampler: "VLLMEngine | TransformersEngine", policy: Policy, *, version: int) -> None:
-    """Let the engine sample from the policy's present weights, and mark what it samples with ``version``."""
-    if isinstance(sampler, TransformersEngine):
-        sampler.version = version  # it samples from the policy itself
-    else:
-        sampler.update_weights(policy.weights(), version=version)
+    return Colocated(VLLMEngine(model_path, config, look=look, seed=seed, sleeps=True))

@@ -5,15 +5,18 @@
 
 Every rank holds a share of the questions, an inference engine and the trained policy. A step samples M
 rollouts of each question with the newest weights, scores them, and takes one optimiser step: strictly
-on-policy, as Eq. 2 is. Groups of equal rewards have advantage zero and are left out of the forward pass,
-which changes nothing but the time it takes; with beta above 0 they stay, for the KL to the starting model
-moves them too. Guards watch the run and pause it (:mod:`models.rgrpo.guards`).
+on-policy, as Eq. 2 is, or one update behind with ``rgrpo.overlap`` (:mod:`models.rgrpo.overlap`). Groups of
+equal rewards have advantage zero and are left out of the forward pass, which changes nothing but the time it
+takes; with beta above 0 they stay, for the KL to the starting model moves them too. Guards watch the run and
+pause it (:mod:`models.rgrpo.guards`).
 """
 
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from models import checkpoints, distributed
 from models.checkpoints import Progress
@@ -22,14 +25,15 @@ from models.errors import GuardError
 from models.records import Question
 from models.rgrpo.actors import Actors, opened
 from models.rgrpo.batch import Batch, score_and_compare
+from models.rgrpo.dedicated import DedicatedSampler
 from models.rgrpo.guards import Guards, steps_so_far
+from models.rgrpo.overlap import compare_like_with_like, read_ahead, staleness, write_ahead
 from models.rgrpo.preflight import check_before
 from models.rgrpo.probe import measure_crop_gain
 from models.rgrpo.rollouts import rollouts_path, write_rollouts
-from models.rgrpo.samplers import refresh
 from models.rgrpo.stopwatch import Stopwatch
 from models.rgrpo.update import learning_rate, update_policy
-from models.rollout import derive_seed, rollout
+from models.rollout import derive_seed
 from models.run_config import RGRPORun
 from models.rundir import Result, RunDir
 from models.shuffling import endless_shuffle, start_of_batch
@@ -65,6 +69,7 @@ class Training:
         self._held_out = actors.held_out[: config.rgrpo.guards.probe_questions]
         self._guards = Guards(config.rgrpo.guards)
         self._watch = Stopwatch()
+        self._ahead: list[Trajectory] | None = None  # rollouts of the next step, with overlap
         self.last_metrics: dict[str, float] = {}
 
     def run_to_the_end(self, progress: Progress) -> None:
@@ -73,7 +78,7 @@ class Training:
         self.last_metrics = self._run.last_metrics(progress.step)
         self._log(progress.step, {})
         if progress.step:
-            self._show_the_sampler_new_weights(progress.weight_version)
+            self._resume_sampling(progress)
             earlier = distributed.from_main(lambda: steps_so_far(self._run.metrics(), progress.step))
             self._guards = Guards(self._config.guards, earlier)
         for step in range(progress.step, self._config.num_steps):
@@ -86,11 +91,29 @@ class Training:
             if (step + 1) % self._config.checkpoint_every == 0:
                 self._save(step + 1, time.monotonic() - began)
 
+    def _resume_sampling(self, progress: Progress) -> None:
+        if progress.step == self._config.num_steps:
+            return
+        if self._config.overlap:
+            folder = checkpoints.folder_of(self._run, progress.step)
+            self._ahead = read_ahead(folder, self._next_questions(progress.step), self._look)
+        else:
+            self._show_the_sampler_new_weights(progress.weight_version)
+
     def _save(self, step: int, seconds: float) -> None:
         progress = Progress(
             step, seconds, num_samples=self._position(step), weight_version=self._sampler.version
         )
-        checkpoints.save(self._run, self._engine, progress, keep=self._config.keep_checkpoints)
+        checkpoints.save(
+            self._run,
+            self._engine,
+            progress,
+            keep=self._config.keep_checkpoints,
+            beside=self._write_ahead if self._ahead is not None else None,
+        )
+
+    def _write_ahead(self, folder: Path) -> None:
+        write_ahead(folder, self._ahead or [])
 
     def _paused(self, error: GuardError) -> GuardError:
         """The same with the last good checkpoint: no guard has spoken when it was written."""
@@ -102,14 +125,52 @@ class Training:
 
     def _step(self, step: int) -> dict[str, float]:
         self._policy.look_afresh()  # pictures come again within a step, hardly from one to the next
+        return self._overlapped_step(step) if self._config.overlap else self._sequential_step(step)
+
+    def _sequential_step(self, step: int) -> dict[str, float]:
         probed = self._probe(step)
         questions = self._next_questions(step)
         trajectories = self._roll_out(questions, step)
+        self._sampler.rest()
         batch = self._compare(trajectories, questions)
         metrics = self._update(batch, step)
         self._show_the_sampler_new_weights(step + 1)
         self._record(batch, step)
         return {**probed, **batch.metrics, **metrics}
+
+    def _overlapped_step(self, step: int) -> dict[str, float]:
+        """While it trains, the engine samples for the next step, with the weights that it starts from."""
+        questions = self._next_questions(step)
+        trajectories = self._roll_out(questions, step) if self._ahead is None else self._ahead
+        if step:
+            self._show_the_sampler_new_weights(step)
+        probed = self._probe(step)
+        self._ahead = None
+        is_last = step + 1 == self._config.num_steps
+        if not is_last:
+            self._begin_ahead(step + 1)
+        batch = self._compare(trajectories, questions)
+        metrics = self._update(batch, step, before_step=dict if is_last else lambda: self._receive(batch))
+        self._record(batch, step)
+        return {**probed, **staleness(trajectories, step=step), **batch.metrics, **metrics}
+
+    def _begin_ahead(self, step: int) -> None:
+        assert isinstance(self._sampler, DedicatedSampler), "overlap goes with a dedicated engine"
+        self._sampler.begin(self._next_questions(step), **self._how_to_roll_out(step))
+
+    def _receive(self, batch: Batch) -> dict[str, float]:
+        """Take the next step's rollouts, and look whether engine and trainer agree on them."""
+        assert isinstance(self._sampler, DedicatedSampler), "overlap goes with a dedicated engine"
+        with self._watch("rollout"):
+            self._ahead = self._sampler.collect()
+        with self._watch("compare"):
+            return compare_like_with_like(
+                self._engine,
+                self._ahead,
+                self._config,
+                encoder=self._policy.encoder,
+                spare=batch.spare,
+            )
 
     def _probe(self, step: int) -> dict[str, float]:
         """What crops are worth, now and then. Before the step, so that a resumed run does the same."""
@@ -133,14 +194,15 @@ class Training:
 
     def _roll_out(self, questions: Sequence[Question], step: int) -> list[Trajectory]:
         with self._watch("rollout"):
-            return rollout(
-                self._sampler,
-                questions,
-                look=self._look,
-                num_samples=self._config.group_size,
-                temperature=self._config.temperature,
-                seed=derive_seed(self._seed, "rollouts", step),
-            )
+            return self._sampler.roll_out(questions, **self._how_to_roll_out(step))
+
+    def _how_to_roll_out(self, step: int) -> dict[str, Any]:
+        return {
+            "look": self._look,
+            "num_samples": self._config.group_size,
+            "temperature": self._config.temperature,
+            "seed": derive_seed(self._seed, "rollouts", step),
+        }
 
     def _compare(self, trajectories: Sequence[Trajectory], questions: Sequence[Question]) -> Batch:
         with self._watch("compare"):
@@ -152,7 +214,9 @@ class Training:
                 max_tokens=self._look.max_sampled_tokens,
             )
 
-    def _update(self, batch: Batch, step: int) -> dict[str, float]:
+    def _update(
+        self, batch: Batch, step: int, *, before_step: Callable[[], dict[str, float]] = dict
+    ) -> dict[str, float]:
         with self._watch("update"):
             return update_policy(
                 self._engine,
@@ -162,11 +226,12 @@ class Training:
                 config=self._config,
                 learning_rate=learning_rate(self._config, step),
                 reference=self._reference,
+                before_step=before_step,
             )
 
     def _show_the_sampler_new_weights(self, version: int) -> None:
         with self._watch("sync"), distributed.gathered(self._engine):
-            refresh(self._sampler, self._policy, version=version)
+            self._sampler.update_weights(self._policy.weights(), version=version)
 
     def _record(self, batch: Batch, step: int) -> None:
         with self._watch("record"):

@@ -4,9 +4,13 @@ There is one optimiser step per batch, so the policy that is trained is the one 
 the objective is taken against the trainer's own log-probs. How far the engine's probabilities are from the
 trainer's is measured on the same tokens, before the step, and is a gate: a wrong mask, a shifted picture or
 stale weights in the engine all show there first.
+
+With ``rgrpo.overlap`` the policy is one update ahead of the one that sampled. The ratio is then taken against
+the log-probs of the engine that sampled, and the distance to them is no gate, for most of it is honest:
+:mod:`models.rgrpo.overlap` compares like with like.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +21,17 @@ from models import distributed
 from models.config import RGRPOConfig
 from models.distributed import DeepSpeedEngine
 from models.encoding import Encoded
-from models.errors import GuardError
 from models.packing import Continuation, pack_groups
 from models.policy import Batch, Policy, by_sample, collate_packed
-from models.rgrpo.objective import PolicyLoss, Totals, mismatch_k3, policy_loss, truncated_weight
+from models.rgrpo.guards import require_agreement
+from models.rgrpo.objective import (
+    PolicyLoss,
+    Totals,
+    mismatch_k3,
+    policy_loss,
+    truncated_weight,
+    truncation,
+)
 from models.schedule import warmup_then_cosine
 
 
@@ -54,18 +65,21 @@ def update_policy(
     config: RGRPOConfig,
     learning_rate: float,
     reference: Policy | None = None,
+    before_step: Callable[[], dict[str, float]] = dict,
 ) -> dict[str, float]:
     """Train on this rank's samples; returns the update's metrics, the same on every rank.
 
-    ``reference`` is the starting model, needed exactly when ``objective.beta`` is above 0. Nothing happens
+    ``reference`` is the starting model, needed exactly when ``objective.beta`` is above 0. ``before_step`` is
+    called last before the optimiser's step, on every rank, and its metrics are added. Nothing else happens
     when no rank has a sample. Before the optimiser step, raises TrainingError when a log-prob or a gradient
     is not finite, and GuardError when engine and trainer disagree by more than ``max_mismatch_kl``.
     """
     metrics = accumulate_gradient(
         engine, samples, spare=spare, totals=totals, config=config, reference=reference
     )
+    watched = before_step()
     if metrics is None:
-        return {"rgrpo/updated": 0.0}
+        return {"rgrpo/updated": 0.0, **watched}
     ids = [sample.id for sample in samples]
     gradient_norm = distributed.update(engine, learning_rate=learning_rate, ids=ids)
     return {
@@ -73,6 +87,7 @@ def update_policy(
         "rgrpo/gradient_norm": gradient_norm,
         "rgrpo/learning_rate": learning_rate,
         **metrics,
+        **watched,
     }
 
 
@@ -126,11 +141,10 @@ def _micro_batch_loss(
     sampled, engine_logprobs = (
         by_sample(row[:, 1:], batch) for row in (batch.sampled, batch.engine_logprobs)
     )
-    cap = config.objective.engine_weight_cap
-    engine_weight = truncated_weight(logprobs, engine_logprobs, cap=cap) if cap else None
+    engine_weight, is_cut = _engine_weight(logprobs, engine_logprobs, config)
     result = policy_loss(
         logprobs,
-        old_logprobs=logprobs.detach(),
+        old_logprobs=engine_logprobs if config.overlap else logprobs.detach(),
         advantages=torch.tensor([sample.advantage for sample in samples], device=logprobs.device),
         sampled=sampled,
         totals=totals,
@@ -139,9 +153,24 @@ def _micro_batch_loss(
         reference_logprobs=_reference_logprobs(reference, batch, config),
     )
     seen.add([sample.id for sample in samples], logprobs.detach(), engine_logprobs, sampled, result)
-    if engine_weight is not None:
-        seen.add_cut((engine_weight >= cap) & sampled)
+    if is_cut is not None:
+        seen.add_cut(is_cut & sampled)
     return result.loss
+
+
+def _engine_weight(
+    logprobs: Tensor, engine_logprobs: Tensor, config: RGRPOConfig
+) -> tuple[Tensor | None, Tensor | None]:
+    """What a token's loss is multiplied by so that its weight engine to trainer is at most the cap, and where
+    it is cut; (B, T) each, None without a cap. With overlap the weight is in the ratio already."""
+    cap = config.objective.engine_weight_cap
+    if not cap:
+        return None, None
+    if config.overlap:
+        weight = truncation(logprobs, engine_logprobs, cap=cap)
+        return weight, weight < 1
+    weight = truncated_weight(logprobs, engine_logprobs, cap=cap)
+    return weight, weight >= cap
 
 
 def _reference_logprobs(reference: Policy | None, batch: Batch, config: RGRPOConfig) -> Tensor | None:
@@ -192,6 +221,8 @@ class _Seen:
         self._losses: list[Tensor] = []
         self._mismatches: list[Tensor] = []
         self._gaps: list[Tensor] = []
+        self._ratios: list[Tensor] = []
+        self._squares: list[Tensor] = []
         self._num_tokens: list[Tensor] = []
         self._num_clipped: list[Tensor] = []
         self._num_cut: list[Tensor] = []
@@ -211,6 +242,9 @@ class _Seen:
         self._losses.append(result.loss.detach())
         self._mismatches.append(mismatch_k3(logprobs, engine_logprobs, sampled))
         self._gaps.append(torch.where(sampled, logprobs - engine_logprobs, 0.0).abs().max())
+        ratio = torch.where(sampled, logprobs - engine_logprobs, -torch.inf).exp()  # 0 where not sampled
+        self._ratios.append(ratio.sum())
+        self._squares.append(ratio.square().sum())
         self._num_tokens.append(sampled.sum())
         self._num_clipped.append(result.num_clipped)
         if result.reference_kl is not None:
@@ -228,21 +262,18 @@ class _Seen:
         likelihoods = torch.cat(self._likelihoods).cpu() if self._likelihoods else torch.zeros(0)
         distributed.require_finite(self._ids, likelihoods + broken, what="The log-likelihood or its gradient")
         counted = (self._losses, self._mismatches, self._num_tokens, self._num_clipped, self._num_cut)
-        loss, mismatch, num_tokens, num_clipped, num_cut = distributed.global_sums(
-            [sum(map(float, values)) for values in counted]
+        loss, mismatch, num_tokens, num_clipped, num_cut, ratio, squares = distributed.global_sums(
+            [sum(map(float, values)) for values in (*counted, self._ratios, self._squares)]
         )
-        mismatch_kl = mismatch / max(num_tokens, 1.0)
-        if not mismatch_kl <= config.max_mismatch_kl:  # a log-prob of the engine that is no number fails too
-            raise GuardError(
-                f"Engine and trainer disagree: KL {mismatch_kl:.4f} nats per token, at most "
-                f"{config.max_mismatch_kl} is allowed. Nothing was trained. Stale weights or caches in the "
-                "engine, another temperature, or a shifted picture are the usual causes; compare both on one "
-                "trajectory of rollouts/."
-            )
+        kl, name = mismatch / max(num_tokens, 1.0), "stale" if config.overlap else "mismatch"
+        if not config.overlap:
+            require_agreement(kl, limit=config.max_mismatch_kl)
         return {
             "rgrpo/loss": loss,
-            "rgrpo/mismatch_kl": mismatch_kl,
-            "rgrpo/mismatch_max": distributed.global_max(max(map(float, self._gaps), default=0.0)),
+            f"rgrpo/{name}_kl": kl,
+            f"rgrpo/{name}_max": distributed.global_max(max(map(float, self._gaps), default=0.0)),
+            "rgrpo/engine_ratio": ratio / max(num_tokens, 1.0),
+            "rgrpo/effective_share": ratio**2 / max(num_tokens * squares, 1e-12),
             "rgrpo/trained_tokens": num_tokens,
             "rgrpo/clipped_share": num_clipped / max(num_tokens, 1.0),
             "rgrpo/engine_weight_cut_share": num_cut / max(num_tokens, 1.0),

@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,8 @@ from models.records import write_records
 from models.run_config import SFTRun
 from models.rundir import Result, RunDir
 from tasks.checkpoint_copies import CheckpointCopies
+from tasks.retention import outdated, remove
+from tasks.settings import prepare
 from tasks.stage import StageOutput, stage_run
 from tests.s3_proxy import Fault, Proxy
 from tests.s3_server import BUCKET, S3Server
@@ -88,6 +91,36 @@ def test_a_run_goes_on_from_the_newest_copy_on_another_machine(
     assert [path.name for path in there.checkpoints()] == ["step-20", "step-25"]
     elsewhere.remove()
     assert keys(s3, root) == []
+
+
+def test_copies_of_a_run_that_nobody_finishes_go_with_old_artifacts(
+    s3: S3Server,
+    root: str,
+    s3_proxy: Proxy,
+    work_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VLM_R3_ARTIFACTS", root)
+    settings = prepare(work_dir)
+    run = run_of(tmp_path / "here")
+    save(run, 1)
+    copies = CheckpointCopies(root, run, keep=2)
+    copies.start()
+    wait_for(copies, 1)
+    copies.stop()
+    s3.client().put_object(Bucket=BUCKET, Key=f"copies/{tmp_path.name}/checkpoints/notes.txt", Body=b"x")
+    month, now = timedelta(days=30), datetime.now(UTC)
+    assert outdated(settings, older_than=month, now=now) == []
+    (found,) = outdated(settings, older_than=month, now=now + 2 * month)
+    assert found.uri == f"{root}/checkpoints/sft-0123456789ab"
+    assert found.size > 100_000
+    s3_proxy.reset()
+    remove([found], settings)
+    removed = [call.key.rpartition("/")[2] for call in s3_proxy.made("DELETE")]
+    assert sorted(removed) == ["artifact.json", "progress.json", "state-00000.safetensors"]
+    assert removed[0] == "artifact.json"
+    assert keys(s3, root) == [f"copies/{tmp_path.name}/checkpoints/notes.txt"]
 
 
 def test_a_damaged_copy_is_passed_over(s3: S3Server, root: str, tmp_path: Path) -> None:

@@ -18,10 +18,20 @@ from models.errors import EngineError
 from models.policy import Policy, collate, load_policy, save_policy
 from models.trajectory import GenerationRequest, Piece, Prompt, SampledSpan
 from models.transformers_engine import TransformersEngine
-from models.vllm_engine import VLLMEngine
+from models.vllm_engine import VLLMEngine, can_sleep
 from tests.tiny_models import finish, picture, save_random_model, turn_with_crops
 
+from vllm.platforms.cpu import CpuPlatform  # isort: skip
+from vllm.platforms.interface import Platform, PlatformEnum  # isort: skip
+
 pytestmark = pytest.mark.integration
+
+
+class CudaPlatform(Platform):
+    """What vLLM asks of a platform without its GPU."""
+
+    _enum = PlatformEnum.CUDA
+
 
 LOOK = Look(min_pixels=3136, max_pixels=12544)
 CONFIG = EngineConfig(
@@ -55,7 +65,7 @@ def model_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module")
 def pair(model_path: Path) -> Iterator[Pair]:
-    engine = VLLMEngine(model_path, CONFIG, look=LOOK)
+    engine = VLLMEngine(model_path, CONFIG, look=LOOK, sleeps=True)
     yield Pair(engine, load_policy(model_path).eval())
     engine.close()
 
@@ -286,6 +296,16 @@ def test_weights_do_not_change_under_a_running_request(pair):
     pair.engine.abort("never seen")
     assert pair.engine.step() == []
     pair.engine.update_weights(pair.policy.weights(), version=pair.engine.version + 1)
+
+
+def test_on_a_cpu_nothing_sleeps(pair):
+    assert can_sleep(CudaPlatform(), sleeps=True)
+    assert not can_sleep(CudaPlatform(), sleeps=False)
+    assert not can_sleep(CpuPlatform(), sleeps=True)
+    pair.engine.sleep()  # as before a training step: vLLM must not be told here
+    assert not pair.engine._engine.is_sleeping()
+    (piece,) = finish(pair.engine, [request(pair.policy.encoder, id="awake", max_new_tokens=2)]).values()
+    assert piece.finish in ("length", "end")
 
 
 def test_the_trainer_can_still_set_its_threads(pair):

@@ -121,7 +121,7 @@ def test_a_token_of_ours_that_is_trained(tmp_path, model_path, data):
 def test_an_engine_with_other_weights(tmp_path, model_path, data):
     def spoil(actors):
         weight = actors.engine.module.model.model.language_model.norm.weight
-        sampler_step = actors.sampler.step
+        sampler_step = actors.sampler.engine.step
 
         def step_with_other_weights():
             with torch.no_grad():
@@ -130,7 +130,15 @@ def test_an_engine_with_other_weights(tmp_path, model_path, data):
                 weight.div_(1.5)
             return pieces
 
-        actors.sampler.step = step_with_other_weights
+        actors.sampler.engine.step = step_with_other_weights
+
+    assert found_broken(*make_run(tmp_path, model_path, data), spoil) == ["engine and trainer"]
+
+
+def test_an_engine_that_samples_at_another_temperature(tmp_path, model_path, data):
+    def spoil(actors):
+        submit = actors.sampler.submit
+        actors.sampler.submit = lambda request: submit(replace(request, temperature=0.5))
 
     assert found_broken(*make_run(tmp_path, model_path, data), spoil) == ["engine and trainer"]
 
@@ -178,7 +186,7 @@ def test_with_vllm_stale_caches_and_wrong_crops_are_seen(tmp_path, data, monkeyp
         assert "put back: 0 nats" in checks["caches"]["value"]
         assert all(torch.equal(tensor, before[name]) for name, tensor in actors.engine.module.weights())
         # The prefixes of old weights stay: the canary's language model sees the old ones.
-        monkeypatch.setattr(actors.sampler._engine, "reset_prefix_cache", lambda: True)
+        monkeypatch.setattr(actors.sampler.engine._engine, "reset_prefix_cache", lambda: True)
         with pytest.raises(GateError, match="wrong: language model"):
             check_before(run, config, actors)
 

@@ -34,6 +34,7 @@ from models.rgrpo import train as rgrpo
 from models.rgrpo import update
 from models.rgrpo.actors import Actors
 from models.rgrpo.objective import Totals
+from models.rgrpo.samplers import Colocated
 from models.rgrpo.update import Sample
 from models.run_config import RGRPORun, SFTRun
 from models.rundir import RunDir
@@ -569,7 +570,7 @@ def test_equal_rewards_are_trained_on_where_a_reference_pulls(tmp_path, model_pa
     engine = distributed.initialise(policy, config.rgrpo)
     actors = Actors(
         engine,
-        TransformersEngine(policy, config.engine),
+        Colocated(TransformersEngine(policy, config.engine)),
         questions(8),
         held_out=[],
         reference=load_reference(model_path, policy, dtype="float32"),

@@ -1,4 +1,4 @@
-"""Gradients that are no numbers are told by sample, padded rows and packed rows alike."""
+"""Gradients that are no numbers are told by sample, padded and packed rows alike."""
 
 import pytest
 import torch
@@ -6,10 +6,10 @@ import torch
 from models.gradient_watch import GradientWatch
 
 
-def backward(watch: GradientWatch, factors: torch.Tensor, lengths: tuple[int, ...] | None = None) -> None:
+def backward(watch: GradientWatch, factors: torch.Tensor, own: tuple[slice, ...] = ()) -> None:
     """A pass whose gradient at its inputs (B, T, 1) is ``factors`` (B, T)."""
     inputs = torch.zeros(*factors.shape, 1, requires_grad=True)
-    (watch.follow(inputs * 1.0, lengths)[..., 0] * factors).sum().backward()
+    (watch.follow(inputs * 1.0, own)[..., 0] * factors).sum().backward()
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -23,7 +23,9 @@ def test_rows_are_samples(value: float) -> None:
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_samples_in_one_row_are_told_apart(value: float) -> None:
     watch = GradientWatch()
-    backward(watch, torch.tensor([[1.0, 1.0, value, 1.0, value]]), lengths=(2, 2, 1))  # the last is padding
+    # The first place is shared, the last is padding.
+    own = (slice(1, 3), slice(3, 5))
+    backward(watch, torch.tensor([[value, 1.0, 1.0, value, 1.0, value]]), own)
     assert watch.take([(1, 0)], 2).isnan().tolist() == [True, False]
 
 

@@ -159,6 +159,15 @@ def test_the_token_limit_ends_the_trajectory():
     assert trajectory.stop.is_truncated
 
 
+def test_a_box_that_a_limit_cut_off_is_neither_mended_nor_cropped():
+    # After 29 characters the closing brace is missing, or was the last.
+    for text in (COMMAND[:-1] + "xx", COMMAND):
+        trajectory = play(text, ANSWER, look=LOOK.model_copy(update={"max_sampled_tokens": 29}))
+        assert trajectory.stop is StopReason.TOKEN_LIMIT
+        assert (trajectory.crops, trajectory.events) == ((), ())
+        assert trajectory.sampled_text == text[:29]
+
+
 def test_a_trajectory_may_use_its_last_token():
     exact = LOOK.model_copy(update={"max_sampled_tokens": 29 + 39})
     assert play(COMMAND, ANSWER, look=exact).stop is StopReason.ANSWERED

@@ -90,6 +90,12 @@ def test_masked_truncated_trajectories_keep_their_say_in_the_mean_only():
     assert masked.totals.num_tokens == kept.totals.num_tokens - len("<think>abc")
 
 
+def test_a_trajectory_without_a_single_token_is_in_the_mean_and_in_no_divisor():
+    batch = compare(RIGHT, "", WRONG, RIGHT, RIGHT, RIGHT)
+    assert names(batch) == ["q0#0", "q0#2"]
+    assert batch.totals.num_trajectories == 5
+
+
 def test_a_reference_gives_equal_rewards_a_gradient_too():
     # Their advantages stay 0: it is the KL alone that moves them. What we broke, or masked, still does not.
     batch = compare(RIGHT, RIGHT, RIGHT, RIGHT, None, "<think>abc", beta=0.1, mask_truncated=True)

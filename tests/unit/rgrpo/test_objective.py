@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from models.config import ObjectiveConfig
-from models.rgrpo.objective import Totals, mismatch_k3, policy_loss, reference_k3, truncated_weight
+from models.rgrpo.objective import (
+    Totals,
+    mismatch_k3,
+    policy_loss,
+    reference_k3,
+    truncated_weight,
+    truncation,
+)
 
 AGGREGATIONS = ("paper-eq2", "seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm")
 SAMPLED = torch.tensor([[True, True, False], [True, False, False]])
@@ -93,6 +100,20 @@ def test_engine_weight_multiplies_and_is_truncated():
     assert not weight.requires_grad
     _, grad = gradient("token-mean", weight=torch.tensor([[2.0, 0.5, 1.0], [1.0, 1.0, 1.0]]))
     torch.testing.assert_close(grad, torch.tensor([[-2 / 3, -1 / 6, 0], [2 / 3, 0, 0]]))
+
+
+def test_of_a_ratio_in_the_loss_only_the_cap_is_left_to_weigh():
+    # Rollouts that are one update old: r = e^1 = 2.718 with A = -2 is not clipped, and is cut at 2, so the
+    # gradient is -A * 2 / 3 tokens. r = e^-1 = 0.368 with A = +1 is neither: -A * 0.368 / 3. The second token
+    # of the first row, r = e^1 with A = +1, is beyond 1.2: nothing.
+    start = torch.tensor([[-2.0, -1.0, -9.0], [-1.0, -9.0, -9.0]])
+    engine = torch.tensor([[-1.0, -2.0, -9.0], [-2.0, -9.0, -9.0]])
+    weight = truncation(start.requires_grad_(), engine, cap=2.0)
+    assert not weight.requires_grad
+    loss, grad = gradient("token-mean", logprobs=start.detach(), old=engine, weight=weight)
+    expected = torch.tensor([[-math.exp(-1) / 3, 0.0, 0.0], [2 * 2 / 3, 0.0, 0.0]])
+    torch.testing.assert_close(grad, expected)
+    assert loss.num_clipped == 1
 
 
 def test_mismatch_k3_by_hand():

@@ -2,12 +2,15 @@ import math
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from models.config import RGRPOConfig
 from models.errors import TrainingError
+from models.records import Question
+from models.region import Box, Picture
 from models.rgrpo.advantages import group_advantages
 from models.rgrpo.outcomes import Outcome, batch_metrics, check_failures
-from models.trajectory import Reward, StopReason
+from models.trajectory import BoxEvent, Prompt, Reward, StopReason, Trajectory, TurnError
 
 RIGHT = Outcome(
     kind="read",
@@ -73,6 +76,19 @@ def test_unscored_trajectories_count_neither_as_right_nor_as_wrong():
     assert found["rgrpo/reward/accuracy"] == pytest.approx(2 / 3)
     assert found["rgrpo/unscored_share"] == 0.25
     assert found["rgrpo/zero_variance_share"] == 0.5  # one scored trajectory has nothing to compare with
+
+
+def test_boxes_that_say_the_same_again_overlap():
+    # Image 1: [0, 0, 4, 4], then [2, 0, 6, 4]: 8 of 24 pixels. Refused boxes and other images are no pair.
+    boxes = [Box(*map(float, corners), space="seen") for corners in ((0, 0, 4, 4), (2, 0, 6, 4))]
+    refused = BoxEvent(boxes[0], TurnError.REPEATED_BOX)
+    events = (BoxEvent(boxes[0]), refused, BoxEvent(boxes[0], image=2), BoxEvent(boxes[1]))
+    pictures = (Picture.of(Image.new("RGB", (28, 28))),) * 2
+    trajectory = Trajectory("q", 0, Prompt("?", pictures), (), events, StopReason.ANSWERED)
+    outcome = Outcome.of(trajectory, Question.of_image(Image.new("RGB", (28, 28)), "?"), encoder=None)
+    assert outcome.box_overlaps == pytest.approx((1 / 3,))
+    assert metrics(outcome, replace(RIGHT, box_overlaps=(1.0,)))["rgrpo/box_overlap"] == pytest.approx(2 / 3)
+    assert "rgrpo/box_overlap" not in metrics(RIGHT, RIGHT)
 
 
 def test_drift_is_a_share_of_spans():
