@@ -87,7 +87,9 @@ def drawn_questions(count: int, *, picture_side: int) -> list[Question]:
     side = max(PICTURE_SIZE, 2 * picture_side)
     found = []
     for number in range(count):
-        image = draw(sample_scene(rng, "train")).resize((side, side), Image.Resampling.BILINEAR)
+        drawn = draw(sample_scene(rng, "train")).resize((side, side), Image.Resampling.BILINEAR)
+        grain = rng.integers(0, 16, (side, side, 1), dtype=np.uint8)  # else empty corners are one picture
+        image = Image.fromarray(np.asarray(drawn) // 16 * 15 + grain)
         asked = "What does the red card say?"
         found.append(Question.of_image(image, asked, id=f"question-{number}", answers=[_RIGHT]))
     return found

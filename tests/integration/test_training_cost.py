@@ -16,8 +16,8 @@ def test_every_table_is_filled(tmp_path: Path, capsys: pytest.CaptureFixture[str
     found = json.loads((tmp_path / "bench" / f"{NAME}.json").read_text())
     assert sum(found["shares"][part] for part in PARTS) == pytest.approx(1)
     assert all(found["seconds"][part] > 0 for part in PARTS)
-    # Each of 2 questions shows its view and a crop; its 2 rollouts look at the same.
-    assert found["rates"]["share of pictures looked at before"] == pytest.approx(0.5)
+    # The 2 rollouts of a question share its prompt with the view; of their 2 crops one is looked at.
+    assert found["rates"]["share of pictures looked at before"] == pytest.approx(1 / 3)
     assert 0 < found["weight_update"]["copy_seconds"] < found["weight_update"]["seconds"]
     assert found["training"]["flops_per_second"] > 0
     names = [(line["name"], line["unit"], line["sizes"]) for line in found["lines"]]
