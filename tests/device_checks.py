@@ -40,7 +40,6 @@ from models.rgrpo.actors import Actors, opened
 from models.rgrpo.preflight import check_before
 from models.rgrpo.train import Training
 from models.rgrpo.update import score_again
-from models.rollout import rollout
 from models.run_config import RGRPORun
 from models.rundir import RunDir
 from models.segments import Segments, attend
@@ -209,8 +208,8 @@ def _rgrpo_run(
 
 def _mismatches(config: RGRPORun, actors: Actors) -> tuple[float, float]:
     """k3 of the engine's log-probs against the trainer's, and against those of the first weights."""
-    sampled = rollout(
-        actors.sampler, actors.questions, look=config.look, num_samples=2, temperature=1.0, seed=1
+    sampled = actors.sampler.roll_out(
+        actors.questions, look=config.look, num_samples=2, temperature=1.0, seed=1
     )
     policy: Policy = actors.engine.module
     encoded = [policy.encoder.encode(one) for one in sampled]
