@@ -3,15 +3,22 @@
 import torch
 from torch import Tensor
 
-from models.policy import Policy
+from models.policy import Batch, Policy
 
 
 def nan_in_gradient_of_row(policy: Policy) -> None:
-    """The first sample of the next micro-batch gets a gradient that is no number, at its second token."""
+    """The first sample of the next micro-batch gets a gradient that is no number, at its second own token."""
+    places: list[int] = []
+
+    def note(module: torch.nn.Module, inputs: tuple[Batch, ...]) -> None:
+        places.append(inputs[0].own[0].start + 1)
+        noting.remove()
+
+    noting = policy.register_forward_pre_hook(note)
 
     def spoil(gradient: Tensor) -> Tensor:
         spoiled = gradient.clone()
-        spoiled[0, 1] = torch.nan
+        spoiled[0, places[0]] = torch.nan
         return spoiled
 
     def plant(module: torch.nn.Module, inputs: object, output: Tensor) -> None:
