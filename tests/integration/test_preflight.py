@@ -137,8 +137,8 @@ def test_an_engine_with_other_weights(tmp_path, model_path, data):
 
 def test_an_engine_that_samples_at_another_temperature(tmp_path, model_path, data):
     def spoil(actors):
-        submit = actors.sampler.submit
-        actors.sampler.submit = lambda request: submit(replace(request, temperature=0.5))
+        submit = actors.sampler.engine.submit
+        actors.sampler.engine.submit = lambda request: submit(replace(request, temperature=0.5))
 
     assert found_broken(*make_run(tmp_path, model_path, data), spoil) == ["engine and trainer"]
 
