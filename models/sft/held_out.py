@@ -99,8 +99,8 @@ def _answer_together(
         loop.start(Episode(Asked.of(question, look), 0, look=look))
     idle_pass = collate([spare], policy)
     while any(distributed.from_all_ranks(bool(loop.live))):
-        if not engine.is_busy:
-            policy.hidden_states(idle_pass)
+        if not engine.is_busy:  # the output head is gathered too
+            policy.logits(policy.hidden_states(idle_pass)[0, :1], temperature=1.0)
         for episode in loop.step():
             if episode.stop is not None:
                 one = episode.trajectory()
