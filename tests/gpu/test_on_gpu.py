@@ -16,8 +16,12 @@ from typing import Any
 import pytest
 import torch
 
-from models.segments import _has_varlen_kernel
-from tests.device_checks import check_segments
+from models._compat import declare_torchvision_operators
+
+declare_torchvision_operators()  # before transformers' model is imported
+
+from models.segments import _has_varlen_kernel  # noqa: E402
+from tests.device_checks import check_segments  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,

@@ -142,7 +142,7 @@ def test_all_weights_reach_an_untied_engine_and_leave_nothing_of_the_old(
         )
 
     with sampler(untied, engine) as sampled:
-        assert mismatch() < 1e-5
+        assert mismatch() < 5e-5
         for version, part in ((1, policy.parameters()), (2, policy.tower.parameters())):
             generator = torch.Generator().manual_seed(version)
             with torch.no_grad():
@@ -151,7 +151,7 @@ def test_all_weights_reach_an_untied_engine_and_leave_nothing_of_the_old(
             assert mismatch() > 1e-2, "the update is too small to see"
             sampled.update_weights(policy.weights(), version=version)
             assert sampled.version == version
-            assert mismatch() < 1e-5
+            assert mismatch() < 5e-5
 
 
 def test_an_engine_that_does_not_answer_in_time_is_named_and_ended(untied: Path) -> None:
