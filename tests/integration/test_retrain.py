@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from models.records import RECORD_SCHEMA, read_records, read_rows
 from models.source_versions import all_digest
@@ -44,8 +45,13 @@ def accepted(folder: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def grown(trained: Trained) -> Done:
-    """The champion writes the rationales of new rows. It learned nothing: they are all wrong."""
+    """The champion writes the rationales of new rows. It learned nothing: they are all wrong, and only another
+    learning rate makes another model of what is left."""
     trained.add_rows(NUM_ROWS, NUM_ROWS + NUM_MORE)
+    path = trained.folder / "small.yaml"
+    preset = yaml.safe_load(path.read_text())
+    preset["sft"]["learning_rate"] = 3e-4
+    path.write_text(yaml.safe_dump(preset, sort_keys=False))
     done = trained.run(RETRAIN)
     assert done.code == 0, f"{done.out}\n{done.err}"
     return done
