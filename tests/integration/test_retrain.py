@@ -45,8 +45,8 @@ def accepted(folder: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def grown(trained: Trained) -> Done:
-    """The champion writes the rationales of new rows. It learned nothing: they are all wrong, and only another
-    learning rate makes another model of what is left."""
+    """The champion writes the rationales of new rows. It learned nothing: they are all wrong, and of what is
+    left only another learning rate makes another model."""
     trained.add_rows(NUM_ROWS, NUM_ROWS + NUM_MORE)
     path = trained.folder / "small.yaml"
     preset = yaml.safe_load(path.read_text())
