@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.encoding import Encoded
-from models.region import Picture
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,12 +88,11 @@ def _cut(one: Encoded, start: int, stop: int, vision_start_id: int) -> Encoded:
     """Tokens ``start`` to ``stop`` with their rotary positions and pictures."""
     place = slice(start, stop)
     before, within = (int((ids == vision_start_id).sum()) for ids in (one.ids[:start], one.ids[place]))
-    pictures: tuple[Picture, ...] = one.pictures[before : before + within]
     return Encoded(
         ids=one.ids[place],
         sampled=one.sampled[place],
         engine_logprobs=one.engine_logprobs[place],
         versions=one.versions[place],
         positions=one.positions[:, place],
-        pictures=pictures,
+        pictures=one.pictures[before : before + within],
     )

@@ -41,18 +41,18 @@ class Segments:
         """The segments of these lengths; ``parents`` are the numbers of those they go on from, which come
         before them in the row."""
         ends = tuple(accumulate(lengths, initial=0))
-        places: list[list[int]] = []  # of what each segment sees, itself at the end
-        for number, parent in enumerate(parents or [None] * len(lengths)):
-            above = [] if parent is None else places[parent]
-            places.append([*above, *range(ends[number], ends[number + 1])])
-        shares = any(parent is not None for parent in parents or ())
-        totals = list(accumulate(map(len, places), initial=0))
+        parents = parents or [None] * len(lengths)
+        places: list[Tensor] = []  # of what each segment sees, itself at the end
+        for number, parent in enumerate(parents):
+            own = torch.arange(ends[number], ends[number + 1])
+            places.append(own if parent is None else torch.cat([places[parent], own]))
+        shares = any(parent is not None for parent in parents)
         return cls(
             lengths=tuple(lengths),
             seen=tuple(len(place) - length for place, length in zip(places, lengths, strict=True)),
             ends=torch.tensor(ends, dtype=torch.int32),
-            key_ends=torch.tensor(totals, dtype=torch.int32),
-            keys=torch.tensor([one for place in places for one in place]) if shares else None,
+            key_ends=torch.tensor(tuple(accumulate(map(len, places), initial=0)), dtype=torch.int32),
+            keys=torch.cat(places) if shares else None,
         )
 
     def to(self, device: torch.device | str) -> "Segments":
@@ -114,7 +114,7 @@ def _run_by_run(query: Tensor, key: Tensor, value: Tensor, *, segments: Segments
     return torch.cat(found)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=128)  # the shapes of a row, for all layers; more would hold memory for nothing
 def _causal_below(seen: int, length: int, device: torch.device) -> Tensor:
     """Who sees whom where a segment goes on from ``seen`` tokens, (length, seen + length) bool."""
     return torch.ones(length, seen + length, dtype=torch.bool, device=device).tril(diagonal=seen)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from models.config import Look
 from models.errors import ConfigError, EngineError
 from models.records import Question
 from models.rgrpo.engine_process import Call, Done, Failed, Opening, environment_of_engine, run
@@ -72,20 +71,9 @@ class DedicatedSampler:
         if self._memory is not None:
             self._engine.hand_over(self._memory.descriptor)
 
-    def roll_out(
-        self,
-        questions: Sequence[Question],
-        *,
-        look: Look,
-        num_samples: int = 1,
-        temperature: float = 0.0,
-        seed: int = 0,
-        salt: str = "",
-    ) -> list[Trajectory]:
+    def roll_out(self, questions: Sequence[Question], **how: Any) -> list[Trajectory]:
         """See :class:`models.rgrpo.samplers.Sampler`."""
-        self.begin(
-            questions, look=look, num_samples=num_samples, temperature=temperature, seed=seed, salt=salt
-        )
+        self.begin(questions, **how)
         return self.collect()
 
     def begin(self, questions: Sequence[Question], *, salt: str = "", **how: Any) -> None:

@@ -3,7 +3,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
@@ -62,22 +62,11 @@ class Colocated:
         """The version of the weights."""
         return self.engine.version
 
-    def roll_out(
-        self,
-        questions: Sequence[Question],
-        *,
-        look: Look,
-        num_samples: int = 1,
-        temperature: float = 0.0,
-        seed: int = 0,
-        salt: str = "",
-    ) -> list[Trajectory]:
+    def roll_out(self, questions: Sequence[Question], *, salt: str = "", **how: Any) -> list[Trajectory]:
         """See :class:`Sampler`."""
         if not isinstance(self.engine, TransformersEngine):
             self.engine.salt = salt
-        return rollout(
-            self.engine, questions, look=look, num_samples=num_samples, temperature=temperature, seed=seed
-        )
+        return rollout(self.engine, questions, **how)
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
         """See :class:`Sampler`; transformers has the policy's already."""
