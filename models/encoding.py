@@ -1,8 +1,8 @@
 """From a trajectory or a rationale record to token ids, the sampled mask, pictures and mRoPE positions.
 
-Two streams of ids describe the same sequence. *Collapsed* has ONE ``<|image_pad|>`` per picture; engines
-take it, because vLLM expands every pad it meets. *Encoded* has one pad per visual token; the trainer takes
-it, and it must equal the prompt ids that an engine reports back.
+Two streams of ids describe the same sequence. *Collapsed* has ONE ``<|image_pad|>`` per picture; it is what
+a processor would be given, and grows by parts. *Encoded* has one pad per visual token; the trainer takes it,
+and engines in this process take its ids.
 
 Ids that the engine sampled are used as they are, never decoded and tokenised again. Only what we put into the
 assistant's turn (a message, the vision markers around a crop) is tokenised here, once, and is not *sampled*.
@@ -180,10 +180,24 @@ class Encoder:
             )
         return size.height // unit, size.width // unit
 
-    def patches(self, pictures: Sequence[Picture]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalised patches (N, patch values) of all pictures, and their grids (pictures, 3) in patches."""
+    def patch_grids(self, pictures: Sequence[Picture]) -> torch.Tensor:
+        """Time, rows and columns of patches of each picture (pictures, 3). Raises what :meth:`grid` does."""
+        grids = [(1, *(side * self.merge_size for side in self.grid(picture))) for picture in pictures]
+        return torch.tensor(grids)
+
+    def patches(
+        self, pictures: Sequence[Picture], *, normalise: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Patches (N, patch values) of all pictures, and their grids (pictures, 3) in patches.
+
+        Values are float32, or, where not to be normalised, the pixels' own uint8.
+        """
         values = self.processor.image_processor(
-            [picture.image for picture in pictures], do_resize=False, return_tensors="pt"
+            [picture.image for picture in pictures],
+            do_resize=False,
+            do_rescale=normalise,
+            do_normalize=normalise,
+            return_tensors="pt",
         )
         return values["pixel_values"], values["image_grid_thw"]
 

@@ -3,8 +3,8 @@
 Requests enter and leave the running batch at any step (continuous batching), so a trajectory that waits for
 its crop holds nobody up. What makes engine and trainer agree:
 
-* vLLM receives the sampled ids themselves and ONE pad per picture (it expands every pad it meets); the ids it
-  makes of that must equal the encoder's, or EngineError;
+* vLLM receives the sampled ids themselves, and ids, places and patches of pictures as the trainer's encoder
+  makes them (:mod:`models.vllm_inputs`); it tokenises and processes nothing itself;
 * log-probs are those of the distribution that was sampled from: after the temperature, without banned tokens;
 * a weight update renews the output head and empties every cache that holds something of the old weights.
 """
@@ -34,10 +34,13 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
     from vllm import EngineArgs, ModelRegistry, RequestOutput, SamplingParams
     from vllm.exceptions import VLLMClientError
+    from vllm.inputs import EngineInput
     from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
     from vllm.platforms import current_platform
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.llm_engine import LLMEngine
+
+    from models.vllm_inputs import Inputs, LookAt
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +65,10 @@ class VLLMEngine:
 
     It seeds torch's global generator when it starts. ``version`` is the policy version that spans are marked
     with; :meth:`update_weights` sets it. While ``salt`` is not empty, requests share caches only with those
-    of the same salt. ``transfer`` names the backend of vLLM's weight transfer, for :meth:`receive`.
-    With ``sleeps`` it can :meth:`sleep`, where the platform can.
+    of the same salt. With ``look_at`` pictures come with the features that it finds, those of a tower which
+    somebody else has, and the engine's own looks at none (:meth:`looking_itself`). ``transfer`` names the
+    backend of vLLM's weight transfer, for :meth:`receive`. With ``sleeps`` it can :meth:`sleep`, where the
+    platform can.
     """
 
     def __init__(
@@ -73,15 +78,18 @@ class VLLMEngine:
         *,
         look: Look,
         seed: int = 0,
+        look_at: LookAt | None = None,
         transfer: str = "",
         sleeps: bool = False,
     ) -> None:
         self.encoder = Encoder.load(model_path)
+        self._inputs = Inputs(self.encoder, max_pictures=config.max_images)
+        self._inputs.look_at = look_at
         self.version = 0
         self.salt = ""
         self._config = config
         self._waiting: dict[str, GenerationRequest] = {}
-        self._failed: list[Piece] = []
+        self._arrived: list[GenerationRequest] = []  # of those that wait, the ones that vLLM has not got yet
         self._texts: dict[str, TextSoFar] = {}
         self._drafts: list[Draft] = []
         self._shares_process_group = torch.distributed.is_initialized()
@@ -93,20 +101,18 @@ class VLLMEngine:
         self._engine.apply_model(_ban(self.encoder.banned_ids))
 
     def submit(self, request: GenerationRequest) -> None:
-        """Queue a request; its id must not be in flight. Raises EngineError when vLLM would see other ids."""
+        """Queue a request; its id must not be in flight."""
         if request.request_id in self._waiting:
             raise EngineError(f"Request {request.request_id!r} is already in flight.")
         if self._is_asleep:
             raise EngineError("The engine sleeps and has no weights; update them first.")
-        try:
-            self._add(request)
-        except (EncodingError, ValueError, VLLMClientError) as error:
-            self._failed.append(Piece(request.request_id, self._span((), ()), "error", str(error)))
+        self._waiting[request.request_id] = request
+        self._arrived.append(request)
 
     def step(self) -> list[Piece]:
-        """One step of vLLM; the pieces that finished in it."""
-        pieces, self._failed = self._failed, []
+        """One step of vLLM; the pieces that finished in it, and of requests that cannot be asked."""
         self._drafts = []
+        pieces = self._admit()
         if self._engine.has_unfinished_requests():
             try:
                 outputs = self._eagerly(self._engine.step)
@@ -130,12 +136,17 @@ class VLLMEngine:
     def abort(self, request_id: str) -> None:
         """Forget a request in flight; unknown ids are ignored."""
         self._texts.pop(request_id, None)
-        if self._waiting.pop(request_id, None) is not None:
+        if self._waiting.pop(request_id, None) is None:
+            return
+        if any(request.request_id == request_id for request in self._arrived):
+            self._arrived = [request for request in self._arrived if request.request_id != request_id]
+        else:
             self._engine.abort_request([request_id])
 
     def close(self) -> None:
         """Shut the engine down and free its memory; the trainer's process group stays."""
         self._waiting.clear()
+        self._arrived.clear()
         self._texts.clear()
         with _keep_default_group() if self._shares_process_group else nullcontext():
             self._engine.engine_core.shutdown()
@@ -184,41 +195,59 @@ class VLLMEngine:
         self._engine.reset_encoder_cache()
         self.version = version
 
+    @contextmanager
+    def looking_itself(self) -> Iterator[None]:
+        """Within this context the engine's own tower looks at pictures, with ``look_at`` too. What was seen
+        the other way is forgotten, before and after. Raises EngineError while requests are in flight."""
+        self._require_idle()
+        look_at, self._inputs.look_at = self._inputs.look_at, None
+        self.begin_version(self.version)
+        try:
+            yield
+        finally:
+            self._inputs.look_at = look_at
+            self.begin_version(self.version)
+
     def _require_idle(self) -> None:
         if self._waiting:
             raise EngineError(
                 f"{len(self._waiting)} requests are in flight; update weights between rollouts."
             )
 
-    def _add(self, request: GenerationRequest) -> None:
-        collapsed = self.encoder.collapse(request.prompt, request.spans)
-        expanded = self.encoder.expand_ids(collapsed).tolist()
-        room = self._config.max_model_len - len(expanded)
+    def _admit(self) -> list[Piece]:
+        """Hand vLLM what has arrived since the last step, all new pictures looked at together; the pieces of
+        requests that it does not take."""
+        arrived, self._arrived = self._arrived, []
+        sequences: dict[str, Collapsed] = {}
+        refused = []
+        for request in arrived:
+            try:
+                collapsed = self.encoder.collapse(request.prompt, request.spans)
+                self._inputs.check(collapsed)
+                sequences[request.request_id] = collapsed
+            except EncodingError as error:
+                refused.append(self._refused(request, "error", str(error)))
+        seen = self._inputs.see([picture for one in sequences.values() for picture in one.pictures])
+        for request_id, collapsed in sequences.items():
+            refused += self._add(self._waiting[request_id], self._inputs.of(collapsed, seen, salt=self.salt))
+        return refused
+
+    def _add(self, request: GenerationRequest, given: EngineInput) -> list[Piece]:
+        """Hand vLLM a request with its input; its piece when there is nothing to wait for."""
+        room = self._config.max_model_len - len(given["prompt_token_ids"])
         if room <= 0:
-            self._failed.append(Piece(request.request_id, self._span((), ()), "context"))
-            return
-        rendered = self._render(collapsed)
-        if rendered["prompt_token_ids"] != expanded:
-            raise EngineError(
-                f"Request {request.request_id!r}: vLLM makes {len(rendered['prompt_token_ids'])} ids of the "
-                f"prompt, the encoder {len(expanded)}, and they differ, so engine and trainer would see "
-                "different sequences. Give both the same processor and pixel budget."
-            )
-        self._engine.add_request(request.request_id, rendered, self._sampling(request, room))
-        self._waiting[request.request_id] = request
+            return [self._refused(request, "context")]
+        try:
+            self._engine.add_request(request.request_id, given, self._sampling(request, room))
+        except (ValueError, VLLMClientError) as error:
+            return [self._refused(request, "error", str(error))]
         if request.shows_drafts:
             self._texts[request.request_id] = TextSoFar(self.encoder)
+        return []
 
-    def _render(self, collapsed: Collapsed) -> dict[str, Any]:
-        prompt: dict[str, Any] = {"prompt_token_ids": list(collapsed.ids)}
-        if collapsed.pictures:
-            # With our digests vLLM need not hash pixels, and knows a picture that it has processed before.
-            prompt["multi_modal_data"] = {"image": [picture.image for picture in collapsed.pictures]}
-            known_as = [picture.digest + self.salt for picture in collapsed.pictures]
-            prompt["multi_modal_uuids"] = {"image": known_as}
-        if self.salt:
-            prompt["cache_salt"] = self.salt
-        return self._engine.renderer.render_cmpl([prompt])[0]
+    def _refused(self, request: GenerationRequest, finish: Finish, error: str = "") -> Piece:
+        del self._waiting[request.request_id]
+        return Piece(request.request_id, self._span((), ()), finish, error)
 
     def _sampling(self, request: GenerationRequest, room: int) -> SamplingParams:
         return SamplingParams(
@@ -305,6 +334,7 @@ def _start(
         enable_chunked_prefill=not on_cpu,
         limit_mm_per_prompt={"image": config.max_images, "video": 0},
         mm_processor_kwargs={"size": {"shortest_edge": look.min_pixels, "longest_edge": look.max_pixels}},
+        mm_device_do_normalize=True,  # what models.vllm_inputs gives is not normalised
         enforce_eager=config.enforce_eager,
         block_size=CPU_BLOCK_SIZE if on_cpu else None,
         kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30) or None,

@@ -33,7 +33,8 @@ def dictated_training(run: RunDir, config: RGRPORun) -> None:
     distributed.start(num_threads=config.rgrpo.num_threads)
     path = resolve_model_path(config.model_path)
     engine = distributed.initialise(load_policy(path), config.rgrpo)
-    vllm = FixedLengthEngine(path, config.engine, look=config.look, seed=config.seed)
+    look_at = engine.module.features
+    vllm = FixedLengthEngine(path, config.engine, look=config.look, seed=config.seed, look_at=look_at)
     sampler = DictatedSampler(vllm, looks(vllm.encoder, lambda: vllm.version))
     # The engine's log-probs are of other tokens: there is nothing to agree with, and nothing to guard.
     guards = config.rgrpo.guards.model_copy(update={"enabled": False})

@@ -58,7 +58,6 @@ class FixedLengthEngine(VLLMEngine):
     def watch(self) -> None:
         """From now on, count what vLLM does and how long it takes."""
         core = self._engine
-        core.renderer.render_cmpl = self._timed(core.renderer.render_cmpl)
         core.add_request = self._timed(core.add_request)
         core.step = self._timed(core.step)
 

@@ -35,7 +35,7 @@ class Step:
     """One step of R-GRPO. ``seconds`` by part: rollout, log-prob, update, pictures, sync, rest.
 
     ``log-prob`` is the policy's forward pass, ``update`` the backward pass and AdamW, ``pictures`` the
-    trainer's tower. ``flops`` are the model's in those three.
+    tower, whose features engine and trainer share. ``flops`` are the model's in those three.
     """
 
     seconds: dict[str, float]
@@ -152,7 +152,13 @@ class Bench:
         )
         world = distributed.start(num_threads=training.num_threads)
         trainer = distributed.initialise(load_policy(model).to(world.device), training)
-        vllm = FixedLengthEngine(model, engine, look=config.look)
+
+        def look_at(pictures: Sequence[Picture]) -> list[torch.Tensor]:
+            # Looked up when it is called: a Watch puts itself before it.
+            features: list[torch.Tensor] = trainer.module.features(pictures)
+            return features
+
+        vllm = FixedLengthEngine(model, engine, look=config.look, look_at=look_at)
         try:
             with TemporaryDirectory() as folder:
                 yield cls(trainer, vllm, config, Path(folder))
@@ -242,9 +248,10 @@ class Bench:
         }
         rollout, sync, update = (told.pop(name) for name in ("rollout", "sync", "update"))
         seconds = {
-            "rollout": rollout,
+            # The engine asks for the features of all pictures; the update then finds them in the store.
+            "rollout": rollout - seen.tower,
             "log-prob": seen.forward,
-            "update": update - seen.forward - seen.tower,
+            "update": update - seen.forward,
             "pictures": seen.tower,
             "sync": sync,
             "rest": sum(told.values()),

@@ -5,6 +5,7 @@ is sampled is the same to the bit, no rank waits for another's engine, and nothi
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from multiprocessing import get_context
 from multiprocessing.reduction import send_handle
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,7 @@ class DedicatedSampler:
     """
 
     has_weights = True
+    shares_tower = False
 
     def __init__(
         self, opening: Opening, *, trainer: torch.device, device: int | None, timeout_seconds: float
@@ -96,6 +98,10 @@ class DedicatedSampler:
             self._meet().send(weights)
         self._engine.call("begin_version", version=version)
         self.version = version
+
+    def looking_itself(self) -> AbstractContextManager[None]:
+        """See :class:`models.rgrpo.samplers.Sampler`; it always does."""
+        return nullcontext()
 
     def rest(self) -> None:
         """Nothing: the engine's device is its own."""

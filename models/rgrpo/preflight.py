@@ -18,6 +18,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -125,6 +126,8 @@ def _checks(config: RGRPORun, actors: Actors) -> Iterator[Check]:
         )
         yield _mismatch(engine, [encoded for _, encoded in pairs], batch.spare, config)
     yield _canary(engine, sampler, questions[0], config)
+    if sampler.shares_tower:
+        yield _towers(sampler, questions[0], config)
     share = batch.metrics["rgrpo/zero_variance_share"]
     limit = training.preflight.max_zero_variance_share
     yield Check(
@@ -218,7 +221,7 @@ def _canary(
     policy: Policy = engine.module
     limit = _SAME[config.engine.dtype]
     wrong, found = [], []
-    with distributed.gathered(engine):
+    with distributed.gathered(engine), sampler.looking_itself():
         before = _first_turn(sampler, question, config.look)
         for part, is_part in (("language model", _is_language), ("vision tower", _is_tower)):
             weights = _perturbed(policy.weights(), is_part)
@@ -240,6 +243,25 @@ def _canary(
     return Check(name=name, value="; ".join(found), rule=rule, passed=not everywhere)
 
 
+def _towers(sampler: Sampler, question: Question, config: RGRPORun) -> Check:
+    """Whether the engine's own tower sees what the trainer's does. The engine is given the trainer's
+    features, so a fault in these is no mismatch of the two.
+
+    On one question, k3 over its greedy first turn; the worst rank counts.
+    """
+    limit = config.rgrpo.max_mismatch_kl
+    given = _first_turn(sampler, question, config.look)
+    with sampler.looking_itself():
+        own = _first_turn(sampler, question, config.look)
+    gap = distributed.global_max(given.mismatch(own))
+    return Check(
+        name="vision towers",
+        value=f"{gap:.3g} nats per token" if math.isfinite(gap) else "another text",
+        rule=f"the engine's own tower and the trainer's give log-probs that differ by at most {limit:g} (k3)",
+        passed=gap <= limit,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Turn:
     """A greedy first turn: ids, and their log-probs in nats."""
@@ -249,12 +271,16 @@ class _Turn:
 
     def distance(self, other: "_Turn") -> float:
         """The largest difference of two log-probs while both wrote the same; infinite when they never did."""
-        found = []
-        for mine, theirs, a, b in zip(self.ids, other.ids, self.logprobs, other.logprobs, strict=False):
-            if mine != theirs:
-                break
-            found.append(abs(a - b))
-        return max(found, default=float("inf"))
+        return max(map(abs, self._gaps(other)), default=float("inf"))
+
+    def mismatch(self, other: "_Turn") -> float:
+        """The mean k3 of those log-probs, nats; infinite when both never wrote the same."""
+        gaps = self._gaps(other)
+        return sum(math.expm1(gap) - gap for gap in gaps) / len(gaps) if gaps else float("inf")
+
+    def _gaps(self, other: "_Turn") -> list[float]:
+        both = zip(self.ids, other.ids, self.logprobs, other.logprobs, strict=False)
+        return [a - b for *_, a, b in takewhile(lambda one: one[0] == one[1], both)]
 
 
 def _nats(distance: float) -> str:

@@ -2,6 +2,7 @@
 (``dedicated``, :mod:`models.rgrpo.dedicated`)."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
 
 class Sampler(Protocol):
     """``version`` is that of the weights which it samples with, and which spans are marked with. Without
-    ``has_weights`` it samples from the policy itself and keeps nothing of older weights."""
+    ``has_weights`` it samples from the policy itself and keeps nothing of older weights; with
+    ``shares_tower`` pictures come with the features of the policy's tower, which is frozen then."""
 
     has_weights: bool
+    shares_tower: bool
 
     @property
     def version(self) -> int:
@@ -43,6 +46,9 @@ class Sampler(Protocol):
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
         """Replace all weights, named as in ``Policy.weights``, and forget what older ones made."""
 
+    def looking_itself(self) -> AbstractContextManager[None]:
+        """Within this context its own tower looks at pictures."""
+
     def rest(self) -> None:
         """Give back what memory it can until weights come; nothing is rolled out before."""
 
@@ -53,9 +59,10 @@ class Sampler(Protocol):
 class Colocated:
     """An engine in this process, on the device of the trainer."""
 
-    def __init__(self, engine: "VLLMEngine | TransformersEngine") -> None:
+    def __init__(self, engine: "VLLMEngine | TransformersEngine", *, shares_tower: bool = False) -> None:
         self.engine = engine
         self.has_weights = not isinstance(engine, TransformersEngine)
+        self.shares_tower = self.has_weights and shares_tower
 
     @property
     def version(self) -> int:
@@ -75,6 +82,10 @@ class Colocated:
         else:
             self.engine.update_weights(weights, version=version)
 
+    def looking_itself(self) -> AbstractContextManager[None]:
+        """See :class:`Sampler`."""
+        return nullcontext() if isinstance(self.engine, TransformersEngine) else self.engine.looking_itself()
+
     def rest(self) -> None:
         """See :class:`Sampler`."""
         if not isinstance(self.engine, TransformersEngine):
@@ -93,4 +104,7 @@ def open_beside(
         return Colocated(TransformersEngine(policy, config))
     from models.vllm_engine import VLLMEngine  # its import takes seconds; the reference engine needs none
 
-    return Colocated(VLLMEngine(model_path, config, look=look, seed=seed, sleeps=True))
+    shares = policy.tower_is_frozen  # then a picture is looked at once, for engine and trainer
+    look_at = policy.features if shares else None
+    engine = VLLMEngine(model_path, config, look=look, seed=seed, look_at=look_at, sleeps=True)
+    return Colocated(engine, shares_tower=shares)

@@ -11,10 +11,12 @@ takes; with beta above 0 they stay, for the KL to the starting model moves them 
 pause it (:mod:`models.rgrpo.guards`).
 """
 
+import gc
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +83,19 @@ class Training:
             self._resume_sampling(progress)
             earlier = distributed.from_main(lambda: steps_so_far(self._run.metrics(), progress.step))
             self._guards = Guards(self._config.guards, earlier)
-        for step in range(progress.step, self._config.num_steps):
-            try:
-                metrics = self._step(step)
-                self._log(step + 1, metrics | self._watch.lap())
-                self._guards.check(step + 1, metrics)
-            except GuardError as error:
-                raise self._paused(error) from error
-            if (step + 1) % self._config.checkpoint_every == 0:
-                self._save(step + 1, time.monotonic() - began)
+        with _without_old_garbage():
+            for step in range(progress.step, self._config.num_steps):
+                self._take(step)
+                if (step + 1) % self._config.checkpoint_every == 0:
+                    self._save(step + 1, time.monotonic() - began)
+
+    def _take(self, step: int) -> None:
+        try:
+            metrics = self._step(step)
+            self._log(step + 1, metrics | self._watch.lap())
+            self._guards.check(step + 1, metrics)
+        except GuardError as error:
+            raise self._paused(error) from error
 
     def _resume_sampling(self, progress: Progress) -> None:
         if progress.step == self._config.num_steps:
@@ -242,6 +248,18 @@ class Training:
         if distributed.is_main():
             progress = {"progress/done": step, "progress/total": self._config.num_steps}
             self._run.log(step, metrics | progress)
+
+
+@contextmanager
+def _without_old_garbage() -> Iterator[None]:
+    """Within this context the collector passes over all that is there before: a million objects of libraries
+    that stay, through which it would walk in every step."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from models import distributed
 from models.config import EngineConfig, GuardsConfig, ObjectiveConfig, PreflightConfig, RGRPOConfig
@@ -19,6 +21,7 @@ from models.records import write_questions
 from models.rgrpo import train as rgrpo
 from models.rgrpo.dedicated import DedicatedSampler
 from models.rgrpo.engine_process import Opening
+from models.rgrpo.rollouts import read_rollouts, rollouts_path, steps_kept
 from models.rgrpo.update import score_again
 from models.run_config import RGRPORun
 from models.rundir import RunDir
@@ -68,7 +71,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def make_run(folder: Path, model_path: Path, data: Path, engine: EngineConfig, **changes: object) -> RunDir:
+def make_run(
+    folder: Path,
+    model_path: Path,
+    data: Path,
+    engine: EngineConfig,
+    *,
+    freeze_vision: bool = True,
+    **changes: object,
+) -> RunDir:
     config = RGRPORun(
         model_path=str(model_path),
         questions_path=str(data),
@@ -76,7 +87,7 @@ def make_run(folder: Path, model_path: Path, data: Path, engine: EngineConfig, *
         look=LOOK,
         rgrpo=TRAINING.model_copy(update=changes),
         engine=engine,
-        freeze_vision=True,
+        freeze_vision=freeze_vision,
         seed=0,
     )
     return RunDir.create(folder, config)
@@ -88,15 +99,39 @@ def engines_of(pid: int) -> list[psutil.Process]:
     return [one for one in found if "multiprocessing.spawn" in " ".join(one.cmdline())]
 
 
+def tokens_of(run: RunDir) -> list[tuple[int, ...]]:
+    """The ids of every sampled span, of every step's rollouts."""
+    rollouts = [one for step in steps_kept(run.path) for one in read_rollouts(rollouts_path(run.path, step))]
+    spans = [span for one in rollouts for span in one.transcript.spans]
+    return [span.token_ids or () for span in spans if isinstance(span, SampledSpan)]
+
+
+def in_both_placements(folder: Path, model_path: Path, data: Path, **changes: Any) -> tuple[RunDir, RunDir]:
+    """The same training, with vLLM in a process of its own and beside the policy."""
+    runs = []
+    for placement in ("dedicated", "colocate"):
+        run = make_run(folder / placement, model_path, data, ENGINE, placement=placement, **changes)
+        rgrpo.train(run, RGRPORun.model_validate_json(run.config_text()))
+        runs.append(run)
+    assert engines_of(os.getpid()) == []
+    return runs[0], runs[1]
+
+
+def test_vllm_of_its_own_samples_the_same_tokens_as_beside_the_policy(
+    tmp_path: Path, tied: Path, data: Path
+) -> None:
+    """Beside a policy with a frozen tower it gets features from there: the same but for the last bits."""
+    apart, beside = in_both_placements(tmp_path, tied, data)
+    assert tokens_of(apart) == tokens_of(beside)
+    weights = [load_file(run.path / "model" / "model.safetensors") for run in (apart, beside)]
+    for name, tensor in weights[0].items():
+        assert torch.allclose(tensor, weights[1][name], atol=1e-5), name
+
+
 def test_vllm_of_its_own_trains_to_the_same_bits_as_beside_the_policy(
     tmp_path: Path, tied: Path, data: Path
 ) -> None:
-    runs = {}
-    for placement in ("dedicated", "colocate"):
-        run = runs[placement] = make_run(tmp_path / placement, tied, data, ENGINE, placement=placement)
-        rgrpo.train(run, RGRPORun.model_validate_json(run.config_text()))
-    assert engines_of(os.getpid()) == []
-    apart, beside = runs["dedicated"], runs["colocate"]
+    apart, beside = in_both_placements(tmp_path, tied, data, freeze_vision=False)
     assert rollouts_of(apart) == rollouts_of(beside)
     assert files_of(apart.path / "model") == files_of(beside.path / "model")
     assert metrics_of(apart) == metrics_of(beside)

@@ -5,6 +5,7 @@ d = log-prob of the trainer - log-prob of the engine.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -279,11 +280,61 @@ def test_a_request_that_vllm_refuses_fails_alone(pair):
     assert pieces["good"].finish in ("length", "end")
 
 
-def test_another_pixel_budget_is_noticed_before_generation(pair):
-    # 140 x 140 is over the engine's budget: vLLM would shrink it and see fewer tokens than the trainer.
-    prompt = Prompt("?", (picture(140, 140),))
-    with pytest.raises(EngineError, match="pixel budget"):
-        pair.engine.submit(GenerationRequest("big", prompt, (), (), 4, 0.0))
+def test_a_picture_is_seen_as_it_is_given(pair):
+    # Over the engine's pixel budget, as a long and narrow picture comes out of smart resizing: vLLM's own
+    # processor would shrink it, and see fewer tokens than the trainer.
+    prompt = Prompt("?", (picture(28, 560),))
+    one = GenerationRequest("long", prompt, (), (), 12, TEMPERATURE)
+    assert one.prompt.pictures[0].size.area > LOOK.max_pixels
+    pieces = finish(pair.engine, [one])
+    assert not pieces["long"].error
+    assert mismatch(pair.policy, [one], pieces) < MAX_MISMATCH_KL
+
+
+def test_a_picture_that_was_not_resized_fails_alone(pair):
+    ragged = GenerationRequest("ragged", Prompt("?", (picture(60, 56),)), (), (), 4, 0.0)
+    pieces = finish(pair.engine, [ragged, request(pair.policy.encoder, id="good")])
+    assert pieces["ragged"].finish == "error"
+    assert "60x56" in pieces["ragged"].error
+    assert not pieces["good"].error
+
+
+@contextmanager
+def looking_with(engine: VLLMEngine, look_at) -> Iterator[None]:
+    engine._inputs.look_at = look_at
+    engine.begin_version(engine.version)  # nothing of the pictures is left
+    try:
+        yield
+    finally:
+        engine._inputs.look_at = None
+        engine.begin_version(engine.version)
+
+
+def test_with_the_trainers_features_the_engines_tower_looks_at_nothing(pair):
+    calls = []
+
+    def watch(model):
+        look = model.visual.forward
+        model.visual.forward = lambda *given, **named: calls.append(given) or look(*given, **named)
+
+    pair.engine._engine.apply_model(watch)
+    requests = mixed_requests(pair.policy.encoder)
+    with looking_with(pair.engine, pair.policy.features):
+        pieces = finish(pair.engine, requests)
+        assert not calls
+        for num_crops in NUMBERS_OF_CROPS:
+            assert mismatch(pair.policy, requests, pieces, num_crops) < MAX_MISMATCH_KL
+        with pair.engine.looking_itself():
+            own = finish(pair.engine, requests)
+        assert calls
+    assert mismatch(pair.policy, requests, own) < MAX_MISMATCH_KL
+
+
+def test_other_features_are_seen(pair):
+    requests = mixed_requests(pair.policy.encoder)
+    with looking_with(pair.engine, lambda shown: [-one for one in pair.policy.features(shown)]):
+        pieces = finish(pair.engine, requests)
+    assert mismatch(pair.policy, requests, pieces) > MAX_MISMATCH_KL
 
 
 def test_weights_do_not_change_under_a_running_request(pair):

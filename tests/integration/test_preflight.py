@@ -184,10 +184,20 @@ def test_with_vllm_stale_caches_and_wrong_crops_are_seen(tmp_path, data, monkeyp
         check_before(run, config, actors)
         checks = {check["name"]: check for check in json.loads((run.path / PREFLIGHT).read_text())["checks"]}
         assert "put back: 0 nats" in checks["caches"]["value"]
+        assert "vision tower: moved by" in checks["caches"]["value"]
+        assert checks["vision towers"]["passed"]
         assert all(torch.equal(tensor, before[name]) for name, tensor in actors.engine.module.weights())
         # The prefixes of old weights stay: the canary's language model sees the old ones.
         monkeypatch.setattr(actors.sampler.engine._engine, "reset_prefix_cache", lambda: True)
         with pytest.raises(GateError, match="wrong: language model"):
+            check_before(run, config, actors)
+        monkeypatch.undo()
+        # Features that are wrong for engine and trainer alike: the two agree, on what is not there.
+        policy = actors.engine.module
+        look_at = policy._look_at
+        policy.look_afresh()
+        monkeypatch.setattr(policy, "_look_at", lambda shown: [-one for one in look_at(shown)])
+        with pytest.raises(GateError, match=r"1 of 9 checks fail\. vision towers"):
             check_before(run, config, actors)
 
 
