@@ -11,8 +11,8 @@ tokens as a turn has, and the turn is then a written one, with a box or an answe
 Three tables: a step by its parts; the weight update beside a plain copy of the same bytes; and seconds of a
 step against group size, pictures and length of a sequence, with the straight line through them. The command
 fails when the update takes more than 5 % of a step, or when a unit of the largest size costs more than 1.25
-times one of the smallest. Lengths end where attention's part, which grows with the square, is still small:
-the table says how large it is.
+times one of the smallest. Lengths end where attention's part, which grows with the square, is still small,
+a seventh of the operations at most: the table says how large it is.
 """
 
 import argparse
@@ -38,6 +38,7 @@ from tests.model_shapes import NAMES, model_folder
 
 NAME = "training_cost"
 MAX_UPDATE_SHARE = 0.05
+MAX_ATTENTION_SHARE = 0.15  # of the operations, where the study of lengths ends
 UPDATE_REPEATS = 9
 PARTS = ("rollout", "log-prob", "update", "pictures", "sync", "rest")
 # By shape, unless an argument says otherwise. The numbers of ``tiny`` are those of its preset; the shortest
@@ -164,7 +165,7 @@ def parts_of_a_step(bench: Bench, options: Options) -> dict[str, Any]:
             "sampled tokens/s": rate("sampled"),
             "prefilled tokens/s, computed": rate("prefilled"),
             "prompt tokens/s from the cache": rate("cached"),
-            "pictures/s, trainer's tower": statistics.median(map(_pictures_per_second, steps)),
+            "pictures/s, tower": statistics.median(map(_pictures_per_second, steps)),
             "share of pictures looked at before": 1 - steps[-1].looked_at / steps[-1].pictures,
         },
         "training": _compute([step.flops / step.training_seconds for step in steps]),
@@ -237,17 +238,26 @@ def against_pictures(bench: Bench, options: Options) -> list[Line]:
 
 
 def against_length(bench: Bench, options: Options) -> tuple[list[Line], float]:
-    """Both stages with longer and longer sequences, and attention's share in the longest."""
+    """Both stages with longer and longer sequences, and attention's share in the longest.
+
+    R-GRPO's prompts are computed once for a group, so what grows is what a trajectory samples.
+    """
     batch_size = options.studied * options.group_size
     given = bench.prompt_tokens()
-    sizes, sft, taken, share = [], [], [], 0.0
+    sizes: list[int] = []
+    sft: list[list[SFTStep]] = []
+    rgrpo: list[list[Step]] = []
+    share = 0.0
     for size in options.sizes:
         writing = bench.writing(num_looks=0, num_tokens=options.length * size - given)
         steps = bench.sft_steps(writing, batch_size=batch_size, num_steps=options.steps)
+        found = attention_share(bench.policy.model.config, steps[0].work)
+        if len(sizes) > 1 and found > MAX_ATTENTION_SHARE:
+            break
+        share = found
         sizes.append(round(steps[0].tokens / batch_size))
-        share = attention_share(bench.policy.model.config, steps[0].work)
         sft.append(steps)
-        taken.append(
+        rgrpo.append(
             bench.rgrpo_steps(
                 writing,
                 num_questions=options.studied,
@@ -255,8 +265,9 @@ def against_length(bench: Bench, options: Options) -> tuple[list[Line], float]:
                 num_steps=options.steps,
             )
         )
-    unit = "tokens of a sequence"
-    return [*_rgrpo_lines(unit, sizes, taken), _sft_line(unit, sizes, sft)], share
+    sampled = [size - given for size in sizes]
+    lines = _rgrpo_lines("sampled tokens of a trajectory", sampled, rgrpo)
+    return [*lines, _sft_line("tokens of a sequence", sizes, sft)], share
 
 
 def _rgrpo_lines(unit: str, sizes: Sequence[int], taken: Sequence[Sequence[Step]]) -> list[Line]:
