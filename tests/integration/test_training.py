@@ -644,8 +644,13 @@ def test_two_ranks_compute_the_gradient_of_one(tmp_path, model_path, zero_stage)
         arguments = [str(script), str(model_path), str(zero_stage), str(tmp_path / f"{num_ranks}.pt")]
         subprocess.run([sys.executable, *launcher, *arguments], check=True, timeout=300)
     alone, together = (torch.load(tmp_path / f"{number}.pt") for number in (1, 2))
-    assert alone.keys() == together.keys()
-    for batch in alone:
-        largest = max(float(gradient.abs().max()) for gradient in alone[batch].values())
+    assert alone["gradients"].keys() == together["gradients"].keys()
+    for batch, expected in alone["gradients"].items():
+        largest = max(float(gradient.abs().max()) for gradient in expected.values())
         assert largest > 1e-3
-        assert_equal(together[batch], alone[batch], tolerance=1e-5 * max(1.0, largest))
+        assert_equal(together["gradients"][batch], expected, tolerance=1e-5 * max(1.0, largest))
+    for objective, metrics in alone["metrics"].items():
+        assert together["metrics"][objective] == pytest.approx(metrics, rel=1e-4, abs=1e-6)
+        # No engine sampled these tokens, as if it had been sure of each: the ratios are far from equal.
+        assert 0 < metrics["rgrpo/engine_ratio"] < 0.5
+        assert metrics["rgrpo/effective_share"] < 0.9
