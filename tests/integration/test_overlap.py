@@ -10,7 +10,7 @@ import torch
 from deepspeed.utils import safe_get_full_grad
 
 from models import distributed
-from models.config import EngineConfig, GuardsConfig, ObjectiveConfig, PreflightConfig, RGRPOConfig
+from models.config import GuardsConfig, ObjectiveConfig
 from models.encoding import Encoded
 from models.errors import GuardError
 from models.policy import Policy, collate, load_policy
@@ -26,26 +26,19 @@ from models.rundir import RunDir
 from models.transformers_engine import TransformersEngine
 from tests.killed import files_of, last_step, metrics_of, rollouts_of, stage
 from tests.tiny_models import save_random_model
-from tests.training_data import LOOK, questions, records
+from tests.training_data import LOOK, TRANSFORMERS, VLLM, questions, records, rgrpo_config, rgrpo_run
 
 pytestmark = pytest.mark.integration
 
 RGRPO = "models.rgrpo.train"
 NUM_STEPS = 5
-TRAINING = RGRPOConfig(
+TRAINING = rgrpo_config(
     num_steps=NUM_STEPS,
-    questions_per_step=2,
     group_size=4,
-    learning_rate=1e-3,
-    warmup_steps=0,
-    tokens_per_micro_batch=1024,
-    precision="float32",
-    checkpoint_every=2,
     num_threads=1,
     placement="dedicated",
     overlap=True,
     objective=ObjectiveConfig(aggregation="token-mean", clip_high=0.28, engine_weight_cap=2.0),
-    preflight=PreflightConfig(enabled=False),  # a random model has nothing to show
     guards=GuardsConfig(probe_every=2, probe_questions=2),
 )
 
@@ -55,26 +48,18 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_random_model(tmp_path_factory.mktemp("model"), tied=True)
 
 
-def make_run(folder: Path, model_path: Path, *, num_ranks: int, kind: str) -> RunDir:
+def make_run(
+    folder: Path, model_path: Path, *, num_ranks: int = 1, kind: str = "transformers", **changes: object
+) -> RunDir:
     folder.mkdir()
     write_questions(folder.parent / "questions.parquet", questions(8))
-    config = RGRPORun(
-        model_path=str(model_path),
-        questions_path=str(folder.parent / "questions.parquet"),
-        probe_path=str(folder.parent / "questions.parquet"),
-        look=LOOK,
-        # Slices of the policy, where there is somebody to share it with.
-        rgrpo=TRAINING.model_copy(update={"num_ranks": num_ranks, "zero_stage": 3 if num_ranks > 1 else 2}),
-        engine=EngineConfig(
-            kind=kind,
-            dtype="float32",
-            max_model_len=512,
-            kv_cache_gib=0.25,
-            enforce_eager=True,
-            num_threads=1,
-        ),
-        freeze_vision=True,
-        seed=0,
+    # Slices of the policy, where there is somebody to share it with.
+    training = TRAINING.model_copy(
+        update={"num_ranks": num_ranks, "zero_stage": 3 if num_ranks > 1 else 2, **changes}
+    )
+    engine = VLLM.model_copy(update={"kind": kind})
+    config = rgrpo_run(
+        model_path, folder.parent / "questions.parquet", training, engine=engine, is_probed=True
     )
     return RunDir.create(folder / "run", config)
 
@@ -199,7 +184,7 @@ def test_another_engine_is_stopped_although_its_rollouts_are_ahead(model_path: P
     distributed.start(num_threads=1)
     policy = load_policy(model_path)
     engine = distributed.initialise(policy, TRAINING)
-    other = TransformersEngine(policy, EngineConfig(kind="transformers", dtype="float32", max_model_len=512))
+    other = TransformersEngine(policy, TRANSFORMERS)
     weight = policy.model.model.language_model.norm.weight
 
     def compare() -> dict[str, float]:
