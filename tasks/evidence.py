@@ -41,6 +41,7 @@ _CODE = ("models.vlir.build", "models.sft.train", "models.rgrpo.train", "models.
 _GUARDED = (
     "rgrpo/mismatch_kl",
     "rgrpo/mismatch_max",
+    "rgrpo/stale_kl",
     "rgrpo/unscored_share",
     "rgrpo/zero_variance_share",
     "rgrpo/truncated_share",

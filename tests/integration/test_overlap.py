@@ -99,6 +99,8 @@ def test_every_token_says_who_sampled_it_and_like_is_compared_with_like(unbroken
         assert steps[number].get("rgrpo/mismatch_max", 0.0) < 1e-4
     # What has honestly moved is no mismatch: beyond the first step it is far larger.
     assert max(steps[number]["rgrpo/stale_max"] for number in range(2, NUM_STEPS + 1)) > 1e-2
+    stale = [steps[number]["rgrpo/stale_kl"] for number in range(1, NUM_STEPS + 1)]
+    assert max(stale) < TRAINING.guards.max_stale_kl
     rows = rollouts_of(unbroken)
     assert len(rows) == NUM_STEPS * 2 * 4
     for row in rows:
@@ -121,6 +123,18 @@ def test_a_killed_run_goes_on_with_the_rollouts_that_it_had(
     assert rollouts_of(broken) == rollouts_of(unbroken)
     assert metrics_of(broken) == metrics_of(unbroken)
     assert files_of(broken.path / "model") == files_of(unbroken.path / "model")
+
+
+def test_a_policy_that_outruns_its_rollouts_pauses_the_run(tmp_path: Path, model_path: Path) -> None:
+    """One update at this rate takes it about one nat per token away."""
+    guards = GuardsConfig(
+        window=2, probe_every=0, max_truncated_share=1, max_all_wrong_share=1, max_entropy=20
+    )
+    run = make_run(tmp_path / "all", model_path, learning_rate=0.03, checkpoint_every=1, guards=guards)
+    said = r"Step 2: the policy outruns its rollouts.*rgrpo/stale_kl came to .* at most 0\.05\..*max_stale_kl"
+    with pytest.raises(GuardError, match=said) as caught:
+        rgrpo.train(run, RGRPORun.model_validate_json(run.config_text()))
+    assert caught.value.checkpoint == "checkpoints/step-1"
 
 
 @pytest.mark.parametrize("step", [0, 1, 3])
