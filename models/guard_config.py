@@ -22,6 +22,13 @@ class GuardsConfig(Config):
     max_truncated_share: float = Field(0.5, ge=0, le=1, description="Trajectories that a limit cut off.")
     min_entropy: float = Field(0.01, ge=0, description="Nats per token; less: the policy has collapsed.")
     max_entropy: float = Field(3.0, gt=0, description="Nats per token; more: the policy falls apart.")
+    max_stale_kl: float = Field(
+        0.05,
+        gt=0,
+        description="Policy against what its tokens were sampled with, k3, nats per token; more: it outruns "
+        "its rollouts. Only with `overlap`. Measured: 0.007 at rates that learn well, 0.07 at one that "
+        "does not (docs/training.md).",
+    )
     max_box_drift: float = Field(
         3.0,
         ge=1,

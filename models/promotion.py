@@ -7,7 +7,7 @@ Policy, in the order of the reasons:
    verdict is about the data that were trained on, and these weights answered the questions;
 3. data validation, preflight and the guards of the training said yes;
 4. nobody rolled back from these weights;
-5. the comparison is with the champion of now;
+5. the comparison is with the champion of now, which has other weights: with the same the difference is 0;
 6. challenger and baseline answered the same questions, at least ``min_questions`` of them, and none of the
    challenger's rows was broken by us;
 7. the lower end of the paired-bootstrap 95 % interval of the gain in greedy accuracy is above ``min_gain``;
@@ -53,6 +53,11 @@ class Candidate:
     benchmarks: Mapping[str, float] = field(default_factory=dict)
     problem: str = ""
 
+    @property
+    def has_weights_of_champion(self) -> bool:
+        """Whether it would replace the champion by itself."""
+        return self.baseline is not None and self.rows.get(self.baseline) == self.registered_sha256
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -79,7 +84,7 @@ def decide(candidate: Candidate, config: PromotionConfig) -> Decision:
     if evidence is None or results is None:
         return Decision(False, candidate.baseline or "", (_no_evidence(candidate),))
     checks = [*_trusted(candidate, evidence, results), *_approved(candidate, evidence)]
-    if candidate.baseline is not None:
+    if candidate.baseline is not None and not candidate.has_weights_of_champion:
         row, comparison = _measured(candidate.row, candidate.baseline, results)
         checks += _better(row, comparison, results, config)
         checks.append(_no_benchmark_lost(candidate, config))
@@ -173,9 +178,9 @@ def _approved(candidate: Candidate, evidence: Evidence) -> list[Check]:
         ),
         Check(
             name="comparison",
-            value=f"with {candidate.baseline}" if candidate.baseline else _stale(candidate, evidence),
-            rule="it was compared with the champion of now",
-            passed=candidate.baseline is not None,
+            value=_compared(candidate, evidence),
+            rule="it was compared with the champion of now, which has other weights",
+            passed=candidate.baseline is not None and not candidate.has_weights_of_champion,
         ),
     ]
 
@@ -258,7 +263,11 @@ def _measured(row: str, baseline: str, results: Results) -> tuple[VariantResult,
     return found, comparison
 
 
-def _stale(candidate: Candidate, evidence: Evidence) -> str:
+def _compared(candidate: Candidate, evidence: Evidence) -> str:
+    if candidate.has_weights_of_champion:
+        return f"champion is version {candidate.champion} with the same weights: the difference is exactly 0"
+    if candidate.baseline is not None:
+        return f"with {candidate.baseline}"
     then = f"version {evidence.parent_version}" if evidence.parent_version else "none"
     return (
         f"champion is version {candidate.champion}, it was {then} when this was measured; "

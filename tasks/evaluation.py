@@ -105,7 +105,8 @@ def read_results(folder: Path) -> tuple[Results, dict[str, str]]:
 def baseline_row(digests: Mapping[str, str], champion: ArtifactRef | None) -> str | None:
     """The row that the final model must beat: the champion's, or the untrained model's when there is none.
 
-    None when the present champion was not measured.
+    The champion's may have another name, also that of the final model itself (:func:`with_champion`). None
+    when the present champion was not measured.
     """
     if champion is None:
         return UNTRAINED

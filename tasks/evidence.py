@@ -29,18 +29,20 @@ from models.vlir.layout import QUESTIONS, RECORDS
 from tasks.artifacts import ArtifactRef, store_of
 from tasks.caching import ROOT, code_version
 from tasks.data import read_validated_data
-from tasks.evaluation import CHAMPION, FINAL, UNTRAINED, read_results
+from tasks.evaluation import CHAMPION, FINAL, UNTRAINED, baseline_row, read_results
 from tasks.launch import source_revision
 from tasks.settings import Settings
 from tasks.stage import StageOutput, read_store
 from tasks.verdicts import read_verdict
-from tasks.versions import Version, number_of_weights
+from tasks.versions import CHAMPION as PRESENT
+from tasks.versions import Version, find_version, number_of_weights
 
 _CODE = ("models.vlir.build", "models.sft.train", "models.rgrpo.train", "models.evaluation.run")
 # What of R-GRPO's metrics says whether it went as it should (docs/metrics.md).
 _GUARDED = (
     "rgrpo/mismatch_kl",
     "rgrpo/mismatch_max",
+    "rgrpo/stale_kl",
     "rgrpo/unscored_share",
     "rgrpo/zero_variance_share",
     "rgrpo/truncated_share",
@@ -70,7 +72,8 @@ def evidence_of(
     folder = store.fetch(verdict)
     validation = read_verdict(folder)
     record = store.fetch(outputs["rgrpo"].artifacts["record"])
-    evaluation = _evaluation(outputs["evaluate"].artifacts["evaluation"])
+    champion = find_version(PRESENT)
+    evaluation = evaluation_of(outputs["evaluate"].artifacts["evaluation"], champion)
     return Evidence(
         preset=preset.model_dump(mode="json"),
         git_commit=source_revision(ROOT),
@@ -88,7 +91,7 @@ def evidence_of(
         preflight=Preflight(checks=(*preflight.checks, *Preflight.read(record).checks)),
         guards=guards_of(record, preset.rgrpo),
         evaluation=evaluation,
-        parent_version=_parent(evaluation),
+        parent_version=_parent(evaluation, champion),
         tracking_run=parent,
     )
 
@@ -188,11 +191,14 @@ def _earlier(described: Mapping[str, Any], name: str) -> EarlierData:
     return EarlierData(name=name, sha256=described["digest"], num_kept=num_kept)
 
 
-def _evaluation(kept: ArtifactRef) -> EvaluationEvidence:
-    """The final model's accuracy and its gains, each with its 95 % interval."""
+def evaluation_of(kept: ArtifactRef, champion: Version | None) -> EvaluationEvidence:
+    """The final model's accuracy and its gains, each with its 95 % interval, and what it was to beat.
+
+    ``champion`` is the present one.
+    """
     results, digests = read_results(read_store().fetch(kept))
     row = results.variant(FINAL)
-    baseline = CHAMPION if CHAMPION in digests else UNTRAINED
+    baseline = _baseline(kept, digests, champion)
     return EvaluationEvidence(
         artifact=_kept(kept),
         questions_digest=results.questions_digest,
@@ -204,6 +210,19 @@ def _evaluation(kept: ArtifactRef) -> EvaluationEvidence:
     )
 
 
+def _baseline(kept: ArtifactRef, digests: Mapping[str, str], champion: Version | None) -> str:
+    """The row of the champion, or of the untrained model where there was none.
+
+    A champion whose weights are those of another row has none of its own. One that was registered by this
+    very evaluation did not exist when it was made: a run that is repeated must come to the same evidence.
+    """
+    if CHAMPION in digests:
+        return CHAMPION
+    if champion is None or champion.tags.get("evaluation_digest") == kept.sha256:
+        return UNTRAINED
+    return baseline_row(digests, champion.model) or UNTRAINED
+
+
 def _digest_of_row(results: Results, digests: Mapping[str, str], row: str) -> str:
     """The digest of the weights of a row, which may share them with a row of another name."""
     found = results.variant(row)
@@ -211,9 +230,13 @@ def _digest_of_row(results: Results, digests: Mapping[str, str], row: str) -> st
     return next((digest for name, digest in digests.items() if name in same), "")
 
 
-def _parent(evaluation: EvaluationEvidence) -> str:
-    """The number of the champion that was to be beaten, empty when it was the base."""
-    return number_of_weights(evaluation.baseline_sha256) if evaluation.baseline == CHAMPION else ""
+def _parent(evaluation: EvaluationEvidence, champion: Version | None) -> str:
+    """The number of the champion that was to be beaten, empty when it was the untrained model."""
+    if evaluation.baseline == UNTRAINED:
+        return ""
+    if champion is not None and champion.model.sha256 == evaluation.baseline_sha256:
+        return champion.number
+    return number_of_weights(evaluation.baseline_sha256)
 
 
 def _kept(ref: ArtifactRef) -> Kept:

@@ -47,7 +47,7 @@ from models.sft.step import sft_step, validation_loss
 from tests.flops import Work, attention_share, device_name, peak_of, training_flops
 from tests.measured_training import now
 from tests.model_shapes import NAMES, model_folder
-from tests.training_data import LOOK, questions, records
+from tests.training_data import LOOK, questions, records, rgrpo_run
 from tests.written import Writing, drawn_questions, filled, rules
 
 MAX_MISMATCH = 0.015  # k3, nats per token, in bfloat16
@@ -172,11 +172,10 @@ def _rgrpo_run(
 ) -> RGRPORun:
     """Small, without guards: this is about the machinery. Rewards differ by the length of the text."""
     on_gpu = torch.cuda.is_available()
-    return RGRPORun(
-        model_path=str(model),
-        questions_path=str(folder / "questions.parquet"),
-        look=LOOK,
-        rgrpo=RGRPOConfig(
+    return rgrpo_run(
+        model,
+        folder / "questions.parquet",
+        RGRPOConfig(
             num_steps=2,
             questions_per_step=4,
             group_size=4,
@@ -201,8 +200,6 @@ def _rgrpo_run(
             enforce_eager=not on_gpu,
             num_threads=num_threads,
         ),
-        freeze_vision=True,
-        seed=0,
     )
 
 

@@ -1,4 +1,5 @@
-"""Run under torchrun: write the gradients of an SFT batch and of R-GRPO batches, dealt out to the ranks.
+"""Run under torchrun: write the gradients of an SFT batch and of R-GRPO batches, dealt out to the ranks, and
+the metrics of the latter.
 
 torchrun --nproc-per-node N tests/gradient_of_ranks.py MODEL_PATH ZERO_STAGE OUTPUT
 """
@@ -35,11 +36,11 @@ OBJECTIVES = {
 def main(model_path: Path, zero_stage: int, output: Path) -> None:
     """Five samples: with two ranks one has three and the other two, in micro-batches of one sample."""
     world = distributed.start(num_threads=1)
-    found = {"sft": sft_gradient(model_path, zero_stage)}
+    found, metrics = {"sft": sft_gradient(model_path, zero_stage)}, {}
     for name, objective in OBJECTIVES.items():
-        found[name] = rgrpo_gradient(model_path, zero_stage, objective)
+        found[name], metrics[name] = rgrpo_gradient(model_path, zero_stage, objective)
     if world.rank == 0:
-        torch.save(found, output)
+        torch.save({"gradients": found, "metrics": metrics}, output)
 
 
 def sft_gradient(model_path: Path, zero_stage: int) -> dict[str, torch.Tensor]:
@@ -51,8 +52,11 @@ def sft_gradient(model_path: Path, zero_stage: int) -> dict[str, torch.Tensor]:
     return gradients(policy)
 
 
-def rgrpo_gradient(model_path: Path, zero_stage: int, objective: ObjectiveConfig) -> dict[str, torch.Tensor]:
-    """The same of an objective; its reference, if it has one, is the model moved by a little noise."""
+def rgrpo_gradient(
+    model_path: Path, zero_stage: int, objective: ObjectiveConfig
+) -> tuple[dict[str, torch.Tensor], dict[str, float] | None]:
+    """The same of an objective, and its metrics; the reference, if it has one, is the model moved by a little
+    noise."""
     # No engine sampled these records: there is nothing for the trainer to agree with.
     settings = RGRPOConfig(
         precision="float32",
@@ -65,7 +69,7 @@ def rgrpo_gradient(model_path: Path, zero_stage: int, objective: ObjectiveConfig
     encoded, mine = dealt(policy)
     reference = moved(load_reference(model_path, policy, dtype="float32")) if objective.beta else None
     engine = distributed.initialise(policy, settings)
-    update.accumulate_gradient(
+    metrics = update.accumulate_gradient(
         engine,
         [Sample(str(i // 2), i % 2, encoded[i], ADVANTAGES[i]) for i in mine],
         spare=encoded[0],
@@ -73,7 +77,7 @@ def rgrpo_gradient(model_path: Path, zero_stage: int, objective: ObjectiveConfig
         config=settings,
         reference=reference,
     )
-    return gradients(policy)
+    return gradients(policy), metrics
 
 
 def dealt(policy: Policy) -> tuple[list[Encoded], range]:

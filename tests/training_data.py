@@ -1,14 +1,21 @@
-"""A handful of questions and rationale records about the drawn world: enough to take a few steps with."""
+"""A handful of questions and rationale records about the drawn world, enough to take a few steps with, and a
+configuration of R-GRPO for them."""
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from models.config import Look
+from models.config import EngineConfig, Look, ObjectiveConfig, PreflightConfig, RGRPOConfig
 from models.protocol import render_box
 from models.records import Question, RationaleStep, VLIRRecord, png_bytes, sha256
 from models.region import Box
+from models.run_config import RGRPORun
 from models.tiny.world import PICTURE_SIZE, VIEW_SIZE, ask, draw, sample_scene, view_box
 
 LOOK = Look(max_pixels=VIEW_SIZE**2, max_sampled_tokens=24)
+TRANSFORMERS = EngineConfig(kind="transformers", dtype="float32", max_model_len=512)
+VLLM = EngineConfig(dtype="float32", max_model_len=512, kv_cache_gib=0.25, enforce_eager=True, num_threads=1)
 
 
 def questions(count: int) -> list[Question]:
@@ -19,6 +26,45 @@ def questions(count: int) -> list[Question]:
 def records(count: int) -> list[VLIRRecord]:
     """A right rationale for each of :func:`questions`; every third looks at nothing, so lengths differ."""
     return [_record(index) for index in range(count)]
+
+
+def rgrpo_config(**changes: Any) -> RGRPOConfig:
+    """Four steps that are large enough to see; no preflight, to which a random model has nothing to show."""
+    small = {
+        "num_steps": 4,
+        "questions_per_step": 2,
+        "group_size": 3,
+        "learning_rate": 1e-3,
+        "warmup_steps": 0,
+        "tokens_per_micro_batch": 1024,
+        "precision": "float32",
+        "checkpoint_every": 2,
+        "objective": ObjectiveConfig(aggregation="seq-mean-token-mean"),
+        "preflight": PreflightConfig(enabled=False),
+    }
+    return RGRPOConfig.model_validate({**small, **changes})
+
+
+def rgrpo_run(
+    model_path: Path,
+    questions_path: Path,
+    rgrpo: RGRPOConfig,
+    *,
+    engine: EngineConfig = TRANSFORMERS,
+    is_probed: bool = False,
+    freeze_vision: bool = True,
+) -> RGRPORun:
+    """R-GRPO on a file of :func:`questions`; where it ``is_probed``, held-out questions are the same."""
+    return RGRPORun(
+        model_path=str(model_path),
+        questions_path=str(questions_path),
+        probe_path=str(questions_path) if is_probed else "",
+        look=LOOK,
+        rgrpo=rgrpo,
+        engine=engine,
+        freeze_vision=freeze_vision,
+        seed=0,
+    )
 
 
 def _question(index: int) -> tuple[Question, Box]:

@@ -28,6 +28,7 @@ class Rule(NamedTuple):
 
     ``is_kept``: it binds only where the first window was within it. ``is_relative``: it looks at how many
     times larger or smaller a mean is than the first window's. Without ``is_mean`` every value counts alone.
+    ``remedy``: what may be changed besides the limit.
     """
 
     setting: str
@@ -36,6 +37,7 @@ class Rule(NamedTuple):
     is_kept: bool = False
     is_relative: bool = False
     is_mean: bool = True
+    remedy: str = "change what is rewarded"
 
 
 _RULES = (
@@ -51,6 +53,12 @@ _RULES = (
     Rule("max_truncated_share", "rgrpo/truncated_share", "most trajectories never end"),
     Rule("min_entropy", "rgrpo/entropy", "the policy has collapsed: its rollouts are all alike"),
     Rule("max_entropy", "rgrpo/entropy", "the policy falls apart"),
+    Rule(
+        "max_stale_kl",
+        "rgrpo/stale_kl",
+        "the policy outruns its rollouts: an update takes it too far from the one that sampled the next ones",
+        remedy="lower rgrpo.learning_rate or turn rgrpo.overlap off, which makes another run",
+    ),
     Rule(
         "max_box_drift",
         "rgrpo/box_share",
@@ -136,8 +144,8 @@ class Guards:
             if not all(map(limit.allows, found)):
                 raise GuardError(
                     f"Step {step}: {limit.rule.danger}. {limit.metric} came to {found[0]:.4g}, and the rule "
-                    f"is: {limit}. Look at the rollouts of this step; change what is rewarded, or go on "
-                    f"with another rgrpo.guards.{limit.rule.setting}."
+                    f"is: {limit}. Look at the rollouts of this step; {limit.rule.remedy}, or go on with "
+                    f"another rgrpo.guards.{limit.rule.setting}."
                 )
 
     def _note(self, metrics: Mapping[str, float]) -> None:

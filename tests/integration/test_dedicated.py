@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from models import distributed
-from models.config import EngineConfig, GuardsConfig, ObjectiveConfig, PreflightConfig, RGRPOConfig
+from models.config import EngineConfig, GuardsConfig
 from models.errors import EngineError
 from models.policy import load_policy
 from models.records import write_questions
@@ -28,30 +28,20 @@ from models.rundir import RunDir
 from models.trajectory import SampledSpan
 from tests.killed import files_of, last_step, metrics_of, rollouts_of, stage
 from tests.tiny_models import save_random_model
-from tests.training_data import LOOK, questions
+from tests.training_data import LOOK, VLLM, questions, rgrpo_config, rgrpo_run
 
 pytestmark = pytest.mark.integration
 
 RGRPO = "models.rgrpo.train"
-TRAINING = RGRPOConfig(
+TRAINING = rgrpo_config(
     num_steps=3,
-    questions_per_step=2,
     group_size=4,
-    learning_rate=1e-3,
-    warmup_steps=0,
-    tokens_per_micro_batch=1024,
-    precision="float32",
     checkpoint_every=1,
     num_threads=1,
     placement="dedicated",
-    objective=ObjectiveConfig(aggregation="seq-mean-token-mean"),
-    preflight=PreflightConfig(enabled=False),  # a random model has nothing to show
     guards=GuardsConfig(probe_every=2, probe_questions=2),
 )
-ENGINE = EngineConfig(
-    dtype="float32", max_model_len=512, kv_cache_gib=0.25, enforce_eager=True, num_threads=1
-)
-REFERENCE = ENGINE.model_copy(update={"kind": "transformers"})
+REFERENCE = VLLM.model_copy(update={"kind": "transformers"})
 
 
 @pytest.fixture(scope="module")
@@ -80,16 +70,8 @@ def make_run(
     freeze_vision: bool = True,
     **changes: object,
 ) -> RunDir:
-    config = RGRPORun(
-        model_path=str(model_path),
-        questions_path=str(data),
-        probe_path=str(data),
-        look=LOOK,
-        rgrpo=TRAINING.model_copy(update=changes),
-        engine=engine,
-        freeze_vision=freeze_vision,
-        seed=0,
-    )
+    training = TRAINING.model_copy(update=changes)
+    config = rgrpo_run(model_path, data, training, engine=engine, is_probed=True, freeze_vision=freeze_vision)
     return RunDir.create(folder, config)
 
 
@@ -110,7 +92,7 @@ def in_both_placements(folder: Path, model_path: Path, data: Path, **changes: An
     """The same training, with vLLM in a process of its own and beside the policy."""
     runs = []
     for placement in ("dedicated", "colocate"):
-        run = make_run(folder / placement, model_path, data, ENGINE, placement=placement, **changes)
+        run = make_run(folder / placement, model_path, data, VLLM, placement=placement, **changes)
         rgrpo.train(run, RGRPORun.model_validate_json(run.config_text()))
         runs.append(run)
     assert engines_of(os.getpid()) == []
@@ -156,7 +138,7 @@ def sampler(
         made.close()
 
 
-@pytest.mark.parametrize("engine", [ENGINE, REFERENCE], ids=["vllm", "transformers"])
+@pytest.mark.parametrize("engine", [VLLM, REFERENCE], ids=["vllm", "transformers"])
 def test_all_weights_reach_an_untied_engine_and_leave_nothing_of_the_old(
     untied: Path, engine: EngineConfig
 ) -> None:
@@ -197,7 +179,7 @@ def test_an_engine_that_does_not_answer_in_time_is_named_and_ended(untied: Path)
 
 
 def test_an_engine_that_does_not_start_says_why(untied: Path) -> None:
-    crowded = ENGINE.model_copy(update={"max_model_len": 10**6})
+    crowded = VLLM.model_copy(update={"max_model_len": 10**6})
     said = "In the engine's process: EngineError: vLLM does not start"
     with sampler(untied, crowded) as sampled, pytest.raises(EngineError, match=said):
         sampled.roll_out(questions(1), look=LOOK)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from models import checkpoints, distributed
-from models.config import EngineConfig, GuardsConfig, ObjectiveConfig, PreflightConfig, RGRPOConfig
+from models.config import GuardsConfig
 from models.errors import TrainingError
 from models.records import write_questions
 from models.rgrpo import train as rgrpo
@@ -21,7 +21,7 @@ from models.run_config import RGRPORun
 from models.rundir import RunDir
 from tests.bad_samples import BAD, FAULTS, refused
 from tests.tiny_models import save_random_model
-from tests.training_data import LOOK, questions
+from tests.training_data import questions, rgrpo_config, rgrpo_run
 
 pytestmark = pytest.mark.integration
 
@@ -55,28 +55,10 @@ def test_without_a_fault_the_same_update_is_made(model_path: Path) -> None:
 @pytest.fixture
 def config(model_path: Path, tmp_path: Path) -> RGRPORun:
     write_questions(tmp_path / "questions.parquet", questions(4))
-    return RGRPORun(
-        model_path=str(model_path),
-        questions_path=str(tmp_path / "questions.parquet"),
-        look=LOOK,
-        rgrpo=RGRPOConfig(
-            num_steps=3,
-            questions_per_step=2,
-            group_size=3,
-            learning_rate=1e-3,
-            warmup_steps=0,
-            tokens_per_micro_batch=1024,
-            precision="float32",
-            checkpoint_every=1,
-            keep_checkpoints=3,
-            objective=ObjectiveConfig(aggregation="seq-mean-token-mean"),
-            preflight=PreflightConfig(enabled=False),
-            guards=GuardsConfig(enabled=False),
-        ),
-        engine=EngineConfig(kind="transformers", dtype="float32", max_model_len=512),
-        freeze_vision=True,
-        seed=0,
+    training = rgrpo_config(
+        num_steps=3, checkpoint_every=1, keep_checkpoints=3, guards=GuardsConfig(enabled=False)
     )
+    return rgrpo_run(model_path, tmp_path / "questions.parquet", training)
 
 
 def test_a_run_that_was_stopped_goes_on_from_its_last_checkpoint(config: RGRPORun, tmp_path: Path) -> None:

@@ -9,25 +9,18 @@ import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from models import distributed, training_state
-from models.config import (
-    EngineConfig,
-    GuardsConfig,
-    ObjectiveConfig,
-    PreflightConfig,
-    RGRPOConfig,
-    SFTConfig,
-)
+from models.config import GuardsConfig, SFTConfig
 from models.distributed import DeepSpeedEngine
 from models.encoding import Encoded
 from models.policy import Policy, collate, load_policy
 from models.records import write_questions, write_records
 from models.rgrpo import train as rgrpo
-from models.run_config import RGRPORun, SFTRun
+from models.run_config import SFTRun
 from models.rundir import RunDir
 from models.sft import train as sft
 from models.sft.step import sft_step
 from tests.tiny_models import save_random_model
-from tests.training_data import LOOK, questions, records
+from tests.training_data import LOOK, questions, records, rgrpo_config, rgrpo_run
 
 pytestmark = pytest.mark.integration
 
@@ -157,28 +150,10 @@ def test_the_rate_rises_and_follows_a_cosine_in_the_optimiser(
 
 def test_the_rate_of_rgrpo_rises_in_the_optimiser_and_stays(tmp_path: Path, model_path: Path) -> None:
     write_questions(tmp_path / "questions.parquet", questions(4))
-    config = RGRPORun(
-        model_path=str(model_path),
-        questions_path=str(tmp_path / "questions.parquet"),
-        look=LOOK,
-        rgrpo=RGRPOConfig(
-            num_steps=4,
-            questions_per_step=2,
-            group_size=3,
-            learning_rate=1e-3,
-            warmup_steps=2,
-            min_lr_ratio=1.0,
-            tokens_per_micro_batch=1024,
-            precision="float32",
-            checkpoint_every=1000,
-            objective=ObjectiveConfig(aggregation="seq-mean-token-mean"),
-            preflight=PreflightConfig(enabled=False),
-            guards=GuardsConfig(enabled=False),
-        ),
-        engine=EngineConfig(kind="transformers", dtype="float32", max_model_len=512),
-        freeze_vision=True,
-        seed=0,
+    training = rgrpo_config(
+        warmup_steps=2, min_lr_ratio=1.0, checkpoint_every=1000, guards=GuardsConfig(enabled=False)
     )
+    config = rgrpo_run(model_path, tmp_path / "questions.parquet", training)
     run = RunDir.create(tmp_path / "run", config)
     with rates_applied() as applied:
         rgrpo.train(run, config)

@@ -10,7 +10,7 @@ import torch
 from deepspeed.utils import safe_get_full_grad
 
 from models import distributed
-from models.config import EngineConfig, GuardsConfig, ObjectiveConfig, PreflightConfig, RGRPOConfig
+from models.config import GuardsConfig, ObjectiveConfig
 from models.encoding import Encoded
 from models.errors import GuardError
 from models.policy import Policy, collate, load_policy
@@ -26,26 +26,19 @@ from models.rundir import RunDir
 from models.transformers_engine import TransformersEngine
 from tests.killed import files_of, last_step, metrics_of, rollouts_of, stage
 from tests.tiny_models import save_random_model
-from tests.training_data import LOOK, questions, records
+from tests.training_data import LOOK, TRANSFORMERS, VLLM, questions, records, rgrpo_config, rgrpo_run
 
 pytestmark = pytest.mark.integration
 
 RGRPO = "models.rgrpo.train"
 NUM_STEPS = 5
-TRAINING = RGRPOConfig(
+TRAINING = rgrpo_config(
     num_steps=NUM_STEPS,
-    questions_per_step=2,
     group_size=4,
-    learning_rate=1e-3,
-    warmup_steps=0,
-    tokens_per_micro_batch=1024,
-    precision="float32",
-    checkpoint_every=2,
     num_threads=1,
     placement="dedicated",
     overlap=True,
     objective=ObjectiveConfig(aggregation="token-mean", clip_high=0.28, engine_weight_cap=2.0),
-    preflight=PreflightConfig(enabled=False),  # a random model has nothing to show
     guards=GuardsConfig(probe_every=2, probe_questions=2),
 )
 
@@ -55,26 +48,18 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_random_model(tmp_path_factory.mktemp("model"), tied=True)
 
 
-def make_run(folder: Path, model_path: Path, *, num_ranks: int, kind: str) -> RunDir:
+def make_run(
+    folder: Path, model_path: Path, *, num_ranks: int = 1, kind: str = "transformers", **changes: object
+) -> RunDir:
     folder.mkdir()
     write_questions(folder.parent / "questions.parquet", questions(8))
-    config = RGRPORun(
-        model_path=str(model_path),
-        questions_path=str(folder.parent / "questions.parquet"),
-        probe_path=str(folder.parent / "questions.parquet"),
-        look=LOOK,
-        # Slices of the policy, where there is somebody to share it with.
-        rgrpo=TRAINING.model_copy(update={"num_ranks": num_ranks, "zero_stage": 3 if num_ranks > 1 else 2}),
-        engine=EngineConfig(
-            kind=kind,
-            dtype="float32",
-            max_model_len=512,
-            kv_cache_gib=0.25,
-            enforce_eager=True,
-            num_threads=1,
-        ),
-        freeze_vision=True,
-        seed=0,
+    # Slices of the policy, where there is somebody to share it with.
+    training = TRAINING.model_copy(
+        update={"num_ranks": num_ranks, "zero_stage": 3 if num_ranks > 1 else 2, **changes}
+    )
+    engine = VLLM.model_copy(update={"kind": kind})
+    config = rgrpo_run(
+        model_path, folder.parent / "questions.parquet", training, engine=engine, is_probed=True
     )
     return RunDir.create(folder / "run", config)
 
@@ -114,6 +99,8 @@ def test_every_token_says_who_sampled_it_and_like_is_compared_with_like(unbroken
         assert steps[number].get("rgrpo/mismatch_max", 0.0) < 1e-4
     # What has honestly moved is no mismatch: beyond the first step it is far larger.
     assert max(steps[number]["rgrpo/stale_max"] for number in range(2, NUM_STEPS + 1)) > 1e-2
+    stale = [steps[number]["rgrpo/stale_kl"] for number in range(1, NUM_STEPS + 1)]
+    assert max(stale) < TRAINING.guards.max_stale_kl
     rows = rollouts_of(unbroken)
     assert len(rows) == NUM_STEPS * 2 * 4
     for row in rows:
@@ -136,6 +123,18 @@ def test_a_killed_run_goes_on_with_the_rollouts_that_it_had(
     assert rollouts_of(broken) == rollouts_of(unbroken)
     assert metrics_of(broken) == metrics_of(unbroken)
     assert files_of(broken.path / "model") == files_of(unbroken.path / "model")
+
+
+def test_a_policy_that_outruns_its_rollouts_pauses_the_run(tmp_path: Path, model_path: Path) -> None:
+    """One update at this rate takes it about one nat per token away."""
+    guards = GuardsConfig(
+        window=2, probe_every=0, max_truncated_share=1, max_all_wrong_share=1, max_entropy=20
+    )
+    run = make_run(tmp_path / "all", model_path, learning_rate=0.03, checkpoint_every=1, guards=guards)
+    said = r"Step 2: the policy outruns its rollouts.*rgrpo/stale_kl came to .* at most 0\.05\..*max_stale_kl"
+    with pytest.raises(GuardError, match=said) as caught:
+        rgrpo.train(run, RGRPORun.model_validate_json(run.config_text()))
+    assert caught.value.checkpoint == "checkpoints/step-1"
 
 
 @pytest.mark.parametrize("step", [0, 1, 3])
@@ -199,7 +198,7 @@ def test_another_engine_is_stopped_although_its_rollouts_are_ahead(model_path: P
     distributed.start(num_threads=1)
     policy = load_policy(model_path)
     engine = distributed.initialise(policy, TRAINING)
-    other = TransformersEngine(policy, EngineConfig(kind="transformers", dtype="float32", max_model_len=512))
+    other = TransformersEngine(policy, TRANSFORMERS)
     weight = policy.model.model.language_model.norm.weight
 
     def compare() -> dict[str, float]:

@@ -9,7 +9,7 @@ import torch
 
 from models import rollout as loop
 from models.check import PREFLIGHT
-from models.config import EngineConfig, PreflightConfig, RewardConfig, RGRPOConfig
+from models.config import PreflightConfig, RewardConfig, RGRPOConfig
 from models.crops import CROP_SOURCES
 from models.engine import ScriptedEngine
 from models.errors import GateError
@@ -22,7 +22,7 @@ from models.rgrpo.preflight import boxes_are_right, check_before
 from models.run_config import RGRPORun
 from models.rundir import RunDir
 from tests.tiny_models import save_random_model
-from tests.training_data import LOOK, questions
+from tests.training_data import LOOK, questions, rgrpo_run
 
 pytestmark = pytest.mark.integration
 
@@ -53,15 +53,7 @@ def model_path(tmp_path_factory):
 
 
 def make_run(tmp_path, model_path, data, **changes):
-    config = RGRPORun(
-        model_path=str(model_path),
-        questions_path=str(data),
-        look=LOOK,
-        rgrpo=TRAINING.model_copy(update=changes),
-        engine=EngineConfig(kind="transformers", dtype="float32", max_model_len=512),
-        freeze_vision=True,
-        seed=0,
-    )
+    config = rgrpo_run(model_path, data, TRAINING.model_copy(update=changes))
     return RunDir.create(tmp_path / "run", config), config
 
 

@@ -21,7 +21,7 @@ from models.evaluation.results import Estimate
 from models.history import Record
 from tasks.artifacts import ArtifactRef, local_path
 from tasks.doctor import examine
-from tasks.evidence import read_evidence
+from tasks.evidence import evaluation_of, read_evidence
 from tasks.model_source import champion_or, check_model, find_model
 from tasks.promotions import records
 from tasks.registry import Verdict, promote_version, register, roll_back, version_named
@@ -31,7 +31,7 @@ from tasks.tracking import tracked_run
 from tasks.versions import Version, find_version, read_registry, registry_client
 from tests.benchmark_results_examples import some_results
 from tests.evidence_examples import POLICY
-from tests.registry_examples import stored_evidence, stored_model
+from tests.registry_examples import stored_evaluation, stored_evidence, stored_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("settings")]
 
@@ -213,6 +213,26 @@ def test_the_champion_itself_is_not_judged_again(tmp_path: Path) -> None:
     assert again.is_champion
     assert "already" in again.reasons[0]
     assert len(history()) == 1
+
+
+def test_weights_that_were_trained_again_have_the_champion_as_their_baseline(tmp_path: Path) -> None:
+    """The untrained model was it, and the refusal said that there had been no champion."""
+    weights = stored_model(tmp_path, "a")
+    first = registered(tmp_path, weights)
+    judged(first)
+    champion = version_of("champion")
+    # It is measured on other questions, once: as the final model.
+    measured = stored_evaluation(tmp_path, low=0.3, old="base_direct", models={"rgrpo": weights})
+    again = evaluation_of(measured, champion)
+    assert (again.baseline, again.baseline_sha256) == ("rgrpo", weights.sha256)
+    # The run that made it, repeated: there was no champion.
+    kept = read_evidence(first).evaluation.artifact
+    own = evaluation_of(ArtifactRef(uri=kept.uri, sha256=kept.sha256, kind="evaluation"), champion)
+    assert own.baseline == "base_direct"
+    version = registered(tmp_path, weights, low=0.2, parent_version="1")
+    assert version.number == "2"
+    assert "Version 1 with the same weights is champion already" in judged(version).reasons[0]
+    assert (version_of("champion").number, len(history())) == ("1", 1)
 
 
 def test_a_comparison_with_another_champion_is_refused(tmp_path: Path) -> None:

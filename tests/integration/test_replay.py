@@ -7,17 +7,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.cli import main
-from models.config import EngineConfig, ObjectiveConfig, PreflightConfig, RGRPOConfig
+from models.config import ObjectiveConfig
 from models.errors import RunDirError
 from models.records import read_rows, write_questions, write_rows
 from models.rgrpo import train as rgrpo
 from models.rgrpo.replay import replay
 from models.rgrpo.rollouts import ROLLOUT_SCHEMA, rollouts_path
-from models.run_config import RGRPORun
 from models.rundir import RunDir
 from models.transcripts import TRANSCRIPT_VERSION
 from tests.tiny_models import save_random_model
-from tests.training_data import LOOK, questions
+from tests.training_data import questions, rgrpo_config, rgrpo_run
 
 pytestmark = pytest.mark.integration
 
@@ -27,27 +26,10 @@ def run(tmp_path_factory):
     """Four steps of a random model, with checkpoints after the second and the fourth."""
     folder = tmp_path_factory.mktemp("run")
     write_questions(folder / "questions.parquet", questions(4))
-    config = RGRPORun(
-        model_path=str(save_random_model(folder / "base", tied=False)),
-        questions_path=str(folder / "questions.parquet"),
-        look=LOOK,
-        rgrpo=RGRPOConfig(
-            num_steps=4,
-            questions_per_step=2,
-            group_size=3,
-            learning_rate=1e-3,
-            warmup_steps=0,
-            tokens_per_micro_batch=1024,
-            precision="float32",
-            checkpoint_every=2,
-            # A reference is read by the updates that are made again too.
-            objective=ObjectiveConfig(aggregation="seq-mean-token-mean", beta=0.1),
-            preflight=PreflightConfig(enabled=False),
-        ),
-        engine=EngineConfig(kind="transformers", dtype="float32", max_model_len=512),
-        freeze_vision=True,
-        seed=0,
-    )
+    # A reference is read by the updates that are made again too.
+    training = rgrpo_config(objective=ObjectiveConfig(aggregation="seq-mean-token-mean", beta=0.1))
+    model_path = save_random_model(folder / "base", tied=False)
+    config = rgrpo_run(model_path, folder / "questions.parquet", training)
     made = RunDir.create(folder / "rgrpo", config)
     rgrpo.train(made, config)
     return made

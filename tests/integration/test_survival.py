@@ -10,14 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from models.config import (
-    EngineConfig,
-    GuardsConfig,
-    ObjectiveConfig,
-    PreflightConfig,
-    RGRPOConfig,
-    SFTConfig,
-)
+from models.config import GuardsConfig, SFTConfig
 from models.records import write_questions, write_records
 from models.run_config import RGRPORun, SFTRun
 from models.rundir import RunDir
@@ -26,7 +19,7 @@ from tests.killed import files_of, is_saving, last_step, metrics_of, rollouts_of
 from tests.s3_proxy import Proxy
 from tests.s3_server import BUCKET
 from tests.tiny_models import save_random_model
-from tests.training_data import LOOK, questions, records
+from tests.training_data import LOOK, VLLM, questions, records, rgrpo_config, rgrpo_run
 
 pytestmark = pytest.mark.integration
 
@@ -70,33 +63,16 @@ def sft_config(model_path: Path, data: Path, *, num_ranks: int) -> SFTRun:
     )
 
 
-def rgrpo_config(model_path: Path, data: Path, *, num_ranks: int, kind: str) -> RGRPORun:
-    return RGRPORun(
-        model_path=str(model_path),
-        questions_path=str(data / "questions.parquet"),
-        probe_path=str(data / "questions.parquet"),
-        look=LOOK,
-        rgrpo=RGRPOConfig(
-            num_steps=NUM_RGRPO_STEPS,
-            questions_per_step=2,
-            group_size=4,
-            learning_rate=1e-3,
-            warmup_steps=0,
-            tokens_per_micro_batch=1024,
-            precision="float32",
-            checkpoint_every=2,
-            num_ranks=num_ranks,
-            num_threads=1,
-            objective=ObjectiveConfig(aggregation="seq-mean-token-mean"),
-            preflight=PreflightConfig(enabled=False),  # a random model has nothing to show
-            guards=GuardsConfig(probe_every=2, probe_questions=4),
-        ),
-        engine=EngineConfig(
-            kind=kind, dtype="float32", max_model_len=512, kv_cache_gib=1, enforce_eager=True, num_threads=1
-        ),
-        freeze_vision=True,
-        seed=0,
+def reinforcement(model_path: Path, data: Path, *, num_ranks: int, kind: str) -> RGRPORun:
+    training = rgrpo_config(
+        num_steps=NUM_RGRPO_STEPS,
+        group_size=4,
+        num_ranks=num_ranks,
+        num_threads=1,
+        guards=GuardsConfig(probe_every=2, probe_questions=4),
     )
+    engine = VLLM.model_copy(update={"kind": kind, "kv_cache_gib": 1})
+    return rgrpo_run(model_path, data / "questions.parquet", training, engine=engine, is_probed=True)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
@@ -155,7 +131,7 @@ def goes_on_alone(of_two: RunDir, alone: RunDir) -> None:
 def test_rgrpo_that_was_killed_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, model_path: Path, data: Path, num_ranks: int, kind: str
 ) -> None:
-    config = rgrpo_config(model_path, data, num_ranks=num_ranks, kind=kind)
+    config = reinforcement(model_path, data, num_ranks=num_ranks, kind=kind)
     unbroken, broken = (RunDir.create(tmp_path / name, config) for name in ("unbroken", "broken"))
     with (
         stage(RGRPO, unbroken, num_ranks=num_ranks) as whole,

@@ -15,15 +15,7 @@ from safetensors.torch import load_file
 
 from models import distributed
 from models.checkpoints import Progress
-from models.config import (
-    EngineConfig,
-    GuardsConfig,
-    ObjectiveConfig,
-    PreflightConfig,
-    RewardConfig,
-    RGRPOConfig,
-    SFTConfig,
-)
+from models.config import GuardsConfig, ObjectiveConfig, RewardConfig, SFTConfig
 from models.errors import ConfigError, GuardError, TrainingError
 from models.objective_config import PROFILES
 from models.packing import pack, pack_groups
@@ -44,7 +36,7 @@ from models.trajectory import SampledSpan
 from models.transcripts import read_transcripts
 from models.transformers_engine import TransformersEngine
 from tests.tiny_models import save_random_model
-from tests.training_data import LOOK, questions, records
+from tests.training_data import LOOK, questions, records, rgrpo_config, rgrpo_run
 
 from transformers import Qwen2_5_VLForConditionalGeneration  # isort: skip
 
@@ -60,18 +52,7 @@ SFT = SFTConfig(
     precision="float32",
     checkpoint_every=2,
 )
-RGRPO = RGRPOConfig(
-    num_steps=4,
-    questions_per_step=2,
-    group_size=3,
-    learning_rate=1e-3,
-    warmup_steps=0,
-    tokens_per_micro_batch=1024,
-    precision="float32",
-    checkpoint_every=2,
-    objective=ObjectiveConfig(aggregation="seq-mean-token-mean"),
-    preflight=PreflightConfig(enabled=False),
-)
+RGRPO = rgrpo_config()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -109,16 +90,8 @@ def sft_run(model_path, data, **changes):
     )
 
 
-def rgrpo_run(model_path, data, **changes):
-    return RGRPORun(
-        model_path=str(model_path),
-        questions_path=str(data / "questions.parquet"),
-        look=LOOK,
-        rgrpo=RGRPO.model_copy(update=changes),
-        engine=EngineConfig(kind="transformers", dtype="float32", max_model_len=512),
-        freeze_vision=True,
-        seed=0,
-    )
+def make_run(model_path, data, **changes):
+    return rgrpo_run(model_path, data / "questions.parquet", RGRPO.model_copy(update=changes))
 
 
 def weights(folder):
@@ -435,7 +408,7 @@ def test_a_long_record_is_left_out_whole_counted_and_named(tmp_path, model_path,
 
 
 def test_rgrpo_resumes_as_if_it_had_never_stopped(tmp_path, model_path, data):
-    config = rgrpo_run(model_path, data)
+    config = make_run(model_path, data)
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     rgrpo.train(RunDir.create(unbroken, config), config)
     run = RunDir.create(broken, config)
@@ -450,7 +423,7 @@ def test_rgrpo_resumes_as_if_it_had_never_stopped(tmp_path, model_path, data):
 
 
 def test_every_rollout_is_kept_with_its_policy_version(tmp_path, model_path, data):
-    config = rgrpo_run(model_path, data, num_steps=2)
+    config = make_run(model_path, data, num_steps=2)
     run = RunDir.create(tmp_path / "run", config)
     rgrpo.train(run, config)
     for step in (0, 1):
@@ -464,7 +437,7 @@ def test_every_rollout_is_kept_with_its_policy_version(tmp_path, model_path, dat
 
 
 def test_drift_is_that_of_the_spans_that_are_kept(tmp_path, model_path, data):
-    config = rgrpo_run(model_path, data, num_steps=1)
+    config = make_run(model_path, data, num_steps=1)
     run = RunDir.create(tmp_path / "run", config)
     rgrpo.train(run, config)
     tokenizer = load_policy(model_path).encoder.tokenizer
@@ -482,7 +455,7 @@ def test_drift_is_that_of_the_spans_that_are_kept(tmp_path, model_path, data):
 
 def test_questions_that_do_not_fill_the_last_step_of_an_epoch(tmp_path, model_path, data):
     """8 questions, 3 a step: the third step would begin one epoch and end in the next."""
-    config = rgrpo_run(model_path, data, num_steps=5, questions_per_step=3, group_size=2)
+    config = make_run(model_path, data, num_steps=5, questions_per_step=3, group_size=2)
     run = RunDir.create(tmp_path / "run", config)
     rgrpo.train(run, config)
     for step in range(5):
@@ -491,7 +464,7 @@ def test_questions_that_do_not_fill_the_last_step_of_an_epoch(tmp_path, model_pa
 
 
 def test_fewer_questions_than_a_step_takes_are_refused(tmp_path, model_path, data):
-    config = rgrpo_run(model_path, data, questions_per_step=9)
+    config = make_run(model_path, data, questions_per_step=9)
     with pytest.raises(ConfigError, match=r"holds 8 questions, a step of R-GRPO takes 9 different ones"):
         rgrpo.train(RunDir.create(tmp_path / "run", config), config)
 
@@ -501,7 +474,7 @@ def test_a_guard_pauses_the_run_and_it_goes_on_under_another_limit(tmp_path, mod
     lenient = GuardsConfig(
         window=2, max_truncated_share=1, max_all_wrong_share=1, max_entropy=20, probe_every=2
     )
-    config = rgrpo_run(model_path, data, guards=lenient, checkpoint_every=1)
+    config = make_run(model_path, data, guards=lenient, checkpoint_every=1)
     config = config.model_copy(update={"probe_path": str(data / "questions.parquet")})
     unbroken = RunDir.create(tmp_path / "unbroken", config)
     rgrpo.train(unbroken, config)
@@ -526,7 +499,7 @@ def test_a_guard_pauses_the_run_and_it_goes_on_under_another_limit(tmp_path, mod
 
 def test_a_batch_without_spread_trains_nothing(tmp_path, model_path, data):
     nothing = RewardConfig(accuracy=0, format=0, validity=0, length_cap=0)
-    config = rgrpo_run(model_path, data, num_steps=1, reward=nothing)
+    config = make_run(model_path, data, num_steps=1, reward=nothing)
     run = RunDir.create(tmp_path / "run", config)
     rgrpo.train(run, config)
     (line,) = [line for line in run.metrics() if line["step"] == 1]
@@ -547,7 +520,7 @@ def test_beta_loads_the_starting_model_once_and_none_without(tmp_path, model_pat
     # Unlike rewards at the start, and a policy that moves far: the penalty has something to hold back.
     for beta in (0.0, 1.0):
         objective = ObjectiveConfig(aggregation="token-mean", beta=beta)
-        config = rgrpo_run(model_path, data, num_steps=3, learning_rate=0.01, objective=objective)
+        config = make_run(model_path, data, num_steps=3, learning_rate=0.01, objective=objective)
         run = RunDir.create(tmp_path / f"beta-{beta}", config)
         loaded.clear()
         rgrpo.train(run, config)
@@ -564,7 +537,7 @@ def test_equal_rewards_are_trained_on_where_a_reference_pulls(tmp_path, model_pa
     # Every reward is 0: without beta nothing would be trained (test_a_batch_without_spread_trains_nothing).
     nothing = RewardConfig(accuracy=0, format=0, validity=0, length_cap=0)
     objective = ObjectiveConfig(aggregation="token-mean", beta=1.0)
-    config = rgrpo_run(model_path, data, num_steps=1, reward=nothing, objective=objective)
+    config = make_run(model_path, data, num_steps=1, reward=nothing, objective=objective)
     run = RunDir.create(tmp_path / "run", config)
     policy = load_policy(other_model_path)  # it has moved away from the starting model
     engine = distributed.initialise(policy, config.rgrpo)
@@ -644,8 +617,13 @@ def test_two_ranks_compute_the_gradient_of_one(tmp_path, model_path, zero_stage)
         arguments = [str(script), str(model_path), str(zero_stage), str(tmp_path / f"{num_ranks}.pt")]
         subprocess.run([sys.executable, *launcher, *arguments], check=True, timeout=300)
     alone, together = (torch.load(tmp_path / f"{number}.pt") for number in (1, 2))
-    assert alone.keys() == together.keys()
-    for batch in alone:
-        largest = max(float(gradient.abs().max()) for gradient in alone[batch].values())
+    assert alone["gradients"].keys() == together["gradients"].keys()
+    for batch, expected in alone["gradients"].items():
+        largest = max(float(gradient.abs().max()) for gradient in expected.values())
         assert largest > 1e-3
-        assert_equal(together[batch], alone[batch], tolerance=1e-5 * max(1.0, largest))
+        assert_equal(together["gradients"][batch], expected, tolerance=1e-5 * max(1.0, largest))
+    for objective, metrics in alone["metrics"].items():
+        assert together["metrics"][objective] == pytest.approx(metrics, rel=1e-4, abs=1e-6)
+        # No engine sampled these tokens, as if it had been sure of each: the ratios are far from equal.
+        assert 0 < metrics["rgrpo/engine_ratio"] < 0.5
+        assert metrics["rgrpo/effective_share"] < 0.9

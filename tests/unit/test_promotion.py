@@ -121,6 +121,15 @@ def test_a_comparison_with_an_earlier_champion_is_stale() -> None:
     assert "champion is version 4, it was none when this was measured" in decision.reasons[0]
 
 
+def test_the_champions_own_weights_do_not_replace_it_at_any_setting() -> None:
+    """Nothing compares a row with itself: it would be the evaluation's fault otherwise."""
+    own = make_evidence().model.sha256
+    open_gate = POLICY.model_copy(update={"min_gain": -1})
+    decision = decide(candidate(baseline="rgrpo", rows={"rgrpo": own}), open_gate)
+    assert broken(decision) == ["comparison"]
+    assert "version 1 with the same weights: the difference is exactly 0" in decision.reasons[0]
+
+
 def test_a_gain_that_may_be_chance_is_refused() -> None:
     """The low end of the interval, 0.11, decides: not the difference, 0.16."""
     assert decide(candidate(), POLICY.model_copy(update={"min_gain": 0.11 - 1e-6})).promoted

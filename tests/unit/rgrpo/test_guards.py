@@ -41,6 +41,8 @@ def test_a_healthy_run_is_left_alone():
         ("rgrpo/truncated_share", [0.0, 0.6, 0.6, 0.6], 4, "max_truncated_share"),
         ("rgrpo/entropy", [0.4, 0.001, 0.001, 0.001], 4, "min_entropy"),
         ("rgrpo/entropy", [0.4, 5.0, 5.0], 3, "max_entropy"),
+        # (0 + 0.02 + 0.14) / 3 = 0.053
+        ("rgrpo/stale_kl", [0.0, 0.02, 0.14], 3, "max_stale_kl"),
         # The first window's mean is 0.03; (0.03 + 0.09 + 0.18) / 3 = 0.1 is 3.3 times that.
         ("rgrpo/box_share", [0.03, 0.03, 0.03, 0.09, 0.18], 5, "max_box_drift"),
         ("rgrpo/box_share", [0.03, 0.03, 0.03, 0.009, 0.009, 0.009], 6, "max_box_drift"),
@@ -62,6 +64,17 @@ def test_what_a_policy_never_had_it_cannot_lose(name):
 
 def test_one_bad_step_says_little():
     assert watch("rgrpo/truncated_share", [0.0, 0.0, 1.0, 0.0, 0.0]) is None
+
+
+def test_a_policy_that_moves_as_it_should_is_left_alone_and_so_is_one_that_samples_its_own():
+    """What a healthy run shows (docs/training.md), with one step far from it; and a run without overlap."""
+    assert watch("rgrpo/stale_kl", [0.0, 0.003, 0.003, 0.14, 0.003, 0.003]) is None
+    assert watch("rgrpo/mismatch_kl", [1.0] * 20) is None
+
+
+def test_a_guard_says_what_else_may_be_changed():
+    assert "change what is rewarded, or go on with" in watch("rgrpo/truncated_share", [1.0] * 3)[1]
+    assert "lower rgrpo.learning_rate or turn rgrpo.overlap off" in watch("rgrpo/stale_kl", [1.0] * 3)[1]
 
 
 def test_nothing_is_said_before_a_window_is_whole():
@@ -105,3 +118,4 @@ def test_the_worst_of_a_run_is_what_its_evidence_shows():
     assert by_setting["min_crops"].worst([1.0, 1.0, 1.0, 0.4]) == pytest.approx(0.8)
     assert by_setting["max_box_drift"].worst([0.03, 0.03, 0.03, 0.03]) == pytest.approx(1.0)
     assert by_setting["max_entropy"].worst([0.1]) is None
+    assert by_setting["max_stale_kl"].worst([]) is None  # without overlap

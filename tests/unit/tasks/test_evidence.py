@@ -45,7 +45,8 @@ def test_a_broken_limit_and_missing_metrics_are_no_pass(tmp_path: Path) -> None:
 
 def test_the_limits_of_the_guards_are_looked_at_once_more(tmp_path: Path) -> None:
     lines = [
-        {"step": step, "rgrpo/truncated_share": 0.1 * step, "rgrpo/entropy": 0.4} for step in range(1, 9)
+        {"step": step, "rgrpo/truncated_share": 0.1 * step, "rgrpo/entropy": 0.4, "rgrpo/stale_kl": 0.06}
+        for step in range(1, 9)
     ]
     watched = CONFIG.model_copy(update={"guards": GuardsConfig(window=2)})
     found = {limit.rule: limit for limit in guards_of(record(tmp_path, *lines), watched).limits}
@@ -53,3 +54,7 @@ def test_the_limits_of_the_guards_are_looked_at_once_more(tmp_path: Path) -> Non
     assert not found["mean over 2 steps at most 0.5"].passed
     assert found["mean over 2 steps at least 0.01"].passed
     assert found["mean over 2 steps at most 3"].passed
+    assert (found["mean over 2 steps at most 0.05"].name, found["mean over 2 steps at most 0.05"].passed) == (
+        "rgrpo/stale_kl",
+        False,
+    )
