@@ -4,7 +4,8 @@ Three choices make it fast and exact:
 
 1. a frozen tower is no part of the module that DeepSpeed partitions, casts and updates, and a picture's
    features are computed once and kept by the picture's digest (:mod:`models.feature_store`);
-2. only hidden states that predict a *sampled* token go through the output head;
+2. only hidden states that predict a *sampled* token go through the output head, in chunks where they are many
+   (:mod:`models.output_head`);
 3. banned tokens (vision tokens, ids without text) are taken out of the softmax, exactly as the engines do.
 
 Trainers take many sequences as one packed row (:func:`collate_packed`): nothing is padded, and what several
@@ -30,6 +31,7 @@ from models.encoding import (
 from models.errors import EncodingError
 from models.feature_store import FeatureStore
 from models.gradient_watch import GradientWatch
+from models.output_head import OutputHead, processed
 from models.packing import packed_length, padded_length
 from models.prefixes import share_beginnings
 from models.region import Picture
@@ -158,8 +160,8 @@ class Policy(nn.Module):
         hidden = self.hidden_states(batch)
         chosen = batch.sampled[:, 1:]
         targets = batch.ids[:, 1:][chosen]  # (N,)
-        logits = self.logits(hidden[:, :-1][chosen], temperature=temperature)  # (N, V)
-        logprobs = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=1)
+        states = hidden[:, :-1][chosen]  # (N, D)
+        logprobs = self.model.lm_head(states, targets, temperature=temperature, banned=self._banned)
         return torch.zeros(chosen.shape, device=chosen.device).masked_scatter(chosen, logprobs)
 
     def hidden_states(self, batch: Batch) -> Tensor:
@@ -184,9 +186,11 @@ class Policy(nn.Module):
         return embeddings
 
     def logits(self, hidden: Tensor, *, temperature: float) -> Tensor:
-        """Logits (N, V) in fp32, divided by the temperature; minus infinity for banned tokens."""
-        logits = self.model.lm_head(hidden).float() / temperature
-        return logits.index_fill(1, self._banned, -torch.inf)
+        """Logits (N, V) in fp32, divided by the temperature; minus infinity for banned tokens.
+
+        For N sequences that are sampled; training's log-probs are :meth:`forward`'s, which holds fewer.
+        """
+        return processed(self.model.lm_head(hidden), temperature=temperature, banned=self._banned)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight under its name in the Hugging Face model, the frozen tower included; detached.
@@ -239,6 +243,7 @@ def load_policy(model_path: Path, *, dtype: Precision = "float32", freeze_vision
         trust_remote_code=False,
     )
     PatchProjection.replace_in(model.model.visual)
+    OutputHead.replace_in(model)
     return Policy(model, encoder, freeze_vision=freeze_vision).train()
 
 
