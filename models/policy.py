@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from models.config import Precision
+from models.config import Precision, RGRPOConfig, SFTConfig
 from models.encoding import (
     Encoded,
     Encoder,
@@ -245,6 +245,16 @@ def load_policy(model_path: Path, *, dtype: Precision = "float32", freeze_vision
     PatchProjection.replace_in(model.model.visual)
     OutputHead.replace_in(model)
     return Policy(model, encoder, freeze_vision=freeze_vision).train()
+
+
+def load_to_train(
+    model_path: Path, training: SFTConfig | RGRPOConfig, *, freeze_vision: bool = True
+) -> Policy:
+    """The policy as a stage trains it, in float32: DeepSpeed casts it and keeps these as master weights."""
+    policy = load_policy(model_path, freeze_vision=freeze_vision)
+    if training.gradient_checkpointing:
+        policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+    return policy
 
 
 def load_reference(model_path: Path, policy: Policy, *, dtype: Precision) -> Policy:

@@ -649,3 +649,7 @@ def test_two_ranks_compute_the_gradient_of_one(tmp_path, model_path, zero_stage)
         largest = max(float(gradient.abs().max()) for gradient in alone[batch].values())
         assert largest > 1e-3
         assert_equal(together[batch], alone[batch], tolerance=1e-5 * max(1.0, largest))
+    for found in (alone, together):
+        assert_equal(found["sft-recomputed"], found["sft"], tolerance=0)
+        assert_equal(found["sft-chunked"], found["sft"])
+        assert_equal(found["token-mean-beta-chunked"], found["token-mean-beta"])
