@@ -5,6 +5,8 @@ gradient takes four times that. So tokens go through in chunks, and what a chunk
 when its gradient is wanted.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -36,14 +38,12 @@ class OutputHead(nn.Linear):
         if targets is None:
             return super().forward(input)
         size = chunk_tokens(self.out_features)
-        options = {"temperature": temperature, "banned": banned}
+        logprobs = partial(self._logprobs, temperature=temperature, banned=banned)
         if len(input) <= size:
-            return self._logprobs(input, targets, **options)
+            return logprobs(input, targets)
         # Not reentrant: the weight then gets one gradient per pass, which is what ZeRO waits for.
         chunks = zip(input.split(size), targets.split(size), strict=True)
-        return torch.cat(
-            [checkpoint(self._logprobs, *chunk, **options, use_reentrant=False) for chunk in chunks]
-        )
+        return torch.cat([checkpoint(logprobs, *chunk, use_reentrant=False) for chunk in chunks])
 
     def _logprobs(
         self, hidden: Tensor, targets: Tensor, *, temperature: float, banned: Tensor | None

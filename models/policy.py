@@ -77,6 +77,8 @@ class Batch:
 class Policy(nn.Module):
     """Qwen2.5-VL as the trainers see it; ``forward`` gives log-probs. DeepSpeed may wrap it, ZeRO 0 to 3."""
 
+    _banned: Tensor  # (number of banned tokens,) int64
+
     def __init__(
         self, model: Qwen2_5_VLForConditionalGeneration, encoder: Encoder, *, freeze_vision: bool
     ) -> None:
@@ -106,7 +108,7 @@ class Policy(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the language model is."""
-        return self._banned.device  # type: ignore[return-value]
+        return self._banned.device
 
     def features(self, pictures: Sequence[Picture]) -> list[Tensor]:
         """Features (visual tokens, D) of each picture, without gradient; cached when the tower is frozen."""
