@@ -11,7 +11,7 @@ from torch import nn
 
 from models.config import SFTConfig
 from models.errors import EncodingError
-from models.policy import Policy, collate, load_policy, load_to_train, save_policy
+from models.policy import DTYPES, Policy, collate, load_policy, load_to_train, save_policy
 from tests.tiny_models import load_reference, picture, trajectory_with_crops
 
 TEMPERATURE = 0.7
@@ -273,3 +273,18 @@ def test_casting_keeps_rotary_frequencies_and_the_frozen_tower_exact(policy):
     assert torch.equal(rotary.inv_freq, frequencies)
     assert next(policy.tower.parameters()).dtype == torch.float32
     assert np.isfinite(policy(collate(encoded_turns(policy), policy)).detach().numpy()).all()
+
+
+def test_a_frozen_tower_computes_in_the_precision_of_the_stage(model_path):
+    shown = [picture(112, 112), picture(56, 84, seed=1)]
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        policy = load_to_train(model_path, SFTConfig(precision=precision))
+        assert {parameter.dtype for parameter in policy.tower.parameters()} == {DTYPES[precision]}
+        assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}  # master weights
+        expected = load_policy(model_path, dtype=precision).features(shown)  # as engines have it
+        found[precision] = policy.features(shown)
+        assert all(torch.equal(*pair) for pair in zip(found[precision], expected, strict=True))
+    for exact, rounded in zip(found["float32"], found["bfloat16"], strict=True):
+        assert rounded.dtype == torch.bfloat16
+        assert (rounded - exact).norm() < 0.02 * exact.norm()
