@@ -225,10 +225,12 @@ class Policy(nn.Module):
         DeepSpeed casts the whole module to bf16, where far positions would fall together; transformers itself
         never casts these buffers.
         """
-        rotary = self.model.model.language_model.rotary_emb
-        exact = rotary.inv_freq.clone()
+        # Of the language model, and of a tower that is trained.
+        rotary: list[Any] = [module for module in self.modules() if hasattr(module, "inv_freq")]
+        exact = [module.inv_freq.clone() for module in rotary]
         super()._apply(fn, recurse)
-        rotary.inv_freq = exact.to(rotary.inv_freq.device)
+        for module, frequencies in zip(rotary, exact, strict=True):
+            module.inv_freq = frequencies.to(module.inv_freq.device)
         return self
 
 

@@ -275,6 +275,16 @@ def test_casting_keeps_rotary_frequencies_and_the_frozen_tower_exact(policy):
     assert np.isfinite(policy(collate(encoded_turns(policy), policy)).detach().numpy()).all()
 
 
+def test_casting_keeps_the_rotary_frequencies_of_a_trained_tower(untied_model):
+    policy = load_policy(untied_model, freeze_vision=False)
+    rotary = policy.tower.rotary_pos_emb
+    frequencies = rotary.inv_freq.clone()
+    assert not torch.equal(frequencies.bfloat16().float(), frequencies)
+    policy.bfloat16()
+    assert {parameter.dtype for parameter in policy.tower.parameters()} == {torch.bfloat16}
+    assert torch.equal(rotary.inv_freq, frequencies)
+
+
 def test_a_frozen_tower_computes_in_the_precision_of_the_stage(model_path):
     shown = [picture(112, 112), picture(56, 84, seed=1)]
     found = {}
