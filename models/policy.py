@@ -256,7 +256,7 @@ def load_to_train(
 ) -> Policy:
     """The policy as a stage trains it, in float32: DeepSpeed casts it and keeps these as master weights.
 
-    A frozen tower, which DeepSpeed never sees, and its features have the stage's precision, as an engine's do.
+    A frozen tower, which DeepSpeed never sees, and its features have the stage's precision, as engines do.
     """
     policy = load_policy(model_path, freeze_vision=freeze_vision)
     if policy.tower_is_frozen:
