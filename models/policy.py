@@ -254,14 +254,9 @@ def load_policy(model_path: Path, *, dtype: Precision = "float32", freeze_vision
 def load_to_train(
     model_path: Path, training: SFTConfig | RGRPOConfig, *, freeze_vision: bool = True
 ) -> Policy:
-    """The policy as a stage trains it, in float32: DeepSpeed casts it and keeps these as master weights.
-
-    A frozen tower, which DeepSpeed never sees, and its features have the stage's precision, as engines do.
-    """
-    policy = load_policy(model_path, freeze_vision=freeze_vision)
-    if policy.tower_is_frozen:
-        for parameter in policy.tower.parameters():  # its buffers stay: they are rotary frequencies
-            parameter.data = parameter.data.to(DTYPES[training.precision])
+    """The policy as a stage trains it, in the stage's precision, a frozen tower too: DeepSpeed makes the master
+    weights of what it has cast, so casting before costs nothing and halves the memory of the start."""
+    policy = load_policy(model_path, dtype=training.precision, freeze_vision=freeze_vision)
     if training.gradient_checkpointing:
         policy.model.gradient_checkpointing_enable({"use_reentrant": False})
     return policy

@@ -291,7 +291,6 @@ def test_a_frozen_tower_computes_in_the_precision_of_the_stage(model_path):
     for precision in ("float32", "bfloat16"):
         policy = load_to_train(model_path, SFTConfig(precision=precision))
         assert {parameter.dtype for parameter in policy.tower.parameters()} == {DTYPES[precision]}
-        assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}  # master weights
         expected = load_policy(model_path, dtype=precision).features(shown)  # as engines have it
         found[precision] = policy.features(shown)
         assert all(torch.equal(*pair) for pair in zip(found[precision], expected, strict=True))
