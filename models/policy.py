@@ -254,8 +254,11 @@ def load_policy(model_path: Path, *, dtype: Precision = "float32", freeze_vision
 def load_to_train(
     model_path: Path, training: SFTConfig | RGRPOConfig, *, freeze_vision: bool = True
 ) -> Policy:
-    """The policy as a stage trains it, in the stage's precision, a frozen tower too: DeepSpeed makes the master
-    weights of what it has cast, so casting before costs nothing and halves the memory of the start."""
+    """The policy as a stage trains it, all of it in the stage's precision, a frozen tower too.
+
+    DeepSpeed makes the master weights of what it has cast: that it is cast already changes none, and saves it
+    half of the memory that the start would take.
+    """
     policy = load_policy(model_path, dtype=training.precision, freeze_vision=freeze_vision)
     if training.gradient_checkpointing:
         policy.model.gradient_checkpointing_enable({"use_reentrant": False})
