@@ -98,7 +98,7 @@ class SFTConfig(Config):
     gradient_checkpointing: bool = Field(
         False,
         description="Keep only the inputs of each layer and compute it again for its gradient: a third more "
-        "time, and room for long rows on a GPU. Changes no result.",
+        "computation, and room for long rows on a GPU. Changes no result.",
     )
     num_ranks: int = Field(1, ge=1, description="Processes: one per GPU, or on CPU per core.")
     num_threads: int = Field(0, ge=0, description="CPU threads per rank; 0 leaves it to the library.")
