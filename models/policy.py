@@ -4,7 +4,8 @@ Three choices make it fast and exact:
 
 1. a frozen tower is no part of the module that DeepSpeed partitions, casts and updates, and a picture's
    features are computed once and kept by the picture's digest (:mod:`models.feature_store`);
-2. only hidden states that predict a *sampled* token go through the output head;
+2. only hidden states that predict a *sampled* token go through the output head, in chunks where they are many
+   (:mod:`models.output_head`);
 3. banned tokens (vision tokens, ids without text) are taken out of the softmax, exactly as the engines do.
 
 Trainers take many sequences as one packed row (:func:`collate_packed`): nothing is padded, and what several
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from models.config import Precision
+from models.config import Precision, RGRPOConfig, SFTConfig
 from models.encoding import (
     Encoded,
     Encoder,
@@ -30,6 +31,7 @@ from models.encoding import (
 from models.errors import EncodingError
 from models.feature_store import FeatureStore
 from models.gradient_watch import GradientWatch
+from models.output_head import OutputHead, processed
 from models.packing import packed_length, padded_length
 from models.prefixes import share_beginnings
 from models.region import Picture
@@ -75,6 +77,8 @@ class Batch:
 class Policy(nn.Module):
     """Qwen2.5-VL as the trainers see it; ``forward`` gives log-probs. DeepSpeed may wrap it, ZeRO 0 to 3."""
 
+    _banned: Tensor  # (number of banned tokens,) int64
+
     def __init__(
         self, model: Qwen2_5_VLForConditionalGeneration, encoder: Encoder, *, freeze_vision: bool
     ) -> None:
@@ -104,7 +108,7 @@ class Policy(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the language model is."""
-        return self._banned.device  # type: ignore[return-value]
+        return self._banned.device
 
     def features(self, pictures: Sequence[Picture]) -> list[Tensor]:
         """Features (visual tokens, D) of each picture, without gradient; cached when the tower is frozen."""
@@ -158,8 +162,8 @@ class Policy(nn.Module):
         hidden = self.hidden_states(batch)
         chosen = batch.sampled[:, 1:]
         targets = batch.ids[:, 1:][chosen]  # (N,)
-        logits = self.logits(hidden[:, :-1][chosen], temperature=temperature)  # (N, V)
-        logprobs = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=1)
+        states = hidden[:, :-1][chosen]  # (N, D)
+        logprobs = self.model.lm_head(states, targets, temperature=temperature, banned=self._banned)
         return torch.zeros(chosen.shape, device=chosen.device).masked_scatter(chosen, logprobs)
 
     def hidden_states(self, batch: Batch) -> Tensor:
@@ -184,9 +188,11 @@ class Policy(nn.Module):
         return embeddings
 
     def logits(self, hidden: Tensor, *, temperature: float) -> Tensor:
-        """Logits (N, V) in fp32, divided by the temperature; minus infinity for banned tokens."""
-        logits = self.model.lm_head(hidden).float() / temperature
-        return logits.index_fill(1, self._banned, -torch.inf)
+        """Logits (N, V) in fp32, divided by the temperature; minus infinity for banned tokens.
+
+        For N sequences that are sampled; training's log-probs are :meth:`forward`'s, which holds fewer.
+        """
+        return processed(self.model.lm_head(hidden), temperature=temperature, banned=self._banned)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight under its name in the Hugging Face model, the frozen tower included; detached.
@@ -219,10 +225,12 @@ class Policy(nn.Module):
         DeepSpeed casts the whole module to bf16, where far positions would fall together; transformers itself
         never casts these buffers.
         """
-        rotary = self.model.model.language_model.rotary_emb
-        exact = rotary.inv_freq.clone()
+        # Of the language model, and of a tower that is trained.
+        rotary: list[Any] = [module for module in self.modules() if hasattr(module, "inv_freq")]
+        exact = [module.inv_freq.clone() for module in rotary]
         super()._apply(fn, recurse)
-        rotary.inv_freq = exact.to(rotary.inv_freq.device)
+        for module, frequencies in zip(rotary, exact, strict=True):
+            module.inv_freq = frequencies.to(module.inv_freq.device)
         return self
 
 
@@ -239,7 +247,22 @@ def load_policy(model_path: Path, *, dtype: Precision = "float32", freeze_vision
         trust_remote_code=False,
     )
     PatchProjection.replace_in(model.model.visual)
+    OutputHead.replace_in(model)
     return Policy(model, encoder, freeze_vision=freeze_vision).train()
+
+
+def load_to_train(
+    model_path: Path, training: SFTConfig | RGRPOConfig, *, freeze_vision: bool = True
+) -> Policy:
+    """The policy as a stage trains it, all of it in the stage's precision, a frozen tower too.
+
+    DeepSpeed makes the master weights of what it has cast: that it is cast already changes none, and saves it
+    half of the memory that the start would take.
+    """
+    policy = load_policy(model_path, dtype=training.precision, freeze_vision=freeze_vision)
+    if training.gradient_checkpointing:
+        policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+    return policy
 
 
 def load_reference(model_path: Path, policy: Policy, *, dtype: Precision) -> Policy:

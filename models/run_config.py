@@ -52,7 +52,8 @@ class ValidationRun(Config):
 
 
 _HOW_IT_IS_RUN = (
-    *("num_ranks", "num_threads", "zero_stage", "checkpoint_every", "keep_checkpoints"),
+    *("num_ranks", "num_threads", "zero_stage", "gradient_checkpointing"),
+    *("checkpoint_every", "keep_checkpoints"),
     *("placement", "engine_devices", "engine_timeout_seconds"),
 )
 

@@ -6,9 +6,10 @@ nearly all of it zeros. On CUDA in half precision one kernel takes the boundarie
 run of segments of the same shape is one call of PyTorch's kernel.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from inspect import signature
 from itertools import accumulate, groupby
 from typing import Any
 
@@ -126,9 +127,10 @@ def _in_one_kernel(
     """Attention (T, H, D) by PyTorch's kernel for sequences of many lengths."""
     from torch.nn.attention.varlen import varlen_attn
 
-    # Heads are repeated here: not every release of the kernel shares them.
-    repeats = query.shape[1] // key.shape[1]
-    key, value = (states.repeat_interleave(repeats, dim=1) for states in (key, value))
+    grouped: dict[str, Any] = {"enable_gqa": True} if _shares_heads(varlen_attn) else {}
+    if not grouped:
+        repeats = query.shape[1] // key.shape[1]
+        key, value = (states.repeat_interleave(repeats, dim=1) for states in (key, value))
     attended = varlen_attn(
         query.contiguous(),
         key.contiguous(),
@@ -140,9 +142,17 @@ def _in_one_kernel(
         scale=scaling,
         # Causal; where there are more keys than queries, the last query sees the last key.
         window_size=(-1, 0),
+        **grouped,
     )
     assert isinstance(attended, Tensor), "more than the attention comes only when it is asked for"
     return attended
+
+
+@cache
+def _shares_heads(kernel: Callable[..., Any]) -> bool:
+    """Whether this release of the kernel takes several heads of queries to one of keys and values, which are
+    repeated otherwise: 7 and 8 times in the published models."""
+    return "enable_gqa" in signature(kernel).parameters
 
 
 @cache

@@ -13,7 +13,7 @@ from models.config import ObjectiveConfig, RGRPOConfig
 from models.distributed import DeepSpeedEngine
 from models.encoding import Encoded
 from models.errors import VLMR3Error
-from models.policy import Policy, load_policy
+from models.policy import Policy, load_to_train
 from models.rgrpo.objective import Totals
 from models.rgrpo.update import Sample, update_policy
 from tests.bad_gradients import nan_in_gradient_of
@@ -26,7 +26,7 @@ FAULTS = ("logprob", "infinite logprob", "loss", "gradient", "engine", "weights"
 def refused(model_path: Path, zero_stage: int, fault: str, *, is_planted: bool = True) -> tuple[str, bool]:
     """What stops an update of two groups of two, dealt out to the ranks, and whether master weights and
     moments are then as they were. Unless ``is_planted`` nothing is wrong."""
-    policy = load_policy(model_path)
+    policy = load_to_train(model_path, _config(zero_stage))
     plant, spoil = _KINDS[fault]
     marked = policy.encoder.vocab_size - 1  # an id that no text has
     if fault == "logprob":
@@ -51,6 +51,7 @@ def _config(zero_stage: int) -> RGRPOConfig:
     return RGRPOConfig(
         precision="float32",
         zero_stage=zero_stage,
+        gradient_checkpointing=zero_stage == 3,  # as large models are trained; the watch must see it too
         tokens_per_micro_batch=1024,
         max_mismatch_kl=1e9,  # no engine sampled these samples
         objective=ObjectiveConfig(aggregation="seq-mean-token-mean"),

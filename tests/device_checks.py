@@ -34,7 +34,7 @@ from models.config import (
     SFTConfig,
 )
 from models.encoding import Encoded
-from models.policy import Policy, by_sample, collate, collate_packed, load_policy
+from models.policy import Policy, by_sample, collate, collate_packed, load_policy, load_to_train
 from models.records import write_questions
 from models.rgrpo.actors import Actors, opened
 from models.rgrpo.preflight import check_before
@@ -106,7 +106,7 @@ def check_sft(model: Path, *, precision: Precision, zero_stage: int = 2) -> dict
         batch_size=BATCH_SIZE, tokens_per_micro_batch=BUDGET, precision=precision, zero_stage=zero_stage
     )
     world = distributed.start(num_threads=0)
-    policy = load_policy(model).to(world.device)
+    policy = load_to_train(model, config).to(world.device)
     engine = distributed.initialise(policy, config)
     encoded = [policy.encoder.encode_record(record, LOOK) for record in records(BATCH_SIZE)]
     tower = {name: tensor.cpu().clone() for name, tensor in policy.tower.state_dict().items()}

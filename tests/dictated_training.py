@@ -11,7 +11,7 @@ from models import distributed
 from models.checkpoints import Progress
 from models.config import resolve_model_path
 from models.encoding import Encoder
-from models.policy import load_policy
+from models.policy import load_to_train
 from models.protocol import render_box
 from models.records import read_questions
 from models.region import Box
@@ -32,7 +32,7 @@ def dictated_training(run: RunDir, config: RGRPORun) -> None:
     """All steps of a run on this one rank, without what is done once before or after them."""
     distributed.start(num_threads=config.rgrpo.num_threads)
     path = resolve_model_path(config.model_path)
-    engine = distributed.initialise(load_policy(path), config.rgrpo)
+    engine = distributed.initialise(load_to_train(path, config.rgrpo), config.rgrpo)
     look_at = engine.module.features
     vllm = FixedLengthEngine(path, config.engine, look=config.look, seed=config.seed, look_at=look_at)
     sampler = DictatedSampler(vllm, looks(vllm.encoder, lambda: vllm.version))

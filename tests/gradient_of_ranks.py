@@ -14,10 +14,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from deepspeed.utils import safe_get_full_grad
 
-from models import distributed
+from models import distributed, output_head
 from models.config import ObjectiveConfig, RGRPOConfig, SFTConfig
 from models.encoding import Encoded
-from models.policy import Policy, load_policy, load_reference
+from models.policy import Policy, load_reference, load_to_train
 from models.rgrpo import update
 from models.rgrpo.objective import Totals
 from models.rgrpo.update import Sample
@@ -25,6 +25,7 @@ from models.sft import step
 from tests.training_data import LOOK, records
 
 ADVANTAGES = (1.0, -1.0, 0.5, -0.5, 2.0)
+CHUNK_BYTES = 1 << 15  # a few tokens of logits
 OBJECTIVES = {
     "paper-eq2": ObjectiveConfig(aggregation="paper-eq2"),
     "seq-mean-token-mean": ObjectiveConfig(aggregation="seq-mean-token-mean"),
@@ -36,24 +37,36 @@ OBJECTIVES = {
 def main(model_path: Path, zero_stage: int, output: Path) -> None:
     """Five samples: with two ranks one has three and the other two, in micro-batches of one sample."""
     world = distributed.start(num_threads=1)
-    found, metrics = {"sft": sft_gradient(model_path, zero_stage)}, {}
+    found = {"sft": sft_gradient(model_path, zero_stage)}
+    found["sft-recomputed"] = sft_gradient(model_path, zero_stage, gradient_checkpointing=True)
+    metrics = {}
     for name, objective in OBJECTIVES.items():
         found[name], metrics[name] = rgrpo_gradient(model_path, zero_stage, objective)
+    output_head.CHUNK_BYTES = CHUNK_BYTES  # samples differ in length, so ranks differ in how many chunks
+    found["sft-chunked"] = sft_gradient(model_path, zero_stage)
+    found["token-mean-beta-chunked"], _ = rgrpo_gradient(
+        model_path, zero_stage, OBJECTIVES["token-mean-beta"], gradient_checkpointing=True
+    )
     if world.rank == 0:
         torch.save({"gradients": found, "metrics": metrics}, output)
 
 
-def sft_gradient(model_path: Path, zero_stage: int) -> dict[str, torch.Tensor]:
+def sft_gradient(
+    model_path: Path, zero_stage: int, *, gradient_checkpointing: bool = False
+) -> dict[str, torch.Tensor]:
     """Gradients by parameter name."""
-    policy = load_policy(model_path)
+    settings = SFTConfig(
+        precision="float32", zero_stage=zero_stage, gradient_checkpointing=gradient_checkpointing
+    )
+    policy = load_to_train(model_path, settings)
     encoded, mine = dealt(policy)
-    engine = distributed.initialise(policy, SFTConfig(precision="float32", zero_stage=zero_stage))
+    engine = distributed.initialise(policy, settings)
     step.accumulate_gradient(engine, [encoded[i] for i in mine], [str(i) for i in mine], max_tokens=128)
     return gradients(policy)
 
 
 def rgrpo_gradient(
-    model_path: Path, zero_stage: int, objective: ObjectiveConfig
+    model_path: Path, zero_stage: int, objective: ObjectiveConfig, *, gradient_checkpointing: bool = False
 ) -> tuple[dict[str, torch.Tensor], dict[str, float] | None]:
     """The same of an objective, and its metrics; the reference, if it has one, is the model moved by a little
     noise."""
@@ -61,11 +74,12 @@ def rgrpo_gradient(
     settings = RGRPOConfig(
         precision="float32",
         zero_stage=zero_stage,
+        gradient_checkpointing=gradient_checkpointing,
         tokens_per_micro_batch=128,
         max_mismatch_kl=1e9,
         objective=objective,
     )
-    policy = load_policy(model_path)
+    policy = load_to_train(model_path, settings)
     encoded, mine = dealt(policy)
     reference = moved(load_reference(model_path, policy, dtype="float32")) if objective.beta else None
     engine = distributed.initialise(policy, settings)

@@ -15,7 +15,7 @@ from models import distributed
 from models.checkpoints import Progress
 from models.config import EngineConfig, RGRPOConfig
 from models.distributed import DeepSpeedEngine
-from models.policy import Batch, Policy, load_policy
+from models.policy import Batch, Policy, load_to_train
 from models.region import Picture
 from models.rgrpo.actors import Actors
 from models.rgrpo.samplers import Colocated
@@ -151,7 +151,7 @@ class Bench:
             seed=0,
         )
         world = distributed.start(num_threads=training.num_threads)
-        trainer = distributed.initialise(load_policy(model).to(world.device), training)
+        trainer = distributed.initialise(load_to_train(model, training).to(world.device), training)
 
         def look_at(pictures: Sequence[Picture]) -> list[torch.Tensor]:
             # Looked up when it is called: a Watch puts itself before it.

@@ -11,7 +11,7 @@ from models import distributed
 from models.config import resolve_model_path
 from models.distributed import DeepSpeedEngine, World
 from models.errors import ConfigError
-from models.policy import Policy, load_policy, load_reference
+from models.policy import Policy, load_reference, load_to_train
 from models.records import Question, read_questions
 from models.rgrpo.dedicated import DedicatedSampler, engine_device
 from models.rgrpo.engine_process import Opening
@@ -43,8 +43,8 @@ def opened(config: RGRPORun) -> Iterator[Actors]:
         apart = _open_apart(config, model_path, world)  # it starts while the policy is loaded
         if apart is not None:
             stack.callback(apart.close)
-        policy = load_policy(model_path, freeze_vision=config.freeze_vision).to(world.device)
-        engine = distributed.initialise(policy, config.rgrpo)
+        policy = load_to_train(model_path, config.rgrpo, freeze_vision=config.freeze_vision)
+        engine = distributed.initialise(policy.to(world.device), config.rgrpo)
         reference = open_reference(config, policy)
         questions = read_questions(Path(config.questions_path))
         if len(questions) < config.rgrpo.questions_per_step:

@@ -19,7 +19,7 @@ from models.config import resolve_model_path
 from models.distributed import DeepSpeedEngine
 from models.encoding import Encoded, Encoder
 from models.errors import RecordError, RunDirError
-from models.policy import Policy, load_policy
+from models.policy import Policy, load_to_train
 from models.records import Question, read_questions
 from models.rgrpo.actors import open_reference
 from models.rgrpo.batch import Batch, score_and_compare
@@ -109,7 +109,9 @@ def replay(
         known = f"{kept[0]} to {kept[-1]}" if kept else "none"
         raise RunDirError(f"{run.path} keeps no rollouts of step {step}; it has {known}.")
     world = distributed.start(num_threads=config.rgrpo.num_threads)
-    policy = load_policy(resolve_model_path(config.model_path), freeze_vision=config.freeze_vision)
+    policy = load_to_train(
+        resolve_model_path(config.model_path), config.rgrpo, freeze_vision=config.freeze_vision
+    )
     engine = distributed.initialise(policy.to(world.device), config.rgrpo)
     questions = {question.id: question for question in read_questions(Path(config.questions_path))}
     version = config.rgrpo.sampled_by(step)

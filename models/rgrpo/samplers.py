@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
 
 from models.config import EngineConfig, Look
@@ -104,6 +105,8 @@ def open_beside(
         return Colocated(TransformersEngine(policy, config))
     from models.vllm_engine import VLLMEngine  # its import takes seconds; the reference engine needs none
 
+    # What DeepSpeed's start has freed, vLLM would count as taken. Nothing without a GPU.
+    torch.cuda.empty_cache()
     shares = policy.tower_is_frozen  # then a picture is looked at once, for engine and trainer
     look_at = policy.features if shares else None
     engine = VLLMEngine(model_path, config, look=look, seed=seed, look_at=look_at, sleeps=True)

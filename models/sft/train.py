@@ -28,7 +28,7 @@ from models.child import run_stage
 from models.config import resolve_model_path
 from models.distributed import DeepSpeedEngine
 from models.feature_store import FeatureStore
-from models.policy import Policy, load_policy
+from models.policy import Policy, load_to_train
 from models.records import Question
 from models.run_config import SFTRun
 from models.rundir import Result, RunDir
@@ -48,7 +48,9 @@ _BEST = "best"  # the folder of the best check's model while the run goes on
 def train(run: RunDir, config: SFTRun) -> Result:
     """Train to the end, from the latest checkpoint when there is one; the model is then in ``model/``."""
     world = distributed.start(num_threads=config.sft.num_threads)
-    policy = load_policy(resolve_model_path(config.model_path), freeze_vision=config.freeze_vision)
+    policy = load_to_train(
+        resolve_model_path(config.model_path), config.sft, freeze_vision=config.freeze_vision
+    )
     load = partial(load_samples, encoder=policy.encoder, look=config.look, config=config.sft, world=world)
     samples = load(Path(config.records_path))
     held_out = HeldOut(

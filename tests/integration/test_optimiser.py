@@ -12,7 +12,7 @@ from models import distributed, training_state
 from models.config import GuardsConfig, SFTConfig
 from models.distributed import DeepSpeedEngine
 from models.encoding import Encoded
-from models.policy import Policy, collate, load_policy
+from models.policy import Policy, collate, load_policy, load_to_train
 from models.records import write_questions, write_records
 from models.rgrpo import train as rgrpo
 from models.run_config import SFTRun
@@ -164,6 +164,16 @@ def test_the_rate_of_rgrpo_rises_in_the_optimiser_and_stays(tmp_path: Path, mode
     expected = {1: 5e-4, 2: 1e-3, 3: 1e-3, 4: 1e-3}
     assert logged == pytest.approx({step: expected[step] for step in logged})
     assert by_step(applied, len(logged)) == list(logged.values())
+
+
+@pytest.mark.parametrize("zero_stage", range(4))
+def test_master_weights_do_not_depend_on_who_casts_the_model(model_path: Path, zero_stage: int) -> None:
+    config = SFTConfig(precision="bfloat16", zero_stage=zero_stage)
+    by_deepspeed, by_the_loader = (
+        dict(training_state.whole_state(distributed.initialise(policy, config)))
+        for policy in (load_policy(model_path), load_to_train(model_path, config))
+    )
+    assert all(torch.equal(by_the_loader[name], tensor) for name, tensor in by_deepspeed.items())
 
 
 @pytest.mark.parametrize("zero_stage", range(4))

@@ -365,6 +365,32 @@ def test_accuracy_is_measured_and_disturbs_nothing(tmp_path, model_path, data):
     assert all(line["sft/unscored_share"] == 0 for line in found)
 
 
+@pytest.mark.parametrize("stage", ["sft", "rgrpo"])
+def test_a_stage_computes_layers_again_and_comes_to_the_same_bits(
+    tmp_path, model_path, data, monkeypatch, stage
+):
+    initialise, computes_again = distributed.initialise, []
+
+    def watched(policy, config):
+        computes_again.append(policy.model.is_gradient_checkpointing)
+        return initialise(policy, config)
+
+    monkeypatch.setattr(distributed, "initialise", watched)
+    for setting in (False, True):
+        changes = {"gradient_checkpointing": setting}
+        config = (
+            sft_run(model_path, data, num_epochs=1, accuracy_questions=2, **changes)
+            if stage == "sft"
+            else rgrpo_run(model_path, data, num_steps=2, **changes)
+        )
+        run = RunDir.create(tmp_path / str(setting), config)
+        (sft if stage == "sft" else rgrpo).train(run, config)
+    assert computes_again == [False, True]
+    found = weights(tmp_path / "True" / "model")
+    assert_equal(found, weights(tmp_path / "False" / "model"), tolerance=0)
+    assert not torch.equal(found["lm_head.weight"], weights(model_path)["lm_head.weight"])
+
+
 def test_a_second_run_finds_every_feature_of_the_first(tmp_path, model_path, data, monkeypatch):
     calls = []
     look_at = Policy._look_at
@@ -627,3 +653,7 @@ def test_two_ranks_compute_the_gradient_of_one(tmp_path, model_path, zero_stage)
         # No engine sampled these tokens, as if it had been sure of each: the ratios are far from equal.
         assert 0 < metrics["rgrpo/engine_ratio"] < 0.5
         assert metrics["rgrpo/effective_share"] < 0.9
+    for found in (alone["gradients"], together["gradients"]):
+        assert_equal(found["sft-recomputed"], found["sft"], tolerance=0)
+        assert_equal(found["sft-chunked"], found["sft"])
+        assert_equal(found["token-mean-beta-chunked"], found["token-mean-beta"])

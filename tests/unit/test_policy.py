@@ -1,14 +1,17 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from models.config import SFTConfig
 from models.errors import EncodingError
-from models.policy import Policy, collate, load_policy, save_policy
+from models.policy import DTYPES, Policy, collate, load_policy, load_to_train, save_policy
 from tests.tiny_models import load_reference, picture, trajectory_with_crops
 
 TEMPERATURE = 0.7
@@ -121,6 +124,36 @@ def test_a_trained_tower_receives_its_gradient(untied_model):
     policy(collate(encoded_turns(policy), policy)).sum().backward()
     assert all(parameter.grad is not None for parameter in policy.parameters())
     assert any("visual" in name for name, _ in policy.named_parameters())
+
+
+def loss_gradients_and_kept_bytes(model_path, *, freeze_vision, **settings):
+    """Of one forward and backward pass; kept is what the forward pass leaves for the backward pass."""
+    config = SFTConfig(precision="float32", **settings)
+    policy = load_to_train(model_path, config, freeze_vision=freeze_vision)
+    batch = collate(encoded_turns(policy), policy)
+    kept = {}
+
+    def keep(tensor):
+        if not isinstance(tensor, nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = -policy(batch).sum()
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in policy.named_parameters()}
+    return loss.detach(), gradients, sum(map(len, kept.values()))
+
+
+@pytest.mark.parametrize("freeze_vision", [True, False])
+def test_layers_that_are_computed_again_keep_less_and_change_no_bit(model_path, freeze_vision):
+    measure = partial(loss_gradients_and_kept_bytes, model_path, freeze_vision=freeze_vision)
+    loss, gradients, kept = measure()
+    again, gradients_again, kept_again = measure(gradient_checkpointing=True)
+    assert torch.equal(loss, again)
+    assert gradients.keys() == gradients_again.keys()
+    assert all(torch.equal(gradients[name], gradients_again[name]) for name in gradients)
+    assert kept_again < kept / 2, f"{kept} bytes, and {kept_again} when layers are computed again"
 
 
 def count_tower_runs(policy):
@@ -240,3 +273,27 @@ def test_casting_keeps_rotary_frequencies_and_the_frozen_tower_exact(policy):
     assert torch.equal(rotary.inv_freq, frequencies)
     assert next(policy.tower.parameters()).dtype == torch.float32
     assert np.isfinite(policy(collate(encoded_turns(policy), policy)).detach().numpy()).all()
+
+
+def test_casting_keeps_the_rotary_frequencies_of_a_trained_tower(untied_model):
+    policy = load_policy(untied_model, freeze_vision=False)
+    rotary = policy.tower.rotary_pos_emb
+    frequencies = rotary.inv_freq.clone()
+    assert not torch.equal(frequencies.bfloat16().float(), frequencies)
+    policy.bfloat16()
+    assert {parameter.dtype for parameter in policy.tower.parameters()} == {torch.bfloat16}
+    assert torch.equal(rotary.inv_freq, frequencies)
+
+
+def test_a_frozen_tower_computes_in_the_precision_of_the_stage(model_path):
+    shown = [picture(112, 112), picture(56, 84, seed=1)]
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        policy = load_to_train(model_path, SFTConfig(precision=precision))
+        assert {parameter.dtype for parameter in policy.tower.parameters()} == {DTYPES[precision]}
+        expected = load_policy(model_path, dtype=precision).features(shown)  # as engines have it
+        found[precision] = policy.features(shown)
+        assert all(torch.equal(*pair) for pair in zip(found[precision], expected, strict=True))
+    for exact, rounded in zip(found["float32"], found["bfloat16"], strict=True):
+        assert rounded.dtype == torch.bfloat16
+        assert (rounded - exact).norm() < 0.02 * exact.norm()

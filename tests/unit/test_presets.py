@@ -30,6 +30,13 @@ def test_the_paper_preset_has_the_numbers_of_the_paper():
     assert preset.rgrpo.objective.aggregation == "paper-eq2"
 
 
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_for_gpus_compute_layers_again_and_those_for_a_cpu_do_not(name):
+    preset = load_preset(name)
+    for stage in (preset.sft, preset.rgrpo):
+        assert stage.gradient_checkpointing == (stage.precision == "bfloat16")
+
+
 def test_an_override_changes_one_value():
     plain, changed = load_preset("tiny"), load_preset("tiny", ["sft.num_epochs=7", "seed=3"])
     assert (changed.sft.num_epochs, changed.seed) == (7, 3)
@@ -57,6 +64,7 @@ REFUSED = {
     "stf.num_epochs=3": ["stf", "unknown key", "'sft'"],
     "rgrpo.objective.clip_hihg=0.3": ["rgrpo.objective.clip_hihg", "'clip_high'"],
     "sft.num_epochs=0": ["sft.num_epochs", "greater than or equal to 1", "found 0"],
+    "rgrpo.gradient_checkpointing=often": ["rgrpo.gradient_checkpointing", "valid boolean", "'often'"],
     "sft.num_epochs=many": ["sft.num_epochs", "valid integer", "'many'"],
     "rgrpo.group_size=1": ["rgrpo.group_size", "greater than or equal to 2"],
     "look.crop_source=blurry": ["look.crop_source", "'original'", "'blurry'"],

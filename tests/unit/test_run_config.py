@@ -32,6 +32,7 @@ def rgrpo_run(root: str, **changes: object) -> RGRPORun:
 
 def test_another_machine_has_another_place_and_number_of_ranks_but_the_same_run() -> None:
     elsewhere = {"num_ranks": 2, "num_threads": 3, "zero_stage": 3, "keep_checkpoints": 9}
+    elsewhere["gradient_checkpointing"] = True
     assert sft_run("/a").anywhere() == sft_run("/b", **elsewhere).anywhere()
     assert rgrpo_run("/a").anywhere() == rgrpo_run("/b", **elsewhere).anywhere()
     assert rgrpo_run("/a").anywhere() == rgrpo_run("/a", guards=GuardsConfig(window=3)).anywhere()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import varlen
 from torch.nn.functional import scaled_dot_product_attention
 
 from models.encoding import mrope_positions
@@ -171,3 +172,23 @@ def test_the_kernel_for_many_lengths_takes_what_it_is_given():
     assert found.shape == query.shape
     found.sum().backward()
     assert key.grad.shape == key.shape
+
+
+@pytest.mark.parametrize("shares_heads", [True, False])
+def test_heads_of_keys_are_repeated_only_for_a_kernel_that_cannot_share_them(monkeypatch, shares_heads):
+    # Four heads of queries to two of keys and values; the kernel says how many of each it was given.
+    given = []
+
+    def older_kernel(query, key, value, *bounds, scale, window_size):
+        given.extend((query.shape[1], key.shape[1], value.shape[1]))
+        assert torch.equal(key[:, 0], key[:, 1]) != shares_heads
+        return query
+
+    def kernel(*states_and_bounds, scale, window_size, enable_gqa=False):
+        assert enable_gqa
+        return older_kernel(*states_and_bounds, scale=scale, window_size=window_size)
+
+    monkeypatch.setattr(varlen, "varlen_attn", kernel if shares_heads else older_kernel)
+    query, key, value = (torch.randn(12, heads, 8) for heads in (4, 2, 2))
+    _in_one_kernel(query, key, value, segments=Segments.of((5, 7)), scaling=0.1)
+    assert given == ([4, 2, 2] if shares_heads else [4, 4, 4])
