@@ -381,7 +381,7 @@ def test_a_stage_computes_layers_again_and_comes_to_the_same_bits(
         config = (
             sft_run(model_path, data, num_epochs=1, accuracy_questions=2, **changes)
             if stage == "sft"
-            else rgrpo_run(model_path, data, num_steps=2, **changes)
+            else make_run(model_path, data, num_steps=2, **changes)
         )
         run = RunDir.create(tmp_path / str(setting), config)
         (sft if stage == "sft" else rgrpo).train(run, config)
