@@ -83,13 +83,12 @@ class VLLMEngine:
         sleeps: bool = False,
     ) -> None:
         self.encoder = Encoder.load(model_path)
-        self._inputs = Inputs(self.encoder, max_pictures=config.max_images)
-        self._inputs.look_at = look_at
+        self._inputs = Inputs(self.encoder, max_pictures=config.max_images, look_at=look_at)
         self.version = 0
         self.salt = ""
         self._config = config
         self._waiting: dict[str, GenerationRequest] = {}
-        self._arrived: list[GenerationRequest] = []  # of those that wait, the ones that vLLM has not got yet
+        self._arrived: dict[str, GenerationRequest] = {}  # of those that wait, what vLLM has not got yet
         self._texts: dict[str, TextSoFar] = {}
         self._drafts: list[Draft] = []
         self._shares_process_group = torch.distributed.is_initialized()
@@ -106,8 +105,7 @@ class VLLMEngine:
             raise EngineError(f"Request {request.request_id!r} is already in flight.")
         if self._is_asleep:
             raise EngineError("The engine sleeps and has no weights; update them first.")
-        self._waiting[request.request_id] = request
-        self._arrived.append(request)
+        self._waiting[request.request_id] = self._arrived[request.request_id] = request
 
     def step(self) -> list[Piece]:
         """One step of vLLM; the pieces that finished in it, and of requests that cannot be asked."""
@@ -136,11 +134,8 @@ class VLLMEngine:
     def abort(self, request_id: str) -> None:
         """Forget a request in flight; unknown ids are ignored."""
         self._texts.pop(request_id, None)
-        if self._waiting.pop(request_id, None) is None:
-            return
-        if any(request.request_id == request_id for request in self._arrived):
-            self._arrived = [request for request in self._arrived if request.request_id != request_id]
-        else:
+        is_waited_for = self._waiting.pop(request_id, None) is not None
+        if self._arrived.pop(request_id, None) is None and is_waited_for:
             self._engine.abort_request([request_id])
 
     def close(self) -> None:
@@ -217,10 +212,10 @@ class VLLMEngine:
     def _admit(self) -> list[Piece]:
         """Hand vLLM what has arrived since the last step, all new pictures looked at together; the pieces of
         requests that it does not take."""
-        arrived, self._arrived = self._arrived, []
+        arrived, self._arrived = self._arrived, {}
         sequences: dict[str, Collapsed] = {}
         refused = []
-        for request in arrived:
+        for request in arrived.values():
             try:
                 collapsed = self.encoder.collapse(request.prompt, request.spans)
                 self._inputs.check(collapsed)

@@ -1,18 +1,18 @@
 """Prompts as vLLM's engine takes them, made by the encoder that the trainer uses.
 
 vLLM's own rendering would tokenise placeholders, call the processor and look for the places of the pictures
-anew in every turn, a sixth of the time of rollouts. Here ids and places are known already, so engine and
+anew in every turn. Here ids and places are known already, so engine and
 trainer cannot differ in them, and a picture is cut into patches once for all its turns and samples.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from cachetools import LRUCache
 from torch import Tensor
 
 from models.encoding import Collapsed, Encoder
 from models.errors import EncodingError
+from models.feature_store import FeatureStore
 from models.region import Picture
 
 from transformers import BatchFeature  # isort: skip
@@ -37,11 +37,11 @@ class Inputs:
     Pixels of pictures that were seen lately are kept, up to a gibibyte; features are ``look_at``'s to keep.
     """
 
-    def __init__(self, encoder: Encoder, *, max_pictures: int) -> None:
-        self.look_at: LookAt | None = None
+    def __init__(self, encoder: Encoder, *, max_pictures: int, look_at: LookAt | None = None) -> None:
+        self.look_at = look_at
         self._encoder = encoder
         self._max_pictures = max_pictures
-        self._pixels: LRUCache[str, Tensor] = LRUCache(MAX_CACHED_BYTES, getsizeof=lambda one: one.nbytes)
+        self._pixels = FeatureStore(max_bytes=MAX_CACHED_BYTES)
 
     def check(self, collapsed: Collapsed) -> None:
         """Raise EncodingError where there are more pictures than the engine takes, or one whose sides hold no
@@ -93,8 +93,7 @@ class Inputs:
         found = self._pixels.get(picture.digest)
         if found is None:
             found, _ = self._encoder.patches([picture], normalise=False)
-            if found.nbytes <= MAX_CACHED_BYTES:
-                self._pixels[picture.digest] = found
+            self._pixels.put({picture.digest: found})
         return found
 
     def _item(self, picture: Picture, **values: Tensor) -> MultiModalKwargsItem:
