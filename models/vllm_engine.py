@@ -40,6 +40,7 @@ with warnings.catch_warnings():
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.llm_engine import LLMEngine
 
+    import models.vllm_cpu  # noqa: F401  (vLLM finds its layers there)
     from models.vllm_inputs import Inputs, LookAt
 
 log = logging.getLogger(__name__)
