@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from models.allocator import keep_freed_memory
 from models.config import RGRPOConfig, SFTConfig
 from models.errors import TrainingError
 
@@ -61,6 +62,7 @@ def start(*, num_threads: int = 0) -> World:
     """
     if num_threads:
         torch.set_num_threads(num_threads)
+    keep_freed_memory()
     _do_without_compiled_collectives()
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
     local_rank = int(os.environ["LOCAL_RANK"])

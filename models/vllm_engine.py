@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from models.allocator import keep_freed_memory
 from models.config import EngineConfig, Look
 from models.encoding import Collapsed, Encoder, TextSoFar  # first: it declares torchvision's operators
 from models.errors import EncodingError, EngineError
@@ -343,6 +344,8 @@ def _start(
         disable_log_stats=True,
         use_tqdm_on_load=False,
     )
+    if on_cpu:
+        keep_freed_memory()
     set_num_threads = torch.set_num_threads
     if config.num_threads:
         set_num_threads(config.num_threads)
