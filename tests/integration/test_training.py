@@ -433,6 +433,19 @@ def test_a_long_record_is_left_out_whole_counted_and_named(tmp_path, model_path,
     assert all(f"{name} is left out: {limit + 1} tokens" in caplog.text for name in long)
 
 
+def test_a_record_that_no_micro_batch_holds_is_left_out_before_the_first_step(tmp_path, model_path, data):
+    encoder = load_policy(model_path).encoder
+    lengths = [len(encoder.encode_record(record, LOOK)) for record in records(8)]
+    budget = max(lengths) - 1
+    config = sft_run(model_path, data, tokens_per_micro_batch=budget, num_epochs=1)
+    with pytest.raises(TrainingError, match=f"of 8 records .* sft.tokens_per_micro_batch {budget};"):
+        sft.train(RunDir.create(tmp_path / "refused", config), config)
+    config = config.model_copy(update={"sft": config.sft.model_copy(update={"max_dropped": 1.0})})
+    run = RunDir.create(tmp_path / "run", config)
+    sft.train(run, config)
+    assert next(run.metrics())["sft/dropped"] == lengths.count(max(lengths))
+
+
 def test_rgrpo_resumes_as_if_it_had_never_stopped(tmp_path, model_path, data):
     config = make_run(model_path, data)
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
