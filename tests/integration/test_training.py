@@ -352,6 +352,21 @@ def test_a_run_that_gets_worse_stops_and_leaves_its_best_model_also_when_it_was_
     assert_equal(weights(broken / "model"), weights(unbroken / "model"), tolerance=0)
 
 
+def test_a_checkpoint_alone_brings_the_best_model_so_far(tmp_path, model_path, other_model_path, data):
+    config = sft_run(
+        model_path, data, learning_rate=1.0, checkpoint_every=1, check_every=1, early_stop_patience=2
+    )
+    here, elsewhere = (RunDir.create(tmp_path / name, config) for name in ("here", "elsewhere"))
+    result = sft.train(here, config)
+    step = int(result.metrics["sft/best_step"]) + 1
+    name = f"checkpoints/step-{step}"
+    # Only the checkpoint outlived the machine; on the other one lies what is not the best of this run.
+    shutil.copytree(here.path / name, elsewhere.path / name)
+    shutil.copytree(other_model_path, elsewhere.path / "best")
+    assert sft.train(elsewhere, config).reason == result.reason
+    assert_equal(weights(elsewhere.path / "model"), weights(here.path / "model"), tolerance=0)
+
+
 def test_accuracy_is_measured_and_disturbs_nothing(tmp_path, model_path, data):
     plain = sft_run(model_path, data)
     asked = sft_run(model_path, data, accuracy_questions=4)
