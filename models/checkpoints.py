@@ -9,7 +9,8 @@
   (:mod:`models.training_state`), in files of about a GiB that the ranks share out among them;
 * ``rng-RANK.json``: every rank's random generators (Python, NumPy, torch, CUDA);
 * ``metrics.jsonl``: the metrics so far, for a run that goes on in another directory;
-* what the stage has more to keep (``beside``): R-GRPO, rollouts that are sampled and not yet trained on.
+* what the stage has more to keep (``beside``): R-GRPO, rollouts that are sampled and not yet trained on; SFT
+  that stops early, the best check's model (``best-NAME``, the same files on the disk, linked).
 
 Nothing in it depends on the number of ranks or the stage of ZeRO: it loads on others, whose generators then
 go on as they began. Nothing is pickled: loading one runs no code.
@@ -105,7 +106,8 @@ def resume(run: RunDir, engine: DeepSpeedEngine, *, at_most: int | None = None) 
     folder = found[-1]
     with ExitStack() as stack:
         files = [
-            stack.enter_context(safe_open(path, framework="pt")) for path in folder.glob("*.safetensors")
+            stack.enter_context(safe_open(path, framework="pt"))
+            for path in folder.glob("state-*.safetensors")
         ]
         places = {name: file for file in files for name in file.keys()}  # noqa: SIM118  (it is no mapping)
 

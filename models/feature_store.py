@@ -88,7 +88,8 @@ class FeatureStore:
             return None
         try:
             with safe_open(path, framework="pt") as opened:
-                found: Tensor = opened.get_tensor(digest)
+                # A copy: what safetensors gives is the file itself, which may be cut or changed meanwhile.
+                found: Tensor = opened.get_tensor(digest).clone()
                 if opened.metadata()[digest] == check_sum(found):
                     return found
         except (OSError, SafetensorError, KeyError) as error:

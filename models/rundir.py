@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -23,7 +23,7 @@ from models.errors import RunDirError
 ROLLOUTS = "rollouts"  # the folder with every step's rollouts
 _METRIC_NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_@.]+)+")
 _STEP = re.compile(r"step-\d+")
-_REMOVED = ".removed"
+_REMOVED, _PARTIAL = ".removed", ".partial"
 
 
 class Result(BaseModel):
@@ -92,8 +92,9 @@ class RunDir:
             raise RunDirError(f"Metric names {wrong} are not of the form area/name (lower case, digits, _).")
         values = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         line = json.dumps({"step": step, "time": round(time.time(), 3), **values})
-        with self.metrics_path.open("a") as file:
-            file.write(line + "\n")
+        with self.metrics_path.open("a+b") as file:
+            _cut_unfinished_line(file)
+            file.write(f"{line}\n".encode())
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """Every complete line so far, oldest first."""
@@ -122,7 +123,7 @@ class RunDir:
         all.
         """
         target = self.path / "checkpoints" / f"step-{step}"
-        partial = target.with_name(target.name + ".partial")
+        partial = target.with_name(target.name + _PARTIAL)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
@@ -142,7 +143,7 @@ class RunDir:
         for path in self.checkpoints()[:-count]:
             remove(path)
         for path in self._in_checkpoints():
-            if path.name.endswith(_REMOVED):
+            if path.name.endswith((_REMOVED, _PARTIAL)):
                 shutil.rmtree(path)
 
     def _in_checkpoints(self) -> list[Path]:
@@ -170,6 +171,14 @@ def remove(folder: Path) -> None:
     if folder.is_dir():
         folder.rename(removed)
     shutil.rmtree(removed, ignore_errors=True)
+
+
+def _cut_unfinished_line(file: BinaryIO) -> None:
+    """Take back what a process that was killed, or a disk that was full, left of a last line."""
+    end = file.seek(0, os.SEEK_END)
+    if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _flush(path: Path) -> None:

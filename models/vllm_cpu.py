@@ -13,6 +13,9 @@ from vllm.model_executor.custom_op import CustomOp
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.rotary_embedding.mrope import MRotaryEmbedding
 
+# The kernels compute with vectors of so many values; rows of others they refuse, or in bfloat16 crash with.
+_VECTOR = 8
+
 
 @CustomOp.register_oot(name="RMSNorm")
 class FusedRMSNorm(RMSNorm):
@@ -20,7 +23,7 @@ class FusedRMSNorm(RMSNorm):
 
     def forward_cpu(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """The norm (..., D); with a residual (..., D) both that of the sum and the sum, in place."""
-        if self.variance_size_override is not None or not self.has_weight:
+        if self.variance_size_override is not None or not self.has_weight or x.shape[-1] % _VECTOR:
             return self.forward_native(x, residual)
         if residual is None:
             out = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -43,7 +46,8 @@ class TabledMRotaryEmbedding(MRotaryEmbedding):
         self, positions: Tensor, query: Tensor, key: Tensor | None = None, offsets: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """``query`` and ``key`` (T, heads x head size) turned in place; ``positions`` (3, T)."""
-        if positions.ndim == 1 or self.mrope_interleaved:
+        is_whole = self.rotary_dim % (2 * _VECTOR) == self.head_size % _VECTOR == 0
+        if positions.ndim == 1 or self.mrope_interleaved or not is_whole:
             return self.forward_native(positions, query, key, offsets)
         if self._made is None or self._made[0] is not positions:
             self._made = (positions, torch.arange(positions.shape[1]), self._table(positions, query))

@@ -3,6 +3,7 @@
 The checks are in ``metrics.jsonl``, so a run that goes on from a checkpoint finds them there.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,11 +33,12 @@ class EarlyStop:
     checks: tuple[Check, ...] = ()
 
     def seen(self, step: int, metrics: Mapping[str, Any]) -> "EarlyStop":
-        """With one more check, if these metrics hold one; a step is checked once."""
+        """With one more check, if these metrics hold one that is a number; a step is checked once."""
         name, _ = _METRICS[self.metric]
-        if name not in metrics or any(check.step == step for check in self.checks):
+        value = float(metrics.get(name, math.nan))
+        if not math.isfinite(value) or any(check.step == step for check in self.checks):
             return self
-        return EarlyStop(self.metric, (*self.checks, Check(step, float(metrics[name]))))
+        return EarlyStop(self.metric, (*self.checks, Check(step, value)))
 
     def resumed(self, lines: Iterable[Mapping[str, Any]], *, step: int) -> "EarlyStop":
         """With the checks of a metrics file, up to the step of the checkpoint that a run goes on from."""

@@ -44,15 +44,17 @@ class Samples:
         """Records that are too long."""
         return len(self._records) - len(self._usable)
 
-    def drop_long(self, max_tokens: int) -> None:
-        """Leave out what has more tokens; all ranks call it, and each looks at its share of the records."""
+    def drop_long(self, max_tokens: int, *, setting: str) -> None:
+        """Leave out what has more tokens than the setting; all ranks call it, and each looks at its share of
+        the records."""
         mine = range(self._world.rank, len(self._records), self._world.size)
         usable = [index for index in mine if len(self.encoded(index)) <= max_tokens]
         for index in sorted(set(mine) - set(usable)):
             log.warning(
-                "%s is left out: %d tokens, max_tokens is %d",
+                "%s is left out: %d tokens, %s is %d",
                 self.id(index),
                 len(self.encoded(index)),
+                setting,
                 max_tokens,
             )
         self._usable = sorted(index for share in distributed.from_all_ranks(usable) for index in share)
@@ -87,17 +89,20 @@ class Samples:
 def load_samples(path: Path, *, encoder: Encoder, look: Look, config: SFTConfig, world: World) -> Samples:
     """The records of a file or folder; all ranks call it.
 
-    Raises TrainingError when more than ``config.max_dropped`` of them are too long, or there are fewer than
-    ranks.
+    Raises TrainingError when more than ``config.max_dropped`` of them are too long, by ``max_tokens`` or for
+    a micro-batch, or there are fewer than ranks.
     """
     records = read_records(path)
     samples = Samples(records, encoder=encoder, look=look, world=world)
-    samples.drop_long(config.max_tokens)
+    limit, setting = min(
+        (config.max_tokens, "sft.max_tokens"), (config.tokens_per_micro_batch, "sft.tokens_per_micro_batch")
+    )
+    samples.drop_long(limit, setting=setting)
     if samples.num_dropped > config.max_dropped * len(records):
         raise TrainingError(
-            f"{samples.num_dropped} of {len(records)} records in {path} are longer than sft.max_tokens "
-            f"{config.max_tokens}; at most a share of {config.max_dropped} may be dropped. Raise max_tokens, "
-            "or max_dropped if the loss is meant."
+            f"{samples.num_dropped} of {len(records)} records in {path} are longer than {setting} {limit}; "
+            f"at most a share of {config.max_dropped} may be dropped. Raise {setting}, or sft.max_dropped if "
+            "the loss is meant."
         )
     if samples.num_total < world.size:
         raise TrainingError(

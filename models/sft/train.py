@@ -15,6 +15,7 @@ the equal-time control "more SFT" goes on from the SFT model.
 
 import logging
 import math
+import os
 import shutil
 import sys
 import time
@@ -31,7 +32,7 @@ from models.feature_store import FeatureStore
 from models.policy import Policy, load_to_train
 from models.records import Question
 from models.run_config import SFTRun
-from models.rundir import Result, RunDir
+from models.rundir import Result, RunDir, remove
 from models.schedule import warmup_then_cosine
 from models.sft.early_stop import EarlyStop
 from models.sft.held_out import load_questions, look_again_metrics
@@ -112,6 +113,7 @@ class Training:
     def run_to_the_end(self, progress: Progress) -> None:
         """All steps that are left."""
         self._progress = progress
+        self._restore_best(progress)
         self._began = time.monotonic() - progress.seconds
         self._checks = distributed.from_main(
             lambda: self._checks.resumed(self._run.metrics(), step=progress.step)
@@ -131,7 +133,7 @@ class Training:
             checkpoints.save_model(self._run, self._engine)
             return Result(status="done", artifacts={"model": "model"}, metrics=metrics)
         best, model = self._run.path / _BEST, self._run.path / "model"
-        if distributed.is_main() and best.exists():  # else a run that was killed right here has moved it
+        if distributed.is_main():
             shutil.rmtree(model, ignore_errors=True)
             best.rename(model)
         return Result(
@@ -159,8 +161,30 @@ class Training:
             metrics |= self._check(progress)
         self._log(progress, metrics)
         if progress.step % config.checkpoint_every == 0:
-            checkpoints.save(self._run, self._engine, progress, keep=config.keep_checkpoints)
+            checkpoints.save(
+                self._run,
+                self._engine,
+                progress,
+                keep=config.keep_checkpoints,
+                beside=self._link_best if config.stops_early else None,
+            )
         return progress
+
+    def _link_best(self, folder: Path) -> None:
+        """Let a checkpoint hold the best model so far, too: it may be all that a run has to go on from."""
+        if distributed.is_main():
+            for path in (self._run.path / _BEST).glob("*"):
+                os.link(path, folder / f"{_BEST}-{path.name}")
+
+    def _restore_best(self, progress: Progress) -> None:
+        """The best model as it was at the checkpoint that the run goes on from."""
+        folder, best = checkpoints.folder_of(self._run, progress.step), self._run.path / _BEST
+        if not (distributed.is_main() and self._config.stops_early and progress.step):
+            return
+        remove(best)
+        for path in folder.glob(f"{_BEST}-*"):
+            best.mkdir(exist_ok=True)
+            os.link(path, best / path.name.removeprefix(f"{_BEST}-"))
 
     def _look_ahead(self, progress: Progress) -> None:
         """Have the features of some steps' pictures computed at once: on a CPU their tower is small."""

@@ -138,6 +138,7 @@ def test_only_the_newest_checkpoints_are_kept(model_path: Path, tmp_path: Path) 
         checkpoints.save(run, engine, Progress(step), keep=3)
     left = run.path / "checkpoints" / "step-8.removed"  # of a removal that was interrupted
     left.mkdir()
+    (run.path / "checkpoints" / "step-10.partial").mkdir()  # and of one that was not written to its end
     assert [path.name for path in run.checkpoints()] == ["step-9", "step-10", "step-11"]
     checkpoints.save(run, engine, Progress(12), keep=1)
     assert [path.name for path in (run.path / "checkpoints").iterdir()] == ["step-12"]

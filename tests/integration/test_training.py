@@ -352,6 +352,21 @@ def test_a_run_that_gets_worse_stops_and_leaves_its_best_model_also_when_it_was_
     assert_equal(weights(broken / "model"), weights(unbroken / "model"), tolerance=0)
 
 
+def test_a_checkpoint_alone_brings_the_best_model_so_far(tmp_path, model_path, other_model_path, data):
+    config = sft_run(
+        model_path, data, learning_rate=1.0, checkpoint_every=1, check_every=1, early_stop_patience=2
+    )
+    here, elsewhere = (RunDir.create(tmp_path / name, config) for name in ("here", "elsewhere"))
+    result = sft.train(here, config)
+    step = int(result.metrics["sft/best_step"]) + 1
+    name = f"checkpoints/step-{step}"
+    # Only the checkpoint outlived the machine; on the other one lies what is not the best of this run.
+    shutil.copytree(here.path / name, elsewhere.path / name)
+    shutil.copytree(other_model_path, elsewhere.path / "best")
+    assert sft.train(elsewhere, config).reason == result.reason
+    assert_equal(weights(elsewhere.path / "model"), weights(here.path / "model"), tolerance=0)
+
+
 def test_accuracy_is_measured_and_disturbs_nothing(tmp_path, model_path, data):
     plain = sft_run(model_path, data)
     asked = sft_run(model_path, data, accuracy_questions=4)
@@ -431,6 +446,19 @@ def test_a_long_record_is_left_out_whole_counted_and_named(tmp_path, model_path,
     sft.train(run, config)
     assert next(run.metrics())["sft/dropped"] == len(long) > 0
     assert all(f"{name} is left out: {limit + 1} tokens" in caplog.text for name in long)
+
+
+def test_a_record_that_no_micro_batch_holds_is_left_out_before_the_first_step(tmp_path, model_path, data):
+    encoder = load_policy(model_path).encoder
+    lengths = [len(encoder.encode_record(record, LOOK)) for record in records(8)]
+    budget = max(lengths) - 1
+    config = sft_run(model_path, data, tokens_per_micro_batch=budget, num_epochs=1)
+    with pytest.raises(TrainingError, match=f"of 8 records .* sft.tokens_per_micro_batch {budget};"):
+        sft.train(RunDir.create(tmp_path / "refused", config), config)
+    config = config.model_copy(update={"sft": config.sft.model_copy(update={"max_dropped": 1.0})})
+    run = RunDir.create(tmp_path / "run", config)
+    sft.train(run, config)
+    assert next(run.metrics())["sft/dropped"] == lengths.count(max(lengths))
 
 
 def test_rgrpo_resumes_as_if_it_had_never_stopped(tmp_path, model_path, data):

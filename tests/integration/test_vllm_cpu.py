@@ -8,7 +8,12 @@ import torch
 import models.vllm_engine  # noqa: F401  (it registers the layers, as an engine's start does)
 from models.vllm_cpu import FusedRMSNorm, TabledMRotaryEmbedding
 
-from vllm.config import VllmConfig, set_current_vllm_config  # isort: skip
+from vllm.config import (  # isort: skip
+    CompilationConfig,
+    CompilationMode,
+    VllmConfig,
+    set_current_vllm_config,
+)
 from vllm.model_executor.layers.layernorm import RMSNorm  # isort: skip
 from vllm.model_executor.layers.rotary_embedding.mrope import MRotaryEmbedding  # isort: skip
 
@@ -20,7 +25,8 @@ EXACT = {"rtol": 1e-6, "atol": 1e-6}
 
 @pytest.fixture(autouse=True)
 def configured() -> Iterator[None]:
-    with set_current_vllm_config(VllmConfig()):
+    # As an engine without torch.compile has it: else vLLM calls PyTorch, and the comparisons compare nothing.
+    with set_current_vllm_config(VllmConfig(compilation_config=CompilationConfig(mode=CompilationMode.NONE))):
         yield
 
 
@@ -41,8 +47,9 @@ def places() -> torch.Tensor:
 
 
 def test_vllm_builds_its_models_of_these_layers(rotary):
-    assert type(RMSNorm(WIDTH)) is FusedRMSNorm
-    assert type(rotary) is TabledMRotaryEmbedding
+    norm = RMSNorm(WIDTH)
+    assert (type(norm), norm._forward_method) == (FusedRMSNorm, norm.forward_cpu)
+    assert (type(rotary), rotary._forward_method) == (TabledMRotaryEmbedding, rotary.forward_cpu)
 
 
 @pytest.mark.parametrize("shape", [(NUM_TOKENS, WIDTH), (2, NUM_TOKENS, WIDTH)])
@@ -70,6 +77,18 @@ def test_the_norm_of_a_sum_comes_with_the_sum(stride):
 def test_a_norm_that_the_kernel_does_not_know_is_left_to_pytorch(setting):
     norm, x = RMSNorm(WIDTH, **setting), torch.randn(NUM_TOKENS, WIDTH)
     torch.testing.assert_close(norm(x), norm.forward_native(x.clone()), **EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sizes_that_the_kernels_do_not_know_are_left_to_pytorch(dtype):
+    norm, x = RMSNorm(20, dtype=dtype), torch.randn(2, NUM_TOKENS, 20, dtype=dtype)
+    torch.testing.assert_close(norm(x[0]), norm.forward_native(x[0]), **EXACT)
+    wanted = norm.forward_native(x[0].clone(), x[1].clone())
+    torch.testing.assert_close(norm(x[0], x[1]), wanted, **EXACT)
+    rotary = MRotaryEmbedding(20, 20, 64, 10000.0, True, dtype, mrope_section=[2, 4, 4])
+    query, key, positions = *torch.randn(2, NUM_TOKENS, 3 * 20, dtype=dtype), places()
+    wanted = rotary.forward_native(positions, query.clone(), key.clone())
+    torch.testing.assert_close(rotary(positions, query, key), wanted, **EXACT)
 
 
 def test_queries_and_keys_are_turned_by_time_row_and_column(rotary):

@@ -87,6 +87,13 @@ def test_a_flipped_bit_is_noticed_and_its_neighbour_is_not_lost(tmp_path):
     assert torch.equal(store.get("2"), features(2))
 
 
+def test_features_that_were_read_do_not_change_with_their_file(tmp_path):
+    path = written(tmp_path, 1)
+    found = FeatureStore(max_bytes=PLENTY, folder=tmp_path).get("1")
+    path.write_bytes(bytes(path.stat().st_size))
+    assert torch.equal(found, features(1))
+
+
 def test_a_folder_that_is_full_gets_no_more_and_is_still_read(tmp_path):
     written(tmp_path, 1)
     store = FeatureStore(max_bytes=50, folder=tmp_path, max_file_bytes=100)

@@ -86,6 +86,8 @@ def test_a_line_that_is_still_being_written_is_left_for_later(run):
     with run.metrics_path.open("a") as file:
         file.write('{"step": 2, "train/lo')
     assert [line["step"] for line in run.metrics()] == [1]
+    run.log(2, {"train/loss": 0.5})  # the run goes on
+    assert [line["step"] for line in run.metrics()] == [1, 2]
 
 
 def test_there_are_no_metrics_before_the_first(run):

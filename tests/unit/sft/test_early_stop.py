@@ -22,6 +22,12 @@ def test_less_loss_is_better():
     assert found.is_at_its_best
 
 
+def test_a_loss_that_is_no_number_is_never_the_best():
+    found = after("validation_loss", float("nan"), 1.0, 2.0)
+    assert found.best == Check(10, 1.0)
+    assert found == EarlyStop("validation_loss", (Check(10, 1.0), Check(20, 2.0)))
+
+
 def test_patience_counts_checks_since_the_best():
     found = after("validation_loss", 2.0, 1.0, 1.1, 1.2)  # two checks since step 10
     assert not found.is_over(3)
