@@ -22,6 +22,9 @@ from models.guard_config import GuardsConfig
 
 CROP_GAIN = "rgrpo/probe/crop_gain"
 
+# The mean of ten values at a limit may come out a little beyond it: so much is rounding.
+_ROUNDING = 1e-9
+
 
 class Rule(NamedTuple):
     """What a field of :class:`GuardsConfig` limits (from the side in its name), and what breaking it means.
@@ -110,8 +113,9 @@ class Limit:
         return (max if self.is_upper else min)(self.judged(values), default=None)
 
     def allows(self, value: float) -> bool:
-        """Whether a value is on the right side."""
-        return value <= self.bound if self.is_upper else value >= self.bound
+        """Whether a value is on the right side; the bound itself is, however a mean was rounded."""
+        beyond = value - self.bound if self.is_upper else self.bound - value
+        return beyond <= _ROUNDING
 
 
 def limits(config: GuardsConfig) -> list[Limit]:
