@@ -11,7 +11,7 @@ the optimiser's step. What is measured here is deterministic, so a run that goes
 other limits repeats its steps to the letter.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -138,16 +138,20 @@ class Guards:
             self._note(metrics)
 
     def check(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Note a step's metrics. Raises GuardError when a limit is broken."""
+        """Note a step's metrics. Raises GuardError that names every limit that is broken."""
         self._note(metrics)
+        if broken := list(self._broken(metrics)):
+            raise GuardError(f"Step {step}: {' Besides, '.join(broken)}")
+
+    def _broken(self, metrics: Mapping[str, float]) -> Iterator[str]:
         for limit in self._limits:
             # Only a step that has the metric can break its limit.
             if limit.metric not in metrics:
                 continue
             found = limit.judged(self._values[limit.metric])[-1:]
             if not all(map(limit.allows, found)):
-                raise GuardError(
-                    f"Step {step}: {limit.rule.danger}. {limit.metric} came to {found[0]:.4g}, and the rule "
+                yield (
+                    f"{limit.rule.danger}. {limit.metric} came to {found[0]:.4g}, and the rule "
                     f"is: {limit}. Look at the rollouts of this step; {limit.rule.remedy}, or go on with "
                     f"another rgrpo.guards.{limit.rule.setting}."
                 )
