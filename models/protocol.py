@@ -33,7 +33,6 @@ STOPS = (BOX_STOP, ANSWER_STOP)
 _FORMAT = re.compile(r"\s*<think>(?P<think>.*)</think>\s*<answer>(?P<answer>.*)</answer>\s*", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-_BOX_JSON = re.compile(r"\{[^{}]*\"bbox_2d\"[^{}]*\}")
 _PAUSE = re.compile(rf"\{{[^{{}}]*\}}|{ANSWER_STOP}")
 # As broken as box_request still takes for a crop command.
 _BOX_LITERAL = re.compile(r"\{[^{}]*bbox_2d[^{}]*\}")
@@ -130,6 +129,7 @@ def is_well_formed(text: str) -> bool:
 
 
 def reasoning_text(text: str) -> str:
-    """The reasoning without tags and crop commands: the characters that the length reward counts."""
+    """The reasoning without tags and crop commands, broken ones included: the characters that the length
+    reward counts."""
     before_answer = text.split("<answer>")[0].replace("<think>", "").replace("</think>", "")
-    return _BOX_JSON.sub("", before_answer).strip()
+    return _BOX_LITERAL.sub("", before_answer).strip()

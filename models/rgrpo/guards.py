@@ -11,7 +11,7 @@ the optimiser's step. What is measured here is deterministic, so a run that goes
 other limits repeats its steps to the letter.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,6 +21,9 @@ from models.errors import GuardError
 from models.guard_config import GuardsConfig
 
 CROP_GAIN = "rgrpo/probe/crop_gain"
+
+# The mean of ten values at a limit may come out a little beyond it: so much is rounding.
+_ROUNDING = 1e-9
 
 
 class Rule(NamedTuple):
@@ -110,8 +113,9 @@ class Limit:
         return (max if self.is_upper else min)(self.judged(values), default=None)
 
     def allows(self, value: float) -> bool:
-        """Whether a value is on the right side."""
-        return value <= self.bound if self.is_upper else value >= self.bound
+        """Whether a value is on the right side; the bound itself is, however a mean was rounded."""
+        beyond = value - self.bound if self.is_upper else self.bound - value
+        return beyond <= _ROUNDING
 
 
 def limits(config: GuardsConfig) -> list[Limit]:
@@ -134,16 +138,20 @@ class Guards:
             self._note(metrics)
 
     def check(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Note a step's metrics. Raises GuardError when a limit is broken."""
+        """Note a step's metrics. Raises GuardError that names every limit that is broken."""
         self._note(metrics)
+        if broken := list(self._broken(metrics)):
+            raise GuardError(f"Step {step}: {' Besides, '.join(broken)}")
+
+    def _broken(self, metrics: Mapping[str, float]) -> Iterator[str]:
         for limit in self._limits:
             # Only a step that has the metric can break its limit.
             if limit.metric not in metrics:
                 continue
             found = limit.judged(self._values[limit.metric])[-1:]
             if not all(map(limit.allows, found)):
-                raise GuardError(
-                    f"Step {step}: {limit.rule.danger}. {limit.metric} came to {found[0]:.4g}, and the rule "
+                yield (
+                    f"{limit.rule.danger}. {limit.metric} came to {found[0]:.4g}, and the rule "
                     f"is: {limit}. Look at the rollouts of this step; {limit.rule.remedy}, or go on with "
                     f"another rgrpo.guards.{limit.rule.setting}."
                 )

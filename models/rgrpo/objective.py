@@ -106,7 +106,7 @@ def _clipped(
     clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high) * advantages
     token_loss = -torch.minimum(free, clipped)
     if engine_weight is not None:
-        token_loss = token_loss * engine_weight
+        token_loss = token_loss * torch.where(sampled, engine_weight, 0.0)
     weights = _token_weights(sampled.to(logprobs.dtype), totals, config)
     return PolicyLoss((token_loss * weights).sum(), ((clipped < free) & sampled).sum())
 

@@ -113,11 +113,14 @@ def _checks(config: RGRPORun, actors: Actors) -> Iterator[Check]:
         [_mask_is_what_was_sampled(policy, *pair) for pair in pairs],
         "exactly what the engine sampled carries loss",
     )
-    yield _count(
+    boxes = _count(
         "boxes",
         [boxes_are_right(one, asked[one.question_id], config.look) for one in scored],
         "a box comes back from original pixels, and its crop is what it encloses",
     )
+    # Without a crop it says little.
+    (num_crops,) = distributed.global_sums([sum(len(one.crops) for one in scored)])
+    yield boxes.model_copy(update={"value": f"{boxes.value}, {num_crops:.0f} crops"})
     if pads.passed:  # else there are no positions, and nothing to put through the policy
         yield _count(
             "rotary positions",

@@ -106,8 +106,7 @@ def replay(
     config = _config_of(run)
     kept = steps_kept(run.path)
     if step not in kept:
-        known = f"{kept[0]} to {kept[-1]}" if kept else "none"
-        raise RunDirError(f"{run.path} keeps no rollouts of step {step}; it has {known}.")
+        raise RunDirError(f"{run.path} keeps no rollouts of step {step}; it has {_ranges(kept)}.")
     world = distributed.start(num_threads=config.rgrpo.num_threads)
     policy = load_to_train(
         resolve_model_path(config.model_path), config.rgrpo, freeze_vision=config.freeze_vision
@@ -117,6 +116,13 @@ def replay(
     version = config.rgrpo.sampled_by(step)
     found = checkpoints.resume(run, engine, at_most=version)
     started_from = f"checkpoints/step-{found.step}" if found.step else "the model that the run began with"
+    missing = sorted(set(range(found.step, version)) - set(kept))
+    if missing:
+        raise RunDirError(
+            f"The policy of step {step} cannot be made again: from {started_from} on the updates "
+            f"{found.step} to {version - 1} have to be repeated, and {run.path} keeps no rollouts of "
+            f"{_ranges(missing)}."
+        )
     reference = open_reference(config, policy) if found.step < version else None
     for again in range(found.step, version):
         _update_again(engine, run, again, config, questions, reference)
@@ -134,6 +140,17 @@ def replay(
         largest_difference=float(np.abs(differences).max(initial=0.0)),
         rollouts=tuple(rollouts),
     )
+
+
+def _ranges(steps: Sequence[int]) -> str:
+    """Ascending numbers in words: "0 to 3, 7"; "none" where there are none."""
+    runs: list[list[int]] = []
+    for step in steps:
+        if runs and step == runs[-1][-1] + 1:
+            runs[-1].append(step)
+        else:
+            runs.append([step])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs) or "none"
 
 
 def _config_of(run: RunDir) -> RGRPORun:

@@ -126,3 +126,17 @@ def test_other_rewards_and_pictures_are_named(run, tampered):
 def test_a_step_that_was_not_kept_is_refused(run):
     with pytest.raises(RunDirError, match="keeps no rollouts of step 4; it has 0 to 3"):
         replay(run, 4)
+
+
+def test_a_gap_is_named_and_an_update_without_rollouts_is_refused(run):
+    """A run that went on elsewhere from a copied checkpoint has no rollouts of the steps before it."""
+    path = rollouts_path(run.path, 0)
+    away = path.rename(path.with_suffix(".away"))
+    try:
+        with pytest.raises(RunDirError, match=r"keeps no rollouts of step 0; it has 1 to 3\."):
+            replay(run, 0)
+        with pytest.raises(RunDirError, match=r"policy of step 1 cannot be made again.*no rollouts of 0\."):
+            replay(run, 1)
+        assert replay(run, 2).diverging == ()
+    finally:
+        away.rename(path)

@@ -199,3 +199,9 @@ def test_reasoning_is_counted_without_tags_and_commands():
     assert reasoning_text(text) == "Look.  It is K7."
     assert reasoning_text("<think>ab") == "ab"
     assert reasoning_text("<answer>K7</answer>") == ""
+
+
+@pytest.mark.parametrize("command", ["{'bbox_2d': [28, 30, 5, 6]}", "{bbox_2d: [28]}", '{"bbox_2d": 1}'])
+def test_a_broken_command_is_no_reasoning(command):
+    assert isinstance(box_request(command), BadJSON)
+    assert reasoning_text(f"<think>{command * 9}") == ""

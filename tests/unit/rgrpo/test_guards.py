@@ -77,6 +77,26 @@ def test_a_guard_says_what_else_may_be_changed():
     assert "lower rgrpo.learning_rate or turn rgrpo.overlap off" in watch("rgrpo/stale_kl", [1.0] * 3)[1]
 
 
+@pytest.mark.parametrize("window", [6, 10, 19])
+def test_a_mean_at_its_limit_is_within_it_however_it_was_rounded(window):
+    """Ten times 0.8, over ten, is 0.8000000000000003 when it is added up so."""
+    config = GuardsConfig(window=window)
+    for limit in limits(config):
+        values = [limit.bound] * (3 * window)
+        if not limit.rule.is_relative:
+            assert watch(limit.metric, values, config=config) is None, limit
+            assert limit.judged(values), limit
+        if limit.rule.is_kept:
+            assert watch(limit.metric, [*values, *[0.0] * window], config=config), limit
+
+
+def test_every_limit_that_is_broken_is_named_at_once():
+    """Else a run that is allowed one of them pauses at the same step for the next."""
+    _, told = watch("rgrpo/truncated_share", [1.0] * 3, beside={"rgrpo/all_wrong_share": 1.0})
+    assert "rgrpo.guards.max_all_wrong_share" in told
+    assert "rgrpo.guards.max_truncated_share" in told
+
+
 def test_nothing_is_said_before_a_window_is_whole():
     assert watch("rgrpo/truncated_share", [1.0, 1.0]) is None
 

@@ -68,6 +68,16 @@ def test_masked_tokens_have_zero_gradient_even_when_they_are_not_finite(aggregat
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_a_weight_that_is_no_number_counts_only_where_it_was_sampled(aggregation):
+    weight = torch.where(SAMPLED, 2.0, math.nan)
+    loss, grad = gradient(aggregation, weight=weight)
+    without, expected = gradient(aggregation)
+    factor = 1.0 if aggregation == "paper-eq2" else 2.0  # Eq. 2 has no such weight
+    torch.testing.assert_close(loss.loss, factor * without.loss)
+    torch.testing.assert_close(grad, factor * expected)
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_micro_batches_add_up_to_the_whole(aggregation):
     whole_loss, whole = gradient(aggregation)
     parts = [gradient(aggregation, rows=slice(row, row + 1)) for row in (0, 1)]
