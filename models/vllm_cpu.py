@@ -1,8 +1,8 @@
 """Layers of vLLM on a CPU with the C++ kernels of its CPU build, where vLLM calls PyTorch many times instead.
 
 vLLM leaves the fusing of such calls to torch.compile. A small model is not worth its compiling
-(``engine.enforce_eager``), and then they are a quarter of its forward pass. vLLM takes these classes in place of
-its own of that name (out-of-tree custom operators), and calls ``forward_cpu`` on a CPU only, without
+(``engine.enforce_eager``), and then they are a quarter of its forward pass. vLLM takes these classes in place
+of its own of that name (out-of-tree custom operators), and calls ``forward_cpu`` on a CPU only, without
 torch.compile only. Import this module before an engine starts.
 """
 
