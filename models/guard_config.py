@@ -14,7 +14,7 @@ class GuardsConfig(Config):
     enabled: bool = Field(True, description="False: nothing is probed, and no limit but the trainer's own.")
     window: int = Field(10, ge=1, description="Steps whose mean is looked at.")
     min_crops: float = Field(
-        0.05, ge=0, description="Crops per trajectory; a policy that began with more has stopped to look."
+        0.05, ge=0, description="Crops per trajectory; a policy that had more has stopped to look."
     )
     max_all_wrong_share: float = Field(
         0.8, ge=0, le=1, description="Groups without a right answer that have a gradient all the same."

@@ -3,8 +3,8 @@
 Reward may rise while the model gets worse: it stops to look, pads its boxes, collapses, or learns form from
 groups in which nobody was right. Each of these has a number that shows it early. A guard looks at the mean of
 the last ``window`` steps, for one step says little. Two kinds of limit exist: what must never be (a share of
-cut-off trajectories, the entropy), and what a policy must not lose, which binds only where the run began with
-it: a base that never looked cannot stop to look.
+cut-off trajectories, the entropy), and what a policy must not lose, which binds only where it had it: a base
+that never looked cannot stop to look.
 
 The mismatch between engine and trainer is a guard too, in :mod:`models.rgrpo.update`: it must be seen before
 the optimiser's step. What is measured here is deterministic, so a run that goes on from a checkpoint under
@@ -13,7 +13,8 @@ other limits repeats its steps to the letter.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import dropwhile
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -29,27 +30,28 @@ _ROUNDING = 1e-9
 class Rule(NamedTuple):
     """What a field of :class:`GuardsConfig` limits (from the side in its name), and what breaking it means.
 
-    ``is_kept``: it binds only where the first window was within it. ``is_relative``: it looks at how many
-    times larger or smaller a mean is than the first window's. Without ``is_mean`` every value counts alone.
-    ``remedy``: what may be changed besides the limit.
+    ``binds``: always, only if the run ``began`` within it, or as soon as a window was within it (``once``).
+    ``is_relative``: it looks at how many times larger or smaller a mean is than the first window's. Without
+    ``is_mean`` every value counts alone. ``remedy``: what may be changed besides the limit.
     """
 
     setting: str
     metric: str
     danger: str
-    is_kept: bool = False
+    binds: Literal["always", "began", "once"] = "always"
     is_relative: bool = False
     is_mean: bool = True
     remedy: str = "change what is rewarded"
 
 
 _RULES = (
-    Rule("min_crops", "rgrpo/crops_per_trajectory", "the policy has stopped to look", is_kept=True),
+    Rule("min_crops", "rgrpo/crops_per_trajectory", "the policy has stopped to look", binds="once"),
     Rule(
         "min_crop_gain",
         CROP_GAIN,
         "crops no longer help: blank ones give the same answers",
-        is_kept=True,
+        # Not "once": a probe of few questions is within it now and then where crops never helped.
+        binds="began",
         is_mean=False,
     ),
     Rule("max_all_wrong_share", "rgrpo/all_wrong_share", "most groups teach form without one right answer"),
@@ -92,8 +94,8 @@ class Limit:
     def __str__(self) -> str:
         what = "change of its mean" if self.rule.is_relative else "mean"
         steps = f"{what} over {self.window} steps " if self.rule.is_mean else ""
-        since = ", where it began so" if self.rule.is_kept else ""
-        return f"{steps}at {'most' if self.is_upper else 'least'} {self.bound:g}{since}"
+        where = {"always": "", "began": ", where it began so", "once": ", once it was so"}[self.rule.binds]
+        return f"{steps}at {'most' if self.is_upper else 'least'} {self.bound:g}{where}"
 
     def judged(self, values: Sequence[float]) -> list[float]:
         """What the limit looks at, a number per window; nothing while no window is whole.
@@ -101,7 +103,9 @@ class Limit:
         ``values`` are the metric's, one per step that has it, in order.
         """
         means = _means(values, self.window)
-        if not means or (self.rule.is_kept and not self.allows(means[0])):
+        if self.rule.binds == "once":
+            means = list(dropwhile(lambda mean: not self.allows(mean), means))
+        if not means or (self.rule.binds == "began" and not self.allows(means[0])):
             return []
         if not self.rule.is_relative:
             return means

@@ -62,6 +62,16 @@ def test_what_a_policy_never_had_it_cannot_lose(name):
     assert watch(name, [0.0] * 20) is None
 
 
+def test_a_policy_that_learned_to_look_and_stops_again_is_paused():
+    step, told = watch("rgrpo/crops_per_trajectory", [0.0] * 5 + [0.9] * 5 + [0.0] * 5)
+    assert step > 10
+    assert "at least 0.05, once it was so" in told
+
+
+def test_a_probe_by_chance_does_not_bind_a_policy_whose_crops_never_helped():
+    assert watch(CROP_GAIN, [0.0, 0.03, 0.0, 0.03, 0.0]) is None
+
+
 def test_one_bad_step_says_little():
     assert watch("rgrpo/truncated_share", [0.0, 0.0, 1.0, 0.0, 0.0]) is None
 
@@ -86,7 +96,7 @@ def test_a_mean_at_its_limit_is_within_it_however_it_was_rounded(window):
         if not limit.rule.is_relative:
             assert watch(limit.metric, values, config=config) is None, limit
             assert limit.judged(values), limit
-        if limit.rule.is_kept:
+        if limit.rule.binds != "always":
             assert watch(limit.metric, [*values, *[0.0] * window], config=config), limit
 
 
