@@ -13,7 +13,7 @@ _MAX_MMAP_THRESHOLD = 1 << 25
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep up to 2 GiB that it has freed, in pieces of up to 32 MiB, for its next step.
+    """Let each thread's arena keep up to 2 GiB that was freed, in pieces of up to 32 MiB, for the next step.
 
     False where the C library has no such setting (musl) or refuses it.
     """

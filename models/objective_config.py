@@ -100,9 +100,10 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
             about="What the authors' code computes (github.com/justgogorunrun/VLM-R3, 76e2d8f, "
             "src/r1-v/src/open_r1: rgrpo.py, trainer/vllm_rgrpo_trainer.py). Its faults are not followed: "
             "it trains messages and line breaks of its own as if the model had written them, closes the "
-            "answer of a text that a limit cut off and then rewards its format, and compares in another way "
-            "without a word when its judge (a model of 72B) fails. Here only sampled tokens are trained, "
-            "truncated text earns no format, and one deterministic matcher decides.",
+            "answer of a text that a limit cut off and then rewards its format, takes the last line of a "
+            "text without an answer for one, and compares in another way without a word when its judge (a "
+            "model of 72B) fails. Here only sampled tokens are trained, truncated text earns no format, and "
+            "one deterministic matcher decides, about what stands in <answer>.",
             reward=RewardConfig(
                 format=0.5,
                 format_rule="ends-with-answer",
