@@ -28,6 +28,11 @@ def test_the_paper_preset_has_the_numbers_of_the_paper():
     assert (preset.sft.num_epochs, preset.sft.learning_rate) == (3, 2e-7)  # A.2
     assert (preset.rgrpo.num_steps, preset.rgrpo.group_size, preset.rgrpo.learning_rate) == (300, 5, 1e-6)
     assert preset.rgrpo.objective.aggregation == "paper-eq2"
+    assert (preset.sft.batch_size, preset.model.freeze_vision) == (2 * 8 * 4, True)  # A.2
+    reward = preset.rgrpo.reward  # 3.3
+    assert (reward.accuracy, reward.format) == (1.0, 1.0)
+    assert (reward.validity, reward.validity_cap) == (0.5, 0.5)
+    assert (reward.length_per_character, reward.length_cap) == (0.001, 0.25)
 
 
 @pytest.mark.parametrize("name", preset_names())
