@@ -62,7 +62,6 @@ def start(*, num_threads: int = 0) -> World:
     """
     if num_threads:
         torch.set_num_threads(num_threads)
-    keep_freed_memory()
     _do_without_compiled_collectives()
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
     local_rank = int(os.environ["LOCAL_RANK"])
@@ -70,6 +69,8 @@ def start(*, num_threads: int = 0) -> World:
     if torch.cuda.is_available():
         backend, device = "nccl", torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     if not dist.is_initialized():
         if "RANK" in os.environ:
             dist.init_process_group(backend)

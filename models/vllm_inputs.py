@@ -1,8 +1,8 @@
 """Prompts as vLLM's engine takes them, made by the encoder that the trainer uses.
 
 vLLM's own rendering would tokenise placeholders, call the processor and look for the places of the pictures
-anew in every turn. Here ids and places are known already, so engine and
-trainer cannot differ in them, and a picture is cut into patches once for all its turns and samples.
+anew in every turn. Here ids and places are known already, so engine and trainer cannot differ in them, and a
+picture is cut into patches once for all its turns and samples.
 """
 
 from collections.abc import Callable, Iterator, Sequence
