@@ -341,6 +341,8 @@ def _start(
         logprobs_mode="processed_logprobs",
         weight_transfer_config={"backend": transfer} if transfer else None,
         enable_sleep_mode=sleeps,
+        # Beside a trainer it is that rank's GPU; vLLM would take the first, for every rank of the host.
+        device_ids=None if on_cpu else [torch.cuda.current_device()],
         disable_log_stats=True,
         use_tqdm_on_load=False,
     )

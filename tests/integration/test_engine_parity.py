@@ -19,9 +19,12 @@ from models.errors import EngineError
 from models.policy import Policy, collate, load_policy, save_policy
 from models.trajectory import GenerationRequest, Piece, Prompt, SampledSpan
 from models.transformers_engine import TransformersEngine
-from models.vllm_engine import VLLMEngine, can_sleep
+from models.vllm_engine import LLMEngine, VLLMEngine, _start, can_sleep
 from tests.tiny_models import finish, picture, save_random_model, turn_with_crops
 
+from vllm import envs  # isort: skip
+from vllm.engine import arg_utils  # isort: skip
+from vllm.platforms import interface  # isort: skip
 from vllm.platforms.cpu import CpuPlatform  # isort: skip
 from vllm.platforms.interface import Platform, PlatformEnum  # isort: skip
 
@@ -32,6 +35,8 @@ class CudaPlatform(Platform):
     """What vLLM asks of a platform without its GPU."""
 
     _enum = PlatformEnum.CUDA
+    device_name = "cuda"
+    device_control_env_var = "CUDA_VISIBLE_DEVICES"
 
 
 LOOK = Look(min_pixels=3136, max_pixels=12544)
@@ -357,6 +362,23 @@ def test_on_a_cpu_nothing_sleeps(pair):
     assert not pair.engine._engine.is_sleeping()
     (piece,) = finish(pair.engine, [request(pair.policy.encoder, id="awake", max_new_tokens=2)]).values()
     assert piece.finish in ("length", "end")
+
+
+@pytest.mark.parametrize(("visible", "physical"), [("", 1), ("4,6,7", 6)])
+def test_the_engine_beside_a_trainer_takes_the_gpu_of_its_rank(monkeypatch, tmp_path, visible, physical):
+    given = []
+    monkeypatch.setattr(LLMEngine, "from_engine_args", given.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setitem(vars(envs), "CUDA_VISIBLE_DEVICES", visible)  # vLLM has its own memory of that
+    monkeypatch.setattr(arg_utils, "current_platform", CudaPlatform())
+    _start(tmp_path, CONFIG, look=LOOK, seed=0, transfer="", sleeps=True)
+    devices = given[0]._resolve_device_ids()
+    assert devices == [physical]
+    monkeypatch.setattr(interface, "_assigned_physical_gpu_ids", devices)  # as vLLM's worker does
+    # Where that goes, as the first of its engine.
+    assert CudaPlatform.logical_device_id_to_visible_device_id(0) == 1
 
 
 def test_the_trainer_can_still_set_its_threads(pair):
