@@ -115,7 +115,8 @@ class Policy(nn.Module):
         digests = {picture.digest for picture in pictures}
         cached = {digest: self._store.get(digest) for digest in digests}
         missing = {picture.digest: picture for picture in pictures if cached[picture.digest] is None}
-        found = {digest: features for digest, features in cached.items() if features is not None}
+        # What was read from a file is on the CPU, what is computed where the policy is.
+        found = {digest: one.to(self.device) for digest, one in cached.items() if one is not None}
         if missing:
             computed = dict(zip(missing, self._look_at(list(missing.values())), strict=True))
             found |= computed

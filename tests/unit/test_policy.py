@@ -211,6 +211,17 @@ def test_features_outlive_the_process_that_computed_them(untied_model, tmp_path)
     assert not runs
 
 
+def test_features_from_files_go_where_those_are_that_were_just_computed(policy, tmp_path, monkeypatch):
+    read, new = picture(56, 56, seed=1), picture(56, 56, seed=2)
+    store = policy.keep_features(tmp_path, max_bytes=1 << 20, max_file_bytes=1 << 20)
+    policy.features([read])
+    store.flush()
+    store.forget()
+    policy.to("meta")  # a device that is not the files'
+    monkeypatch.setattr(policy, "_look_at", lambda shown: [torch.empty(4, 8, device="meta") for _ in shown])
+    assert [one.device for one in policy.features([read, new])] == [policy.device] * 2
+
+
 def test_another_tower_or_type_has_features_of_its_own(untied_model, tmp_path):
     policies = [load_policy(untied_model) for _ in range(4)]
     with torch.no_grad():
