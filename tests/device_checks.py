@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -63,9 +64,10 @@ LEARNING_RATE = 1e-3
 def check_segments(device: str, dtype: torch.dtype) -> dict[str, float]:
     """Attention within segments, and its gradients, against one square with a mask in float32.
 
-    Whatever :func:`models.segments.attend` takes on that device; heads are shared, lengths differ.
+    Whatever :func:`models.segments.attend` takes on that device; heads are shared, lengths differ, and some
+    segments go on from others, as rollouts do from their question.
     """
-    segments = Segments.of((37, 37, 5, 128, 1, 64)).to(device)
+    segments = Segments.of((37, 37, 5, 128, 1, 64), parents=(None, 0, 1, None, 3, 3)).to(device)
     generator = torch.Generator(device).manual_seed(0)
     total = sum(segments.lengths)
     inputs = [
@@ -73,10 +75,13 @@ def check_segments(device: str, dtype: torch.dtype) -> dict[str, float]:
         for heads in (4, 2, 2)
     ]
     weights = torch.randn(1, total, 4, 64, generator=generator, device=device, dtype=dtype)
-    number = torch.repeat_interleave(torch.arange(len(segments.lengths)), torch.tensor(segments.lengths)).to(
-        device
-    )
-    visible = (number[:, None] == number[None]).tril()
+    visible = torch.zeros(total, total, dtype=torch.bool, device=device)
+    assert segments.keys is not None, "segments go on from others"
+    for asking, asked in zip(
+        pairwise(segments.ends.tolist()), pairwise(segments.key_ends.tolist()), strict=True
+    ):
+        visible[slice(*asking), segments.keys[slice(*asked)]] = True
+    visible = visible.tril()
 
     def dense(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         found = nn.functional.scaled_dot_product_attention(
