@@ -266,6 +266,9 @@ class Encoder:
             raise EncodingError(
                 "A sampled span has no token ids; text is never tokenised again. Use another engine."
             )
+        unknown = [token for token in span.token_ids if not 0 <= token < self.vocab_size]
+        if unknown:
+            raise EncodingError(f"Sampled ids {unknown} are none of the model's {self.vocab_size} tokens.")
         banned = self._banned.intersection(span.token_ids)
         if banned:
             raise EncodingError(
