@@ -23,7 +23,7 @@ import errno
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,13 +97,17 @@ def save(
 def resume(run: RunDir, engine: DeepSpeedEngine, *, at_most: int | None = None) -> Progress:
     """Load the latest checkpoint into the engine, if there is one; all ranks call it.
 
-    With ``at_most`` the latest of those of at most so many steps. Raises RunDirError when it is not one of
-    this model.
+    With ``at_most`` the latest of those of at most so many steps. Raises RunDirError when it is damaged or
+    not one of this model.
     """
     found = distributed.from_main(lambda: [each for each in run.checkpoints() if _is_at_most(each, at_most)])
     if not found:
         return Progress()
-    folder = found[-1]
+    with _whole(found):
+        return _restored(found[-1], run, engine)
+
+
+def _restored(folder: Path, run: RunDir, engine: DeepSpeedEngine) -> Progress:
     with ExitStack() as stack:
         files = [
             stack.enter_context(safe_open(path, framework="pt"))
@@ -125,6 +129,21 @@ def resume(run: RunDir, engine: DeepSpeedEngine, *, at_most: int | None = None) 
         shutil.copyfile(folder / _METRICS, run.metrics_path)
     log.info("resumed from %s", folder)
     return Progress(**json.loads((folder / "progress.json").read_text()))
+
+
+@contextmanager
+def _whole(found: Sequence[Path]) -> Iterator[None]:
+    """A block that reads the last of these checkpoints. Raises RunDirError, which says what is left, when a
+    file of it is damaged: its name says that it was whole, so nothing is passed over in silence."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        folder, *before = reversed(found)
+        rest = f"from {before[0].name}" if before else "from the beginning"
+        raise RunDirError(
+            f"{folder} is damaged ({type(error).__name__}: {error}). Remove it and start again: the run then "
+            f"goes on {rest}."
+        ) from error
 
 
 def _is_at_most(folder: Path, step: int | None) -> bool:

@@ -135,9 +135,11 @@ class Encoder:
         return np.repeat(np.asarray(collapsed.ids), self._repeats(collapsed))
 
     def encode(self, trajectory: Trajectory) -> Encoded:
-        """A finished trajectory, ready to train on.
+        """A finished trajectory, ready to train on, up to the last token that was sampled.
 
-        Raises EncodingError when the engine reported no ids or log-probs, or sampled a banned token.
+        A crop that nothing follows is left out: it was context to nobody, and may be what no longer fitted
+        into the engine. Raises EncodingError when the engine reported no ids or log-probs, or sampled a
+        banned token.
         """
         for span in trajectory.spans:
             if isinstance(span, SampledSpan) and span.logprobs is None:
@@ -145,7 +147,7 @@ class Encoder:
                     f"Trajectory {trajectory.question_id}#{trajectory.sample_index} has no log-probs. "
                     "It can be scored, not trained on: sample with vLLM or transformers."
                 )
-        return self.expand(self.collapse(trajectory.prompt, trajectory.spans))
+        return self.expand(self.collapse(trajectory.prompt, _to_the_last_sampled(trajectory.spans)))
 
     def encode_record(self, record: VLIRRecord, look: Look) -> Encoded:
         """A rationale record for SFT: its text counts as sampled, closed by ``<|im_end|>``; crops are given.
@@ -264,6 +266,9 @@ class Encoder:
             raise EncodingError(
                 "A sampled span has no token ids; text is never tokenised again. Use another engine."
             )
+        unknown = [token for token in span.token_ids if not 0 <= token < self.vocab_size]
+        if unknown:
+            raise EncodingError(f"Sampled ids {unknown} are none of the model's {self.vocab_size} tokens.")
         banned = self._banned.intersection(span.token_ids)
         if banned:
             raise EncodingError(
@@ -333,6 +338,13 @@ class _Part:
     sampled: tuple[bool, ...]
     logprobs: tuple[float, ...]
     versions: tuple[int, ...]
+
+
+def _to_the_last_sampled(spans: Sequence[Span]) -> Sequence[Span]:
+    ends = [
+        end for end, span in enumerate(spans, start=1) if isinstance(span, SampledSpan) and span.token_ids
+    ]
+    return spans[: max(ends, default=0)]
 
 
 def _given(ids: tuple[int, ...]) -> _Part:

@@ -18,7 +18,7 @@ from models import checkpoints, distributed
 from models.config import resolve_model_path
 from models.distributed import DeepSpeedEngine
 from models.encoding import Encoded, Encoder
-from models.errors import RecordError, RunDirError
+from models.errors import EncodingError, RecordError, RunDirError
 from models.policy import Policy, load_to_train
 from models.records import Question, read_questions
 from models.rgrpo.actors import open_reference
@@ -202,19 +202,20 @@ def _replayed(
     version = config.rgrpo.sampled_by(step)
     faults: list[list[str]] = [_stale(one, step, version) for one in kept]
     trajectories: dict[int, Trajectory] = {}
+    encoded: dict[int, Encoded] = {}
     for number, one in enumerate(kept):
         try:
-            question = _question(one.transcript, questions)
-            trajectories[number] = rebuilt(one.transcript, question, config.look)
-        except RecordError as error:
+            trajectory = rebuilt(one.transcript, _question(one.transcript, questions), config.look)
+            encoded[number] = encoder.encode(trajectory)
+            trajectories[number] = trajectory
+        except (RecordError, EncodingError) as error:
             faults[number].append(str(error))
     if len(trajectories) == len(kept):
         batch = _compared(encoder, list(trajectories.values()), config, questions)
         for number, (old, new) in enumerate(zip(kept, batch.rollouts, strict=True)):
             faults[number] += _other_rewards(old, new.trajectory, new.advantage)
     scored = [number for number, one in trajectories.items() if one.num_sampled_tokens]
-    encoded = {number: encoder.encode(trajectories[number]) for number in scored}
-    logprobs = score_again(engine, list(encoded.values()), config.rgrpo)
+    logprobs = score_again(engine, [encoded[number] for number in scored], config.rgrpo)
     gaps = {
         number: again - encoded[number].engine_logprobs[encoded[number].sampled]
         for number, again in zip(scored, logprobs, strict=True)
@@ -238,7 +239,14 @@ def _replayed(
 def _compared(
     encoder: Encoder, trajectories: Sequence[Trajectory], config: RGRPORun, questions: Mapping[str, Question]
 ) -> Batch:
-    asked = [questions[one.question_id] for one in trajectories[:: config.rgrpo.group_size]]
+    size = config.rgrpo.group_size
+    names = [one.question_id for one in trajectories]
+    if names != [name for name in names[::size] for _ in range(size)]:
+        raise RecordError(
+            f"The {len(names)} rollouts that were kept are not {size} of each question in a row: some are "
+            "missing or stand elsewhere, so rewards cannot be compared. Restore the file."
+        )
+    asked = [questions[name] for name in names[::size]]
     return score_and_compare(
         trajectories, asked, config.rgrpo, encoder=encoder, max_tokens=config.look.max_sampled_tokens
     )

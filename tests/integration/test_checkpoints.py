@@ -15,7 +15,7 @@ import torch
 from models import checkpoints, distributed
 from models.checkpoints import Progress
 from models.errors import RunDirError
-from models.rundir import RunDir
+from models.rundir import RunDir, remove
 from tests import bad_samples, state_of_ranks
 from tests.bad_gradients import nan_in_gradient_of_row
 from tests.tiny_models import save_random_model
@@ -129,6 +129,20 @@ def test_a_checkpoint_of_another_model_is_refused(
     checkpoints.save(run, state_of_ranks.engine_of(tied, "float32", 0), Progress(1))
     with pytest.raises(RunDirError, match=r"has no 'model.lm_head.weight': it is not a checkpoint of this"):
         checkpoints.resume(run, state_of_ranks.engine_of(model_path, "float32", 0))
+
+
+@pytest.mark.parametrize("name", ["state-00000.safetensors", "rng-0.json", "progress.json"])
+def test_a_damaged_checkpoint_is_named_with_what_is_left(model_path: Path, tmp_path: Path, name: str) -> None:
+    engine = state_of_ranks.engine_of(model_path, "float32", 0)
+    run = RunDir(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(run, engine, Progress(step))
+    newest = run.checkpoints()[-1]
+    (newest / name).write_bytes((newest / name).read_bytes()[:10])  # the disk lost the rest
+    with pytest.raises(RunDirError, match=r"step-2 is damaged .* goes on from step-1\."):
+        checkpoints.resume(run, engine)
+    remove(newest)
+    assert checkpoints.resume(run, engine).step == 1
 
 
 def test_only_the_newest_checkpoints_are_kept(model_path: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from flows.cli import main
 from models.config import ObjectiveConfig
-from models.errors import RunDirError
+from models.errors import RecordError, RunDirError
 from models.records import read_rows, write_questions, write_rows
 from models.rgrpo import train as rgrpo
 from models.rgrpo.replay import replay
@@ -103,6 +103,24 @@ def test_the_first_token_that_diverges_is_named(run, tampered, capsys):
     assert "1 of 6 rollouts of step 0 do not come out as they were kept" in told.err
     assert main(["replay", str(run.path), "0", "--tolerance", "0.3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tolerance"] == 0.3
+
+
+@pytest.mark.parametrize("token_id", [-1, 10**6])
+def test_an_id_that_is_no_token_is_a_fault_of_its_rollout(run, tampered, token_id):
+    def how(rows):
+        rows[2]["spans"][0]["token_ids"][0] = token_id
+
+    tampered(how)
+    (one,) = replay(run, 0).diverging
+    assert f"Sampled ids [{token_id}] are none of the model's" in one.faults[0]
+
+
+def test_a_rollout_that_is_missing_is_told(run, tampered):
+    tampered(lambda rows: rows.pop(1))
+    with pytest.raises(
+        RecordError, match="The 5 rollouts that were kept are not 3 of each question in a row"
+    ):
+        replay(run, 0)
 
 
 def test_other_rewards_and_pictures_are_named(run, tampered):

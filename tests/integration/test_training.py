@@ -523,6 +523,15 @@ def test_fewer_questions_than_a_step_takes_are_refused(tmp_path, model_path, dat
         rgrpo.train(RunDir.create(tmp_path / "run", config), config)
 
 
+def test_rollouts_that_may_outgrow_a_micro_batch_are_refused_before_the_first_step(
+    tmp_path, model_path, data
+):
+    config = make_run(model_path, data, tokens_per_micro_batch=511)
+    said = r"tokens_per_micro_batch 511 must be at least engine.max_model_len 512"
+    with pytest.raises(ConfigError, match=said):
+        rgrpo.train(RunDir.create(tmp_path / "run", config), config)
+
+
 def test_a_guard_pauses_the_run_and_it_goes_on_under_another_limit(tmp_path, model_path, data):
     """A random model never ends its answers by itself."""
     lenient = GuardsConfig(

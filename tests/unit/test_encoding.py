@@ -12,7 +12,16 @@ from models.records import Question, RationaleStep, VLIRRecord
 from models.region import Box
 from models.rollout import rollout
 from models.tiny import world
-from models.trajectory import CropSpan, Exchange, GenerationRequest, Piece, Prompt, SampledSpan, TextSpan
+from models.trajectory import (
+    CropSpan,
+    Exchange,
+    GenerationRequest,
+    Piece,
+    Prompt,
+    SampledSpan,
+    StopReason,
+    TextSpan,
+)
 from tests.tiny_models import NUM_UNUSED_IDS, load_reference, picture, sampled, trajectory_with_crops
 
 # 448 x 448 pictures are seen at 112 x 112.
@@ -77,6 +86,18 @@ def test_only_what_the_engine_sampled_is_marked(encoder):
     assert not np.isin(told.ids[told.sampled], vision).any()
     prompt_length = len(encoder.expand_ids(encoder.collapse(trajectory.prompt, ())))
     assert not told.sampled[:prompt_length].any()
+
+
+def test_a_crop_that_did_not_fit_into_the_engine_does_not_lengthen_what_is_trained_on(encoder):
+    trajectory = trajectory_with_crops(encoder, 2)
+    cut_off = next(end for end, span in enumerate(trajectory.spans) if isinstance(span, CropSpan))
+    before = encoder.encode(replace(trajectory, spans=trajectory.spans[:cut_off]))
+    # The engine refused the next turn: its context is full.
+    refused = (*trajectory.spans[: cut_off + 1], SampledSpan("", (), ()))
+    found = encoder.encode(replace(trajectory, spans=refused, stop=StopReason.CONTEXT_LIMIT))
+    assert found.ids.tolist() == before.ids.tolist()
+    assert found.sampled[-1]
+    assert len(found.pictures) == 1
 
 
 def test_logprobs_and_versions_stand_at_their_tokens(encoder):
