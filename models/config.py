@@ -24,6 +24,7 @@ from models.base_config import (
     Style,
     resolve_model_path,
 )
+from models.errors import ConfigError
 from models.guard_config import GuardsConfig, PreflightConfig
 from models.objective_config import ObjectiveConfig, ProfileName, RewardConfig, with_profile
 from models.retrain_config import RetrainConfig
@@ -225,6 +226,16 @@ class RGRPOConfig(Config):
         return self.model_copy(
             update={"preflight": PreflightConfig(enabled=False), "guards": GuardsConfig(enabled=False)}
         )
+
+    def require_room_for(self, engine: EngineConfig) -> None:
+        """Raise ConfigError where a rollout of this engine, which alone bounds it for certain, may become
+        longer than a micro-batch: it would end the run late, and again whenever the run goes on."""
+        if self.tokens_per_micro_batch < engine.max_model_len:
+            raise ConfigError(
+                f"rgrpo.tokens_per_micro_batch {self.tokens_per_micro_batch} must be at least "
+                f"engine.max_model_len {engine.max_model_len}: a rollout may become that long, and is "
+                "trained on whole. Raise the first, or lower the second, which ends longer rollouts."
+            )
 
     @model_validator(mode="before")
     @classmethod

@@ -28,9 +28,15 @@ def check_preset(preset: Preset) -> tuple[Check, ...]:
             f"engine.kind is {preset.engine.kind!r}. Training and evaluation load checkpoints into the "
             "engine, which a server cannot do. Use 'vllm' or 'transformers'."
         )
+    preset.rgrpo.require_room_for(preset.engine)
     return (
         _kept("base model", folder.name, "a folder in Hugging Face layout without pickled weights"),
         _kept("engine", preset.engine.kind, "an engine that takes checkpoints"),
+        _kept(
+            "micro-batch",
+            f"{preset.rgrpo.tokens_per_micro_batch} tokens",
+            f"room for the longest rollout, {preset.engine.max_model_len} tokens",
+        ),
     )
 
 

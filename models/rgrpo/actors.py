@@ -38,7 +38,7 @@ def opened(config: RGRPORun) -> Iterator[Actors]:
     Raises ConfigError when there are fewer questions than a step takes, no place for the engine, or rollouts
     may become longer than a micro-batch.
     """
-    _require_that_rollouts_fit(config)
+    config.rgrpo.require_room_for(config.engine)
     world = distributed.start(num_threads=config.rgrpo.num_threads)
     model_path = resolve_model_path(config.model_path)
     with ExitStack() as stack:
@@ -63,18 +63,6 @@ def opened(config: RGRPORun) -> Iterator[Actors]:
             sampler = open_beside(policy, model_path, config.engine, look=config.look, seed=config.seed)
             stack.callback(sampler.close)  # while the process group that it joined still exists
         yield Actors(engine, sampler, questions, held_out, reference)
-
-
-def _require_that_rollouts_fit(config: RGRPORun) -> None:
-    """Only the engine bounds a rollout for certain. One that no micro-batch holds would end the run late, and
-    again whenever it goes on."""
-    budget, longest = config.rgrpo.tokens_per_micro_batch, config.engine.max_model_len
-    if budget < longest:
-        raise ConfigError(
-            f"rgrpo.tokens_per_micro_batch {budget} must be at least engine.max_model_len {longest}: a "
-            "rollout may become that long, and is trained on whole. Raise the first, or lower the second, "
-            "which ends longer rollouts."
-        )
 
 
 def _open_apart(config: RGRPORun, model_path: Path, world: World) -> DedicatedSampler | None:

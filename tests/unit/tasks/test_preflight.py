@@ -1,0 +1,28 @@
+"""What is known to be wrong before a run starts."""
+
+import pytest
+
+from models.errors import ConfigError
+from models.presets import load_preset
+from tasks.preflight import check_preset
+
+BUDGET = "rgrpo.tokens_per_micro_batch"
+
+
+def test_a_preset_that_can_run_says_what_was_looked_at():
+    checks = {check.name: check for check in check_preset(load_preset("tiny"))}
+    assert all(check.passed for check in checks.values())
+    assert str(load_preset("tiny").rgrpo.tokens_per_micro_batch) in checks["micro-batch"].value
+
+
+def test_a_micro_batch_has_room_for_the_longest_rollout():
+    longest = load_preset("tiny").engine.max_model_len
+    check_preset(load_preset("tiny", [f"{BUDGET}={longest}"]))
+    said = rf"{BUDGET} {longest - 1} must be at least engine.max_model_len {longest}"
+    with pytest.raises(ConfigError, match=said):
+        check_preset(load_preset("tiny", [f"{BUDGET}={longest - 1}"]))
+
+
+def test_a_server_cannot_train():
+    with pytest.raises(ConfigError, match="which a server cannot do"):
+        check_preset(load_preset("tiny", ["engine.kind=http", "engine.endpoint=http://127.0.0.1:9/v1"]))
