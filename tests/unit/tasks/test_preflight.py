@@ -24,5 +24,6 @@ def test_a_micro_batch_has_room_for_the_longest_rollout():
 
 
 def test_a_server_cannot_train():
+    engine = load_preset("tiny").engine.model_copy(update={"kind": "vllm-server"})
     with pytest.raises(ConfigError, match="which a server cannot do"):
-        check_preset(load_preset("tiny", ["engine.kind=http", "engine.endpoint=http://127.0.0.1:9/v1"]))
+        check_preset(load_preset("tiny").model_copy(update={"engine": engine}))
