@@ -1,10 +1,12 @@
 """Layers of vLLM on a CPU with the C++ kernels of its CPU build, where vLLM calls PyTorch many times instead.
 
 vLLM leaves the fusing of such calls to torch.compile. A small model is not worth its compiling
-(``engine.enforce_eager``), and then they are a quarter of its forward pass. vLLM takes these classes in place
-of its own of that name (out-of-tree custom operators), and calls ``forward_cpu`` on a CPU only, without
-torch.compile only. Import this module before an engine starts.
+(``engine.enforce_eager``), and then they are a quarter of its forward pass. Once registered
+(:func:`register_layers`), vLLM takes these classes in place of its own, and calls ``forward_cpu`` without
+torch.compile only.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +19,6 @@ from vllm.model_executor.layers.rotary_embedding.mrope import MRotaryEmbedding
 _VECTOR = 8
 
 
-@CustomOp.register_oot(name="RMSNorm")
 class FusedRMSNorm(RMSNorm):
     """RMSNorm, after the sum with a residual if there is one, in one call."""
 
@@ -35,7 +36,6 @@ class FusedRMSNorm(RMSNorm):
         return x, residual
 
 
-@CustomOp.register_oot(name="MRotaryEmbedding")
 class TabledMRotaryEmbedding(MRotaryEmbedding):
     """Rotary embedding by time, row and column (mRoPE): its table of cosines and sines is the same in all
     layers and made once a pass, and turns queries and keys by the kernel for one position per token."""
@@ -61,3 +61,11 @@ class TabledMRotaryEmbedding(MRotaryEmbedding):
         axes = self._match_cos_sin_cache_dtype(query)[positions].chunk(2, dim=-1)
         parts = [axis.split(self.mrope_section, dim=-1) for axis in axes]  # each (3, T, section)
         return torch.cat([part[number] for split in parts for number, part in enumerate(split)], dim=-1)
+
+
+def register_layers(platform: Any) -> None:
+    """Have engines that start from now on use these layers, where vLLM's ``platform`` is a CPU; once per
+    process. Elsewhere vLLM knows its own by names that would change."""
+    if platform.is_cpu():
+        CustomOp.register_oot(FusedRMSNorm, name="RMSNorm")
+        CustomOp.register_oot(TabledMRotaryEmbedding, name="MRotaryEmbedding")

@@ -41,7 +41,7 @@ with warnings.catch_warnings():
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    import models.vllm_cpu  # noqa: F401  (vLLM finds its layers there)
+    from models.vllm_cpu import register_layers
     from models.vllm_inputs import Inputs, LookAt
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
 # The class itself, not its name: vLLM inspects a name in a child process, where torchvision does not import.
 ModelRegistry.register_model(ARCHITECTURE, Qwen2_5_VLForConditionalGeneration)
+register_layers(current_platform)
 
 MAX_BATCHED_TOKENS = 8192  # tokens of one step; what is over is prefilled in the next steps
 # On a CPU a prompt must not be prefilled in parts: vLLM then rewinds the request's random generator, which

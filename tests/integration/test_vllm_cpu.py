@@ -1,12 +1,13 @@
 """vLLM's layers with its CPU kernels against the same layers in PyTorch."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import models.vllm_engine  # noqa: F401  (it registers the layers, as an engine's start does)
-from models.vllm_cpu import FusedRMSNorm, TabledMRotaryEmbedding
+from models.vllm_cpu import FusedRMSNorm, TabledMRotaryEmbedding, register_layers
 
 from vllm.config import (  # isort: skip
     CompilationConfig,
@@ -14,6 +15,7 @@ from vllm.config import (  # isort: skip
     VllmConfig,
     set_current_vllm_config,
 )
+from vllm.model_executor import custom_op  # isort: skip
 from vllm.model_executor.layers.layernorm import RMSNorm  # isort: skip
 from vllm.model_executor.layers.rotary_embedding.mrope import MRotaryEmbedding  # isort: skip
 
@@ -50,6 +52,15 @@ def test_vllm_builds_its_models_of_these_layers(rotary):
     norm = RMSNorm(WIDTH)
     assert (type(norm), norm._forward_method) == (FusedRMSNorm, norm.forward_cpu)
     assert (type(rotary), rotary._forward_method) == (TabledMRotaryEmbedding, rotary.forward_cpu)
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_they_are_layers_of_a_cpu_only(monkeypatch, on_cpu):
+    """On a GPU vLLM enables layers by names, which these would change."""
+    registry: dict[str, type] = {}
+    monkeypatch.setattr(custom_op, "op_registry_oot", registry)
+    register_layers(SimpleNamespace(is_cpu=lambda: on_cpu))
+    assert set(registry.values()) == ({FusedRMSNorm, TabledMRotaryEmbedding} if on_cpu else set())
 
 
 @pytest.mark.parametrize("shape", [(NUM_TOKENS, WIDTH), (2, NUM_TOKENS, WIDTH)])
