@@ -82,7 +82,8 @@ def attend(
     form; with ``segments`` there is one row, B = 1."""
     if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
-    rows = [states[0].transpose(0, 1) for states in (query, key, value)]  # (T, H or groups, D)
+    # (T, H or groups, D); not states[0], whose gradient would be written into zeros of the whole size.
+    rows = [states.squeeze(0).transpose(0, 1) for states in (query, key, value)]
     if segments.keys is not None:
         rows[1:] = [states.index_select(0, segments.keys) for states in rows[1:]]
     is_half = query.dtype in (torch.float16, torch.bfloat16)

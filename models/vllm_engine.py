@@ -236,9 +236,11 @@ class VLLMEngine:
         if room <= 0:
             return [self._refused(request, "context")]
         try:
-            self._engine.add_request(request.request_id, given, self._sampling(request, room))
+            added = self._engine.add_request(request.request_id, given, self._sampling(request, room))
         except (ValueError, VLLMClientError) as error:
             return [self._refused(request, "error", str(error))]
+        # Nobody reads the text of every single token, which vLLM looks up to go with its log-prob.
+        self._engine.output_processor.request_states[added].logprobs_processor.tokenizer = None
         if request.shows_drafts:
             self._texts[request.request_id] = TextSoFar(self.encoder)
         return []
