@@ -42,7 +42,7 @@ from models.sft.step import sft_step, validation_loss
 log = logging.getLogger(__name__)
 
 _GIB = 1 << 30
-_LOOK_AHEAD = 8  # steps whose pictures are looked at together, where that is faster
+LOOK_AHEAD = 8  # steps whose pictures are looked at together, where that is faster
 _BEST = "best"  # the folder of the best check's model while the run goes on
 
 
@@ -191,8 +191,8 @@ class Training:
         policy, samples, size = self._engine.module, self._samples, self._config.batch_size
         if progress.step < self._seen_until or not policy.tower_is_frozen or policy.device.type != "cpu":
             return
-        self._seen_until = progress.step + _LOOK_AHEAD
-        chosen = samples.batch(progress.num_samples, size=_LOOK_AHEAD * size, seed=self._seed)
+        self._seen_until = progress.step + LOOK_AHEAD
+        chosen = samples.batch(progress.num_samples, size=LOOK_AHEAD * size, seed=self._seed)
         policy.features([picture for index in chosen for picture in samples.encoded(index).pictures])
 
     def _is_over(self, progress: Progress) -> bool:

@@ -35,8 +35,10 @@ import torch
 from models.config import resolve_model_path
 from models.encoding import Encoder
 from models.presets import Preset, load_preset
+from models.protocol import render_box
 from models.records import (
     Question,
+    RationaleStep,
     VLIRRecord,
     read_questions,
     read_records,
@@ -46,6 +48,7 @@ from models.records import (
 from models.rgrpo.rollouts import read_rollouts, rollouts_path, steps_kept
 from models.run_config import RGRPORun, SFTRun
 from models.rundir import RunDir, write_atomically
+from models.sft.train import LOOK_AHEAD
 from models.shuffling import endless_shuffle
 from models.tiny.world import draw, sample_scene
 from tests.dictated_training import dictated_training
@@ -54,7 +57,9 @@ from tests.small_set import build_small_set
 
 NAME = "training_speed"
 BATCH_SIZE = 16
-WARM_UP_STEPS = 3
+# Our stage looks at the pictures of so many steps at once: with fewer, some of those that are counted would
+# have been looked at before the clock starts.
+WARM_UP_STEPS = LOOK_AHEAD
 MIXES = ("real", "short", "long", "short and long")
 NUM_GRPO_QUESTIONS = 120
 TEACHING_EPOCHS = 8
@@ -137,18 +142,32 @@ def _wanted(options: argparse.Namespace, name: str) -> bool:
 
 
 def _mix(records: list[VLIRRecord], mix: str) -> list[VLIRRecord]:
-    """Records of a mix of lengths; ``long`` ones look at every box three times over."""
-    short = [record for record in records if not record.boxes]
-    looks = [record for record in records if record.boxes]
-    long = [replace(record, steps=(*record.steps[:-1] * 3, record.steps[-1])) for record in looks]
+    """Records of a mix of lengths. No question and no crop is there twice: a picture that our side remembers
+    from another record, or a prompt that two of a batch have in common, would be work that TRL alone does.
+    """
     if mix == "real":
         return records
-    if mix == "short":
-        return (short * (len(looks) // max(1, len(short)) + 1))[: len(looks)]
-    if mix == "long":
-        return long
-    half = len(looks) // 2
-    return [*_mix(records, "short")[:half], *long[:half]]
+    looks = [record for record in records if record.boxes]
+    num_long = {"short": 0, "long": len(looks), "short and long": len(looks) // 2}[mix]
+    return [*map(_long, looks[:num_long]), *map(_short, looks[num_long:])]
+
+
+def _short(record: VLIRRecord) -> VLIRRecord:
+    """The record without its looks."""
+    last = record.steps[-1]
+    return replace(record, steps=(replace(last, text=f"<think>{last.text}"),))
+
+
+def _long(record: VLIRRecord) -> VLIRRecord:
+    """The record with every look three times over, each at a box that is a pixel smaller."""
+    looks = [_smaller(step, pixels) for pixels in range(3) for step in record.steps[:-1]]
+    return replace(record, steps=(*looks, record.steps[-1]))
+
+
+def _smaller(step: RationaleStep, pixels: int) -> RationaleStep:
+    assert step.box is not None, "every step but the last looks"
+    box = replace(step.box, x1=step.box.x1 + pixels, y1=step.box.y1 + pixels)
+    return RationaleStep(step.text.replace(render_box(step.box), render_box(box)), box)
 
 
 def _large_questions(folder: Path) -> Path:

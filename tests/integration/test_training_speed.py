@@ -6,15 +6,35 @@ import pytest
 import torch
 
 from models.config import resolve_model_path
-from models.records import read_questions
+from models.encoding import Encoder
+from models.records import read_questions, read_records
 from models.rgrpo.rollouts import read_rollouts, rollouts_path, steps_kept
 from models.rundir import RunDir
+from models.sft.train import LOOK_AHEAD
 from tests.benchmarks import training_speed
 from tests.dictated_training import dictated_training
 from tests.small_set import build_small_set
 from tests.trl_trainers import LookAgainTrainer, reinforce
 
 pytestmark = pytest.mark.integration
+
+
+@pytest.mark.parametrize("mix", training_speed.MIXES)
+def test_no_mix_repeats_a_question_or_a_crop(tmp_path: Path, mix: str) -> None:
+    # Our stage looks at a picture once however often it is there, and computes a common prompt once.
+    records = read_records(build_small_set(tmp_path / "set", num_questions=12) / "records")
+    mixed = training_speed._mix(records, mix)
+    assert len(mixed) > 4
+    assert len({record.question.id for record in mixed}) == len(mixed)
+    encoder, look = Encoder.load(resolve_model_path("embedded")), training_speed._preset("tiny").look
+    pictures = [one.digest for record in mixed for one in encoder.encode_record(record, look).pictures]
+    assert len(set(pictures)) == len(pictures)
+    num_looks = [len(record.boxes) for record in mixed]
+    assert {"short": max(num_looks) == 0, "long": min(num_looks) >= 3}.get(mix, True)
+
+
+def test_no_counted_picture_is_looked_at_before_the_clock_starts() -> None:
+    assert training_speed.WARM_UP_STEPS % LOOK_AHEAD == 0
 
 
 def test_trl_trains_on_the_completions_of_our_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
