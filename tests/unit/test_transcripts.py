@@ -98,3 +98,10 @@ def test_a_file_of_another_version_is_refused(tmp_path):
     write_rows(tmp_path / "t.parquet", TRANSCRIPT_SCHEMA, [], version="transcript/0")
     with pytest.raises(RecordError, match="transcript/0"):
         read_transcripts(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize("change", [{"stop": "weird"}, {"views": None}, {"reward": {"luck": 1.0}}])
+def test_a_row_that_is_none_of_ours_names_its_trajectory(question, change):
+    row = {**transcript_row(Transcript.of(attempt(question))), **change}
+    with pytest.raises(RecordError, match=f"The transcript of '{question.id}' #0 is damaged: "):
+        transcript_of(row)
