@@ -211,7 +211,7 @@ def transcript_of(row: dict[str, Any]) -> Transcript:
     """
     try:
         return _transcript(row)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, IndexError) as error:
         raise RecordError(
             f"The transcript of {row['question_id']!r} #{row['sample_index']} is damaged: {error}. Restore "
             "its file."
