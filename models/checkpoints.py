@@ -20,7 +20,6 @@ A disk that is full costs nothing that was written before: what does not fit is 
 written to its end is removed, and the error says what is missing.
 """
 
-import errno
 import json
 import logging
 import shutil
@@ -37,14 +36,13 @@ from models import distributed, randomness, training_state
 from models.distributed import DeepSpeedEngine
 from models.errors import RunDirError, TrainingError
 from models.policy import save_policy
-from models.rundir import RunDir
+from models.rundir import NO_ROOM, RunDir
 
 log = logging.getLogger(__name__)
 
 _METRICS, _PROGRESS = "metrics.jsonl", "progress.json"
 _FILES = "files"  # in progress.json: the names of all others
 _FILE_BYTES = 1 << 30
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +211,7 @@ def _room(run: RunDir, partial: Path, *, need: int) -> Iterator[None]:
 
 def _is_about_room(error: OSError | SafetensorError) -> bool:
     """safetensors, which has no error numbers, fails to write for nothing else."""
-    return isinstance(error, SafetensorError) or error.errno in _NO_ROOM
+    return isinstance(error, SafetensorError) or error.errno in NO_ROOM
 
 
 def _no_room(run: RunDir, partial: Path, need: int, free: int, reason: str) -> str:

@@ -5,6 +5,7 @@
 ``result.json``, or a malformed one, is a failure whatever the exit code was.
 """
 
+import errno
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from models.errors import RunDirError
 
 CHECKPOINTS = "checkpoints"
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what a disk that is full says
 ROLLOUTS = "rollouts"  # the folder with every step's rollouts
 _METRIC_NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_@.]+)+")
 _STEP = re.compile(r"step-\d+")
