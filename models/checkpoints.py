@@ -4,7 +4,8 @@
 
 * ``progress.json``: the optimiser steps taken, of which the learning rate's schedule is a function, with the
   seconds where it follows the clock; the position in the order of all samples, which no number of ranks
-  changes; the version of the weights that the engine of rollouts has, which it is given again;
+  changes; the version of the weights that the engine of rollouts has, which it is given again; and the names
+  of all other files, so that one that was lost is missed;
 * ``state-NUMBER.safetensors``: master weights and AdamW's state, whole, by parameter name
   (:mod:`models.training_state`), in files of about a GiB that the ranks share out among them;
 * ``rng-RANK.json``: every rank's random generators (Python, NumPy, torch, CUDA);
@@ -19,7 +20,6 @@ A disk that is full costs nothing that was written before: what does not fit is 
 written to its end is removed, and the error says what is missing.
 """
 
-import errno
 import json
 import logging
 import shutil
@@ -36,13 +36,13 @@ from models import distributed, randomness, training_state
 from models.distributed import DeepSpeedEngine
 from models.errors import RunDirError, TrainingError
 from models.policy import save_policy
-from models.rundir import RunDir
+from models.rundir import NO_ROOM, RunDir
 
 log = logging.getLogger(__name__)
 
-_METRICS = "metrics.jsonl"
+_METRICS, _PROGRESS = "metrics.jsonl", "progress.json"
+_FILES = "files"  # in progress.json: the names of all others
 _FILE_BYTES = 1 << 30
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +81,16 @@ def save(
         run.checkpoint(progress.step) if is_main else nullcontext(partial) as folder,
     ):
         distributed.barrier()  # the folder exists
-        if is_main:
-            (folder / "progress.json").write_text(json.dumps(asdict(progress)))
-            if run.metrics_path.exists():
-                shutil.copyfile(run.metrics_path, folder / _METRICS)
+        if is_main and run.metrics_path.exists():
+            shutil.copyfile(run.metrics_path, folder / _METRICS)
         randomness.write(folder / f"rng-{distributed.rank()}.json")
         _write_state(folder, engine)
         if beside is not None:
             beside(folder)
         distributed.barrier()  # every rank has written its part
+        if is_main:
+            names = sorted(path.name for path in folder.iterdir())
+            (folder / _PROGRESS).write_text(json.dumps({**asdict(progress), _FILES: names}))
     if is_main:
         run.keep_checkpoints(keep)
 
@@ -108,6 +109,9 @@ def resume(run: RunDir, engine: DeepSpeedEngine, *, at_most: int | None = None) 
 
 
 def _restored(folder: Path, run: RunDir, engine: DeepSpeedEngine) -> Progress:
+    kept = json.loads((folder / _PROGRESS).read_text())
+    if lost := [name for name in kept.pop(_FILES, ()) if not (folder / name).exists()]:
+        raise FileNotFoundError(f"without its {', '.join(lost)}")
     with ExitStack() as stack:
         files = [
             stack.enter_context(safe_open(path, framework="pt"))
@@ -128,7 +132,7 @@ def _restored(folder: Path, run: RunDir, engine: DeepSpeedEngine) -> Progress:
     if distributed.is_main() and not run.metrics_path.exists() and (folder / _METRICS).exists():
         shutil.copyfile(folder / _METRICS, run.metrics_path)
     log.info("resumed from %s", folder)
-    return Progress(**json.loads((folder / "progress.json").read_text()))
+    return Progress(**kept)
 
 
 @contextmanager
@@ -207,7 +211,7 @@ def _room(run: RunDir, partial: Path, *, need: int) -> Iterator[None]:
 
 def _is_about_room(error: OSError | SafetensorError) -> bool:
     """safetensors, which has no error numbers, fails to write for nothing else."""
-    return isinstance(error, SafetensorError) or error.errno in _NO_ROOM
+    return isinstance(error, SafetensorError) or error.errno in NO_ROOM
 
 
 def _no_room(run: RunDir, partial: Path, need: int, free: int, reason: str) -> str:

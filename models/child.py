@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
@@ -18,7 +19,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from models.errors import ConfigError, GateError, GuardError, VLMR3Error
-from models.rundir import Result, RunDir
+from models.rundir import NO_ROOM, Result, RunDir
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,14 @@ def run_stage(
         log.error("%s: %s", type(error).__name__, error)
         _finish(run, Result(status="failed", reason=f"{type(error).__name__}: {error}"), started)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        reason = f"A disk is full ({error}). Make room and start again: what was kept before is whole."
+        log.error("%s", reason)
+        with suppress(OSError):  # it may be the disk of the result
+            _finish(run, Result(status="failed", reason=reason), started)
+        return VLMR3Error.exit_code
     except Cancelled:
         # When another rank failed, its launcher ends this one: the reason is then already written.
         if not (run.path / "result.json").exists():

@@ -227,9 +227,14 @@ class RowWriter:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None:
-            self._flush()
-        self._file.close()
+        try:
+            if error is None:
+                self._flush()
+            self._file.close()
+        except OSError:
+            self._partial.write_bytes(b"")  # gives a full disk its room back, though it is still open
+            self._partial.unlink()
+            raise
         if error is None:
             self._partial.replace(self._path)
 

@@ -55,6 +55,7 @@ _HOW_IT_IS_RUN = (
     *("num_ranks", "num_threads", "zero_stage", "gradient_checkpointing"),
     *("checkpoint_every", "keep_checkpoints"),
     *("placement", "engine_devices", "engine_timeout_seconds"),
+    *("max_mismatch_kl", "max_failed_share"),  # limits that end a run, and change nothing while they hold
 )
 
 

@@ -5,6 +5,7 @@
 ``result.json``, or a malformed one, is a failure whatever the exit code was.
 """
 
+import errno
 import json
 import math
 import os
@@ -20,6 +21,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models.errors import RunDirError
 
+CHECKPOINTS = "checkpoints"
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what a disk that is full says
 ROLLOUTS = "rollouts"  # the folder with every step's rollouts
 _METRIC_NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_@.]+)+")
 _STEP = re.compile(r"step-\d+")
@@ -68,9 +71,13 @@ class RunDir:
 
     @classmethod
     def open(cls, path: Path) -> "RunDir":
-        """An existing run directory. Raises RunDirError when there is no ``config.json``."""
+        """An existing run directory. Raises RunDirError when there is no ``config.json``, or a file where one
+        of its folders goes."""
         if not (path / "config.json").is_file():
             raise RunDirError(f"{path} is not a run directory: it has no config.json.")
+        for folder in (path / CHECKPOINTS, path / ROLLOUTS):
+            if folder.exists() and not folder.is_dir():
+                raise RunDirError(f"{folder} is a file, and a folder goes there. Move it away; start again.")
         return cls(path)
 
     def config_text(self) -> str:
@@ -97,11 +104,20 @@ class RunDir:
             file.write(f"{line}\n".encode())
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """Every complete line so far, oldest first."""
+        """Every complete line so far, oldest first. Raises RunDirError when one is damaged."""
         if self.metrics_path.exists():
             # What follows the last line break is still being written.
-            for line in self.metrics_path.read_text().split("\n")[:-1]:
-                yield json.loads(line)
+            for number, line in enumerate(self.metrics_path.read_bytes().split(b"\n")[:-1], start=1):
+                yield self._measured(line, number)
+
+    def _measured(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            return dict(json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise RunDirError(
+                f"{self.metrics_path}, line {number} is damaged ({error}). Remove this line and start again: "
+                "what was measured there is then missing."
+            ) from error
 
     def last_metrics(self, step: int) -> dict[str, float]:
         """What was said last of every metric, up to a step, but of the progress."""
@@ -122,7 +138,7 @@ class RunDir:
         It is on the disk before it has that name: a machine that loses its power leaves it whole or not at
         all.
         """
-        target = self.path / "checkpoints" / f"step-{step}"
+        target = self.path / CHECKPOINTS / f"step-{step}"
         partial = target.with_name(target.name + _PARTIAL)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -147,7 +163,7 @@ class RunDir:
                 shutil.rmtree(path)
 
     def _in_checkpoints(self) -> list[Path]:
-        folder = self.path / "checkpoints"
+        folder = self.path / CHECKPOINTS
         return list(folder.iterdir()) if folder.is_dir() else []
 
     def finish(self, result: Result) -> None:

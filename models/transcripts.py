@@ -205,7 +205,20 @@ def transcript_row(transcript: Transcript) -> dict[str, object]:
 
 
 def transcript_of(row: dict[str, Any]) -> Transcript:
-    """The transcript in a row of the columns ``TRANSCRIPT_FIELDS``."""
+    """The transcript in a row of the columns ``TRANSCRIPT_FIELDS``.
+
+    Raises RecordError, which names the trajectory, when a value is none that we write.
+    """
+    try:
+        return _transcript(row)
+    except (ValueError, TypeError, IndexError) as error:
+        raise RecordError(
+            f"The transcript of {row['question_id']!r} #{row['sample_index']} is damaged: {error}. Restore "
+            "its file."
+        ) from error
+
+
+def _transcript(row: dict[str, Any]) -> Transcript:
     return Transcript(
         question_id=row["question_id"],
         sample_index=row["sample_index"],

@@ -171,9 +171,10 @@ def require_agreement(mismatch_kl: float, *, limit: float) -> None:
     per token."""
     if not mismatch_kl <= limit:  # a log-prob of the engine that is no number fails too
         raise GuardError(
-            f"Engine and trainer disagree: KL {mismatch_kl:.4f} nats per token, at most {limit} is allowed. "
-            "Nothing was trained. Stale weights or caches in the engine, another temperature, or a shifted "
-            "picture are the usual causes; compare both on one trajectory of rollouts/."
+            f"Engine and trainer disagree: KL {mismatch_kl:.4g} nats per token, at most {limit:g} is "
+            "allowed. Nothing was trained. Stale weights or caches in the engine, another temperature, or a "
+            "shifted picture are the usual causes; compare both on one trajectory of rollouts/, or go on "
+            "with another rgrpo.max_mismatch_kl."
         )
 
 

@@ -200,10 +200,13 @@ def _replayed(
     encoder: Encoder = engine.module.encoder
     kept = read_rollouts(rollouts_path(run.path, step))
     version = config.rgrpo.sampled_by(step)
+    names = [(one.transcript.question_id, one.transcript.sample_index) for one in kept]
     faults: list[list[str]] = [_stale(one, step, version) for one in kept]
     trajectories: dict[int, Trajectory] = {}
     encoded: dict[int, Encoded] = {}
     for number, one in enumerate(kept):
+        if names[number] in names[:number]:
+            faults[number].append("kept a second time, in the place of another rollout")
         try:
             trajectory = rebuilt(one.transcript, _question(one.transcript, questions), config.look)
             encoded[number] = encoder.encode(trajectory)

@@ -102,6 +102,11 @@ def rebuilt(transcript: Transcript, question: Question, look: Look) -> Trajector
     def with_pixels(span: Span | GivenCrop) -> Span:
         if not isinstance(span, GivenCrop):
             return span
+        if not 1 <= span.image <= len(asked.images):
+            raise RecordError(
+                f"A crop is of picture {span.image} of question {question.id!r}, which has "
+                f"{len(asked.images)}. Restore the file of rollouts."
+            )
         image = asked.images[span.image - 1]
         return CropSpan(recut(image, span, budget=look.budget, source=look.crop_source), span.box, span.image)
 

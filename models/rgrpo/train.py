@@ -139,9 +139,9 @@ class Training:
         trajectories = self._roll_out(questions, step)
         self._sampler.rest()
         batch = self._compare(trajectories, questions)
+        self._record(batch, step)
         metrics = self._update(batch, step)
         self._show_the_sampler_new_weights(step + 1)
-        self._record(batch, step)
         return {**probed, **batch.metrics, **metrics}
 
     def _overlapped_step(self, step: int) -> dict[str, float]:
@@ -156,8 +156,8 @@ class Training:
         if not is_last:
             self._begin_ahead(step + 1)
         batch = self._compare(trajectories, questions)
-        metrics = self._update(batch, step, before_step=dict if is_last else lambda: self._receive(batch))
         self._record(batch, step)
+        metrics = self._update(batch, step, before_step=dict if is_last else lambda: self._receive(batch))
         return {**probed, **staleness(trajectories, step=step), **batch.metrics, **metrics}
 
     def _begin_ahead(self, step: int) -> None:
@@ -240,6 +240,7 @@ class Training:
             self._sampler.update_weights(self._policy.weights(), version=version)
 
     def _record(self, batch: Batch, step: int) -> None:
+        """Before the update, which may refuse what was sampled: it is what has to be looked at then."""
         with self._watch("record"):
             write_rollouts(rollouts_path(self._run.path, step), batch.rollouts, step=step)
 

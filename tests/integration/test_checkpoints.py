@@ -145,6 +145,20 @@ def test_a_damaged_checkpoint_is_named_with_what_is_left(model_path: Path, tmp_p
     assert checkpoints.resume(run, engine).step == 1
 
 
+@pytest.mark.parametrize("name", ["state-00000.safetensors", "rng-0.json", "progress.json", ""])
+def test_a_checkpoint_that_has_lost_a_file_is_damaged(model_path: Path, tmp_path: Path, name: str) -> None:
+    """Without its state it is no other model's, and without generators it does not go on in silence."""
+    engine = state_of_ranks.engine_of(model_path, "float32", 0)
+    run = RunDir(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(run, engine, Progress(step))
+    newest = run.checkpoints()[-1]
+    for path in [newest / name] if name else list(newest.iterdir()):
+        path.unlink()
+    with pytest.raises(RunDirError, match=rf"step-2 is damaged .*{name}.* goes on from step-1\."):
+        checkpoints.resume(run, engine)
+
+
 def test_only_the_newest_checkpoints_are_kept(model_path: Path, tmp_path: Path) -> None:
     engine = state_of_ranks.engine_of(model_path, "float32", 2)
     run = RunDir(tmp_path)

@@ -69,6 +69,7 @@ def test_a_run_that_was_stopped_goes_on_from_its_last_checkpoint(config: RGRPORu
         with pytest.raises(TrainingError, match="not finite for 1 samples: question-") as caught:
             training.run_to_the_end(checkpoints.resume(run, actors.engine))
         assert planted == [True]
+    assert rollouts_path(run.path, 2).is_file()  # with the sample that is named
     trained = [one.transcript for one in read_rollouts(rollouts_path(unbroken.path, 2)) if one.is_trained]
     names = [f"{one.question_id}#{one.sample_index}" for one in trained]
     assert sum(f"samples: {name}." in str(caught.value) for name in names) == 1

@@ -123,6 +123,21 @@ def test_a_rollout_that_is_missing_is_told(run, tampered):
         replay(run, 0)
 
 
+def test_a_rollout_that_is_kept_twice_is_a_fault(run, tampered):
+    tampered(lambda rows: rows.__setitem__(1, rows[0]))
+    # What it replaced is missing from its group, whose advantages may be others now.
+    (one,) = [
+        one for one in replay(run, 0).rollouts if any("kept a second time" in fault for fault in one.faults)
+    ]
+    assert one.sample_index == 0
+
+
+def test_a_reason_to_stop_that_is_none_names_the_rollout(run, tampered):
+    tampered(lambda rows: rows[2].update(stop="weird"))
+    with pytest.raises(RecordError, match="#2 is damaged: 'weird' is not a valid StopReason"):
+        replay(run, 0)
+
+
 def test_other_rewards_and_pictures_are_named(run, tampered):
     def how(rows):
         rows[0]["reward"]["format"] += 1.0

@@ -26,6 +26,7 @@ from models.rgrpo import train as rgrpo
 from models.rgrpo import update
 from models.rgrpo.actors import Actors
 from models.rgrpo.objective import Totals
+from models.rgrpo.rollouts import read_rollouts, rollouts_path
 from models.rgrpo.samplers import Colocated
 from models.rgrpo.update import Sample
 from models.run_config import RGRPORun, SFTRun
@@ -558,6 +559,14 @@ def test_a_guard_pauses_the_run_and_it_goes_on_under_another_limit(tmp_path, mod
         line["rgrpo/probe/crop_gain"] == line["rgrpo/probe/accuracy"] - line["rgrpo/probe/accuracy_blank"]
         for line in probed.values()
     )
+
+
+def test_rollouts_on_which_engine_and_trainer_disagree_are_kept(tmp_path, model_path, data):
+    config = make_run(model_path, data, num_steps=1, max_mismatch_kl=1e-30)
+    run = RunDir.create(tmp_path / "run", config)
+    with pytest.raises(GuardError, match="on one trajectory of rollouts/"):
+        rgrpo.train(run, config)
+    assert read_rollouts(rollouts_path(run.path, 0))
 
 
 def test_a_batch_without_spread_trains_nothing(tmp_path, model_path, data):

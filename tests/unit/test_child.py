@@ -53,6 +53,13 @@ def test_our_error_is_a_failed_result_with_its_reason(run):
     assert run.result().reason == "TrainingError: 3 samples: a, b, c"
 
 
+def test_a_disk_that_is_full_is_a_failed_result(run):
+    process = start(run, "raise OSError(28, 'No space left on device', 'rollouts/step-3.parquet')")
+    assert process.wait(60) == 1
+    assert "Traceback" not in process.stdout.read()
+    assert "rollouts/step-3.parquet'). Make room and start again" in run.result().reason
+
+
 def test_a_guard_pauses_and_names_the_last_good_checkpoint(run):
     process = start(run, "raise GuardError('it stopped to look', checkpoint='checkpoints/step-2')")
     assert process.wait(60) == 3

@@ -1,5 +1,7 @@
 """What names the directory of a run, and the copies of its checkpoints."""
 
+import pytest
+
 from models.config import EngineConfig, GuardsConfig, Look, RGRPOConfig, SFTConfig
 from models.run_config import RGRPORun, SFTRun
 
@@ -36,6 +38,11 @@ def test_another_machine_has_another_place_and_number_of_ranks_but_the_same_run(
     assert sft_run("/a").anywhere() == sft_run("/b", **elsewhere).anywhere()
     assert rgrpo_run("/a").anywhere() == rgrpo_run("/b", **elsewhere).anywhere()
     assert rgrpo_run("/a").anywhere() == rgrpo_run("/a", guards=GuardsConfig(window=3)).anywhere()
+
+
+@pytest.mark.parametrize("limit", ["max_mismatch_kl", "max_failed_share"])
+def test_a_run_that_a_limit_ended_goes_on_under_another(limit: str) -> None:
+    assert rgrpo_run("/a").anywhere() == rgrpo_run("/a", **{limit: 0.5}).anywhere()
 
 
 def test_what_changes_the_outcome_is_another_run() -> None:

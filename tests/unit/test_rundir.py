@@ -27,6 +27,13 @@ def test_a_folder_without_configuration_is_no_run(tmp_path):
         RunDir.open(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "rollouts"])
+def test_a_file_where_a_folder_goes_is_no_run(run, name):
+    (run.path / name).write_text("")
+    with pytest.raises(RunDirError, match=f"{name} is a file, and a folder goes there"):
+        RunDir.open(run.path)
+
+
 def test_an_unfinished_run_of_the_same_configuration_is_kept(run):
     run.log(1, {"train/loss": 2.0})
     again = RunDir.create(run.path, Look())
@@ -88,6 +95,15 @@ def test_a_line_that_is_still_being_written_is_left_for_later(run):
     assert [line["step"] for line in run.metrics()] == [1]
     run.log(2, {"train/loss": 0.5})  # the run goes on
     assert [line["step"] for line in run.metrics()] == [1, 2]
+
+
+@pytest.mark.parametrize("line", ['{"step": 2, "train/lo', "\0\0\0", "2"])
+def test_a_line_that_was_damaged_later_is_named(run, line):
+    run.log(1, {"train/loss": 1.0})
+    with run.metrics_path.open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(RunDirError, match=r"metrics\.jsonl, line 2 is damaged .* Remove this line and start"):
+        list(run.metrics())
 
 
 def test_there_are_no_metrics_before_the_first(run):

@@ -10,6 +10,7 @@ from models.config import CropSourceName, Look
 from models.engine import ScriptedEngine
 from models.errors import RecordError
 from models.records import Question, read_rows, write_rows
+from models.rgrpo.rollouts import rebuilt
 from models.rollout import rollout
 from models.trajectory import Reward, SampledSpan, Trajectory, TurnError
 from models.transcripts import (
@@ -98,3 +99,30 @@ def test_a_file_of_another_version_is_refused(tmp_path):
     write_rows(tmp_path / "t.parquet", TRANSCRIPT_SCHEMA, [], version="transcript/0")
     with pytest.raises(RecordError, match="transcript/0"):
         read_transcripts(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stop": "weird"},
+        {"views": None},
+        {"reward": {"luck": 1.0}},
+        {"events": [{"box": [0.0, 0.0, 30.0], "image": 1, "error": None}]},
+    ],
+)
+def test_a_row_that_is_none_of_ours_names_its_trajectory(question, change):
+    row = {**transcript_row(Transcript.of(attempt(question))), **change}
+    with pytest.raises(RecordError, match=f"The transcript of '{question.id}' #0 is damaged: "):
+        transcript_of(row)
+
+
+@pytest.mark.parametrize("image", [0, 2])
+def test_a_crop_of_a_picture_that_the_question_does_not_have_is_refused(question, image):
+    transcript = Transcript.of(attempt(question))
+    look = Look(min_pixels=3136, max_pixels=12544, max_sampled_tokens=400)
+    assert rebuilt(transcript, question, look) == attempt(question)
+    spans = tuple(
+        replace(span, image=image) if span in transcript.crops else span for span in transcript.spans
+    )
+    with pytest.raises(RecordError, match=f"of picture {image} of question '{question.id}', which has 1"):
+        rebuilt(replace(transcript, spans=spans), question, look)
