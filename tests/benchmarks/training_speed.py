@@ -70,7 +70,7 @@ LIMITS = {
     "sft/short": 1.0,
     "sft/long": 1.0,
     "sft/short and long": 1.0,
-    "rgrpo/tiny": 2.0,
+    "rgrpo/tiny": 3.0,
     "rgrpo/small": 3.0,
 }
 # Of the micro-batches that were tried, the sizes with which TRL is fastest.
