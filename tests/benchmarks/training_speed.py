@@ -10,9 +10,9 @@ visual tokens, so that both sides mostly pay for what is not computing. "small" 
 parameters with random weights and pictures of the size that people have, 448 pixels square and 256 visual
 tokens; what it writes is dictated, token by token, after vLLM has sampled as many.
 
-Both sides have the same cores, in the way that is best for them: TRL one process with a thread per core,
-and of several sizes of micro-batches the fastest; our stages one process per core, or one with a thread per
-core. Every measurement is a process of its own; sides take turns, ratios are medians over the rounds. The
+Both sides have the same cores: TRL as its script starts, one process with a thread per core, in R-GRPO with
+the fastest of several sizes of micro-batches; our stages one process per core ("tiny"), or one with a thread
+per core. Every measurement is a process of its own; sides take turns, ratios are medians over the rounds. The
 first steps of each, in which kernels are chosen, are left out.
 """
 
