@@ -36,7 +36,7 @@ from models import distributed, randomness, training_state
 from models.distributed import DeepSpeedEngine
 from models.errors import RunDirError, TrainingError
 from models.policy import save_policy
-from models.rundir import NO_ROOM, RunDir
+from models.rundir import CHECKPOINTS, NO_ROOM, RunDir
 
 log = logging.getLogger(__name__)
 
@@ -104,11 +104,17 @@ def resume(run: RunDir, engine: DeepSpeedEngine, *, at_most: int | None = None) 
     found = distributed.from_main(lambda: [each for each in run.checkpoints() if _is_at_most(each, at_most)])
     if not found:
         return Progress()
+    folder = found[-1]
     with _whole(found):
-        return _restored(found[-1], run, engine)
+        progress = _restored(folder, engine)
+    # Not within: a run directory that takes no file is no fault of the checkpoint.
+    if distributed.is_main() and not run.metrics_path.exists() and (folder / _METRICS).exists():
+        shutil.copyfile(folder / _METRICS, run.metrics_path)
+    log.info("resumed from %s", folder)
+    return progress
 
 
-def _restored(folder: Path, run: RunDir, engine: DeepSpeedEngine) -> Progress:
+def _restored(folder: Path, engine: DeepSpeedEngine) -> Progress:
     kept = json.loads((folder / _PROGRESS).read_text())
     if lost := [name for name in kept.pop(_FILES, ()) if not (folder / name).exists()]:
         raise FileNotFoundError(f"without its {', '.join(lost)}")
@@ -129,9 +135,6 @@ def _restored(folder: Path, run: RunDir, engine: DeepSpeedEngine) -> Progress:
 
         training_state.restore_state(engine, read)
     randomness.restore(folder / f"rng-{distributed.rank()}.json")
-    if distributed.is_main() and not run.metrics_path.exists() and (folder / _METRICS).exists():
-        shutil.copyfile(folder / _METRICS, run.metrics_path)
-    log.info("resumed from %s", folder)
     return Progress(**kept)
 
 
@@ -239,4 +242,4 @@ def _size(engine: DeepSpeedEngine, *, with_optimizer: bool) -> int:
 
 def folder_of(run: RunDir, step: int) -> Path:
     """Where the checkpoint after so many steps is."""
-    return run.path / "checkpoints" / f"step-{step}"
+    return run.path / CHECKPOINTS / f"step-{step}"

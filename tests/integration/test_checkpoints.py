@@ -2,8 +2,10 @@
 stops a step.
 """
 
+import errno
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 
 from models import checkpoints, distributed
 from models.checkpoints import Progress
+from models.distributed import DeepSpeedEngine
 from models.errors import RunDirError
 from models.rundir import RunDir, remove
 from tests import bad_samples, state_of_ranks
@@ -131,12 +134,17 @@ def test_a_checkpoint_of_another_model_is_refused(
         checkpoints.resume(run, state_of_ranks.engine_of(model_path, "float32", 0))
 
 
-@pytest.mark.parametrize("name", ["state-00000.safetensors", "rng-0.json", "progress.json"])
-def test_a_damaged_checkpoint_is_named_with_what_is_left(model_path: Path, tmp_path: Path, name: str) -> None:
-    engine = state_of_ranks.engine_of(model_path, "float32", 0)
-    run = RunDir(tmp_path)
+def saved_twice(model_path: Path, folder: Path) -> tuple[RunDir, DeepSpeedEngine]:
+    """A run with checkpoints of steps 1 and 2, and the engine that they were saved from."""
+    run, engine = RunDir(folder), state_of_ranks.engine_of(model_path, "float32", 0)
     for step in (1, 2):
         checkpoints.save(run, engine, Progress(step))
+    return run, engine
+
+
+@pytest.mark.parametrize("name", ["state-00000.safetensors", "rng-0.json", "progress.json"])
+def test_a_damaged_checkpoint_is_named_with_what_is_left(model_path: Path, tmp_path: Path, name: str) -> None:
+    run, engine = saved_twice(model_path, tmp_path)
     newest = run.checkpoints()[-1]
     (newest / name).write_bytes((newest / name).read_bytes()[:10])  # the disk lost the rest
     with pytest.raises(RunDirError, match=r"step-2 is damaged .* goes on from step-1\."):
@@ -148,14 +156,26 @@ def test_a_damaged_checkpoint_is_named_with_what_is_left(model_path: Path, tmp_p
 @pytest.mark.parametrize("name", ["state-00000.safetensors", "rng-0.json", "progress.json", ""])
 def test_a_checkpoint_that_has_lost_a_file_is_damaged(model_path: Path, tmp_path: Path, name: str) -> None:
     """Without its state it is no other model's, and without generators it does not go on in silence."""
-    engine = state_of_ranks.engine_of(model_path, "float32", 0)
-    run = RunDir(tmp_path)
-    for step in (1, 2):
-        checkpoints.save(run, engine, Progress(step))
+    run, engine = saved_twice(model_path, tmp_path)
     newest = run.checkpoints()[-1]
     for path in [newest / name] if name else list(newest.iterdir()):
         path.unlink()
     with pytest.raises(RunDirError, match=rf"step-2 is damaged .*{name}.* goes on from step-1\."):
+        checkpoints.resume(run, engine)
+
+
+def test_a_run_directory_that_takes_no_file_is_no_damage_of_its_checkpoint(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To be told to remove a good checkpoint would be worse than the fault."""
+    run, engine = saved_twice(model_path, tmp_path)
+    (run.checkpoints()[-1] / "metrics.jsonl").write_text("")
+
+    def full(*_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match="No space left"):
         checkpoints.resume(run, engine)
 
 
