@@ -5,7 +5,6 @@ While it grows the folder is ``NAME.partial``: ``files/`` has the bytes, ``notes
 whole. It takes its name when every file is complete and has the digest that was asked for.
 """
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.errors import ArtifactError, StoreError
-from models.rundir import write_atomically
+from models.rundir import NO_ROOM, write_atomically
 from tasks.artifacts import OnProgress
 from tasks.s3 import NUM_CONNECTIONS, S3, RemoteObject
 
@@ -146,7 +145,7 @@ class _Download:
         except FileNotFoundError as error:
             raise StoreError(f"{error} It was there a moment ago. Start again.") from error
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno not in NO_ROOM:
                 raise
             raise StoreError(
                 f"{self.folder}: no room for {part.wanted.name} ({error.strerror}). Make room and start "
