@@ -27,7 +27,11 @@ class Downloader:
     def __init__(self, config: ServingConfig) -> None:
         self._limits = config.limits
         backend = httpcore.AnyIOBackend() if config.allow_private_urls else PublicOnly()
-        self._pool = httpcore.AsyncConnectionPool(max_connections=_MAX_CONNECTIONS, network_backend=backend)
+        # No connection is used twice: a web server may close one just as the next request goes out on it,
+        # and a picture that is there would be refused.
+        self._pool = httpcore.AsyncConnectionPool(
+            max_connections=_MAX_CONNECTIONS, max_keepalive_connections=0, network_backend=backend
+        )
 
     async def fetch(self, url: str) -> bytes:
         """The body behind a URL. Raises APIError (400, 413) that says why there is none."""

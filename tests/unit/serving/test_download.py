@@ -42,7 +42,8 @@ def web() -> Iterator[str]:
     server.shutdown()
 
 
-def fetched(url: str, *, allow_private_urls: bool = True, limits: Limits = LIMITS) -> bytes:
+def fetched(*urls: str, allow_private_urls: bool = True, limits: Limits = LIMITS) -> bytes:
+    """What the last URL holds; one downloader fetches them one after the other."""
     config = ServingConfig(
         look=Look(), engine=EngineConfig(), limits=limits, allow_private_urls=allow_private_urls
     )
@@ -50,7 +51,7 @@ def fetched(url: str, *, allow_private_urls: bool = True, limits: Limits = LIMIT
     async def fetch() -> bytes:
         downloader = Downloader(config)
         try:
-            return await downloader.fetch(url)
+            return [await downloader.fetch(url) for url in urls][-1]
         finally:
             await downloader.close()
 
@@ -66,6 +67,34 @@ def refusal(url: str, **options) -> APIError:
 def test_a_picture_is_fetched_also_after_a_redirect(web):
     assert fetched(f"{web}/picture") == b"x" * 10
     assert fetched(f"{web}/to//picture") == b"x" * 10
+
+
+class Curt(Pictures):
+    """Answers once per connection, and does not say that it will not answer again."""
+
+    protocol_version = "HTTP/1.1"
+    has_answered = False
+
+    def do_GET(self) -> None:
+        if self.has_answered:
+            self.close_connection = True
+            return
+        self.has_answered = True
+        self.send_response(200)
+        self.send_header("Content-Length", "10")
+        self.end_headers()
+        self.wfile.write(b"x" * 10)
+
+
+def test_a_web_server_may_close_a_connection_after_its_answer():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Curt)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/picture"
+    try:
+        assert fetched(url, url, url) == b"x" * 10
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.mark.parametrize(
