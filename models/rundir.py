@@ -189,6 +189,14 @@ def remove(folder: Path) -> None:
     shutil.rmtree(removed, ignore_errors=True)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """The same file under a second name, without a second copy where the file system allows that."""
+    try:
+        target.hardlink_to(source)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
 def _cut_unfinished_line(file: BinaryIO) -> None:
     """Take back what a process that was killed, or a disk that was full, left of a last line."""
     end = file.seek(0, os.SEEK_END)

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models.errors import ArtifactError, ConfigError
-from models.rundir import write_atomically
+from models.rundir import link_or_copy, write_atomically
 from tasks.settings import Settings
 from tasks.uris import safe_name
 
@@ -254,10 +254,7 @@ def _entry(path: Path) -> FileEntry:
 def _keep(source: Path, target: Path) -> None:
     """Put one file into the store, read-only, without a second copy where the file system allows that."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        target.hardlink_to(source)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)
+    link_or_copy(source, target)
     target.chmod(0o444)
 
 

@@ -6,14 +6,13 @@ the stage trains; what it cannot do now it tries again, and training never waits
 """
 
 import logging
-import os
 import shutil
 import threading
 from collections import defaultdict
 from pathlib import Path
 
 from models.errors import ArtifactError, VLMR3Error
-from models.rundir import RunDir
+from models.rundir import RunDir, link_or_copy
 from tasks.artifacts import CHECKPOINTS, MANIFEST, Manifest
 from tasks.s3 import S3, RemoteObject
 from tasks.s3_download import Wanted, download
@@ -95,7 +94,7 @@ class CheckpointCopies:
         links.mkdir(parents=True)
         try:
             for path in folder.iterdir():  # the trainer may remove it meanwhile
-                os.link(path, links / path.name)
+                link_or_copy(path, links / path.name)
             manifest = Manifest.of(links)
             place = self._place.child(folder.name)
             files = [

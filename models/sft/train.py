@@ -15,7 +15,6 @@ the equal-time control "more SFT" goes on from the SFT model.
 
 import logging
 import math
-import os
 import shutil
 import sys
 import time
@@ -32,7 +31,7 @@ from models.feature_store import FeatureStore
 from models.policy import Policy, load_to_train
 from models.records import Question
 from models.run_config import SFTRun
-from models.rundir import Result, RunDir, remove
+from models.rundir import Result, RunDir, link_or_copy, remove
 from models.schedule import warmup_then_cosine
 from models.sft.early_stop import EarlyStop
 from models.sft.held_out import load_questions, look_again_metrics
@@ -174,7 +173,7 @@ class Training:
         """Let a checkpoint hold the best model so far, too: it may be all that a run has to go on from."""
         if distributed.is_main():
             for path in (self._run.path / _BEST).glob("*"):
-                os.link(path, folder / f"{_BEST}-{path.name}")
+                link_or_copy(path, folder / f"{_BEST}-{path.name}")
 
     def _restore_best(self, progress: Progress) -> None:
         """The best model as it was at the checkpoint that the run goes on from."""
@@ -184,7 +183,7 @@ class Training:
         remove(best)
         for path in folder.glob(f"{_BEST}-*"):
             best.mkdir(exist_ok=True)
-            os.link(path, best / path.name.removeprefix(f"{_BEST}-"))
+            link_or_copy(path, best / path.name.removeprefix(f"{_BEST}-"))
 
     def _look_ahead(self, progress: Progress) -> None:
         """Have the features of some steps' pictures computed at once: on a CPU their tower is small."""

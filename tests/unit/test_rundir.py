@@ -1,3 +1,4 @@
+import errno
 import json
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import pytest
 
 from models.config import Look
 from models.errors import RunDirError
-from models.rundir import Result, RunDir, write_atomically
+from models.rundir import Result, RunDir, link_or_copy, write_atomically
 from models.trajectory import TurnError
 
 
@@ -158,3 +159,17 @@ def test_writing_leaves_no_parts_behind(tmp_path):
     write_atomically(tmp_path / "deep" / "a.json", "2")
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.json"]
     assert (tmp_path / "deep" / "a.json").read_text() == "2"
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_file_gets_a_second_name_also_where_there_are_no_links(tmp_path, monkeypatch, has_links):
+    if not has_links:
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+    (tmp_path / "a").write_text("weights")
+    link_or_copy(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_text() == "weights"
+    assert (tmp_path / "a").samefile(tmp_path / "b") == has_links
+
+
+def refuse(self: Path, target: Path) -> None:
+    raise OSError(errno.EPERM, "Operation not permitted")
