@@ -46,7 +46,7 @@ MODULES = {
     "doctor": ("commands", "doctor"),
     "completion": ("cli", "print_completion"),
 }
-FAILED, INTERRUPTED = 1, 130
+FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
 # Fields of models.serving.config.Limits, which is too slow to import for --help.
 LIMITS = {
     "max-crops": "crops per answer",
@@ -92,6 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("vlm-r3: interrupted; no process was left running.", file=sys.stderr)
         return INTERRUPTED
+    except _termination_signals():
+        print("vlm-r3: told to end (SIGTERM); no process was left running.", file=sys.stderr)
+        return TERMINATED
     except BrokenPipeError:
         # Who read has seen enough, as `head` does; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -103,6 +106,12 @@ def _report(error: Exception, options: argparse.Namespace) -> None:
         traceback.print_exception(error, file=sys.stderr)
     else:
         print(f"vlm-r3: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def _termination_signals() -> tuple[type[BaseException], ...]:
+    """What a flow raises on SIGTERM. Where Prefect was not needed it is not imported now."""
+    exceptions = sys.modules.get("prefect.exceptions")
+    return (exceptions.TerminationSignal,) if exceptions else ()
 
 
 def _report_unforeseen(kind: type[BaseException], error: BaseException, _: TracebackType | None) -> None:
