@@ -4,12 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from models.errors import RecordError
-from models.records import write_questions
+from models.config import SFTConfig
+from models.errors import RecordError, TrainingError
+from models.records import write_questions, write_records
 from models.rgrpo import train as rgrpo
+from models.run_config import SFTRun
 from models.rundir import RunDir
+from models.sft import train as sft
 from tests.tiny_models import save_random_model
-from tests.training_data import questions, rgrpo_config, rgrpo_run
+from tests.training_data import LOOK, questions, records, rgrpo_config, rgrpo_run
 
 pytestmark = pytest.mark.integration
 
@@ -38,3 +41,29 @@ def test_a_question_that_would_end_a_later_step_is_refused_at_the_start(
     with pytest.raises(RecordError, match=message):
         rgrpo.train(run, config)
     assert not (run.path / "rollouts").exists()
+
+
+def fine_tune(model_path, folder, made, validation=(), **changes):
+    """Fine-tuning on ``made``, with ``validation`` beside it where there is any."""
+    write_records(folder / "records.parquet", made)
+    if validation:
+        write_records(folder / "validation.parquet", validation)
+    small = {"num_epochs": 1, "batch_size": 4, "learning_rate": 1e-3, "precision": "float32"}
+    config = SFTRun(
+        model_path=str(model_path),
+        records_path=str(folder / "records.parquet"),
+        validation_path=str(folder / "validation.parquet") if validation else "",
+        look=LOOK,
+        sft=SFTConfig.model_validate({**small, **changes}),
+        freeze_vision=True,
+        seed=0,
+    )
+    return sft.train(RunDir.create(folder / "run", config), config)
+
+
+def test_an_early_stop_that_nothing_is_watched_for_is_refused(model_path, tmp_path):
+    """Without validation records the loss is never measured: all epochs would be trained in silence."""
+    with pytest.raises(TrainingError, match=r"early_stop_patience is 1.* hold no validation records"):
+        fine_tune(model_path, tmp_path / "none", records(4), early_stop_patience=1)
+    watched = fine_tune(model_path, tmp_path, records(4), records(2), early_stop_patience=1)
+    assert watched.status == "done"
