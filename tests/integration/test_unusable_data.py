@@ -7,6 +7,7 @@ import pytest
 from models.config import SFTConfig
 from models.errors import RecordError, TrainingError
 from models.records import write_questions, write_records
+from models.region import Box
 from models.rgrpo import train as rgrpo
 from models.run_config import SFTRun
 from models.rundir import RunDir
@@ -67,3 +68,20 @@ def test_an_early_stop_that_nothing_is_watched_for_is_refused(model_path, tmp_pa
         fine_tune(model_path, tmp_path / "none", records(4), early_stop_patience=1)
     watched = fine_tune(model_path, tmp_path, records(4), records(2), early_stop_patience=1)
     assert watched.status == "done"
+
+
+def test_a_record_that_cannot_be_encoded_is_named(model_path, tmp_path):
+    *others, last = records(4)
+    broken = replace(last, question=replace(last.question, text="what <|image_pad|> is it?"))
+    with pytest.raises(TrainingError, match=r"Record 'question-3' .*2 image pads for 1 picture"):
+        fine_tune(model_path, tmp_path, [*others, broken])
+    far = replace(last, steps=(replace(last.steps[0], box=Box(500, 0, 600, 9, "seen")),))
+    with pytest.raises(TrainingError, match=r"Record 'question-3' .*encloses no pixel"):
+        fine_tune(model_path, tmp_path / "far", [*others, far])
+
+
+def test_records_that_are_all_too_long_are_told_from_none(model_path, tmp_path):
+    with pytest.raises(
+        TrainingError, match=r"holds 4 records, of which 4 are longer than sft\.max_tokens 64"
+    ):
+        fine_tune(model_path, tmp_path, records(4), max_tokens=64, max_dropped=1.0)
