@@ -30,6 +30,9 @@ BOX_STOP = "}"
 ANSWER_STOP = "</answer>"
 STOPS = (BOX_STOP, ANSWER_STOP)
 
+# Text that a Qwen tokenizer would read as a special token: the end of the turn, the place of a picture.
+SPECIAL_TOKEN = re.compile(r"<\|[^|<>\s]{1,40}\|>")
+
 _FORMAT = re.compile(r"\s*<think>(?P<think>.*)</think>\s*<answer>(?P<answer>.*)</answer>\s*", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")

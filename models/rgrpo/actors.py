@@ -10,8 +10,9 @@ import torch
 from models import distributed
 from models.config import resolve_model_path
 from models.distributed import DeepSpeedEngine, World
-from models.errors import ConfigError
+from models.errors import ConfigError, RecordError
 from models.policy import Policy, load_reference, load_to_train
+from models.protocol import SPECIAL_TOKEN
 from models.records import Question, read_questions
 from models.rgrpo.dedicated import DedicatedSampler, engine_device
 from models.rgrpo.engine_process import Opening
@@ -36,9 +37,10 @@ def opened(config: RGRPORun) -> Iterator[Actors]:
     """The actors of a run, on this rank, with the model that the run starts from.
 
     Raises ConfigError when there are fewer questions than a step takes, no place for the engine, or rollouts
-    may become longer than a micro-batch.
+    may become longer than a micro-batch; RecordError for a question that cannot be trained on.
     """
     config.rgrpo.require_room_for(config.engine)
+    questions = _questions(config)
     world = distributed.start(num_threads=config.rgrpo.num_threads)
     model_path = resolve_model_path(config.model_path)
     with ExitStack() as stack:
@@ -48,13 +50,6 @@ def opened(config: RGRPORun) -> Iterator[Actors]:
         policy = load_to_train(model_path, config.rgrpo, freeze_vision=config.freeze_vision)
         engine = distributed.initialise(policy.to(world.device), config.rgrpo)
         reference = open_reference(config, policy)
-        questions = read_questions(Path(config.questions_path))
-        if len(questions) < config.rgrpo.questions_per_step:
-            raise ConfigError(
-                f"{config.questions_path} holds {len(questions)} questions, a step of R-GRPO takes "
-                f"{config.rgrpo.questions_per_step} different ones. Lower rgrpo.questions_per_step, or give "
-                "it more questions."
-            )
         held_out = read_questions(Path(config.probe_path)) if config.probe_path else []
         sampler: Sampler
         if apart is not None:
@@ -63,6 +58,32 @@ def opened(config: RGRPORun) -> Iterator[Actors]:
             sampler = open_beside(policy, model_path, config.engine, look=config.look, seed=config.seed)
             stack.callback(sampler.close)  # while the process group that it joined still exists
         yield Actors(engine, sampler, questions, held_out, reference)
+
+
+def _questions(config: RGRPORun) -> list[Question]:
+    """All questions, each of which some step will take: one that breaks it would end the run late, and again
+    whenever the run goes on."""
+    path = config.questions_path
+    questions = read_questions(Path(path))
+    if len(questions) < config.rgrpo.questions_per_step:
+        raise ConfigError(
+            f"{path} holds {len(questions)} questions, a step of R-GRPO takes "
+            f"{config.rgrpo.questions_per_step} different ones. Lower rgrpo.questions_per_step, or give "
+            "it more questions."
+        )
+    seen: set[str] = set()
+    for question in questions:
+        if question.id in seen:
+            fault = "is there twice; rollouts are compared by question, so ids must be unique"
+        elif not question.answers:
+            fault = "has no answer to compare with"
+        elif found := SPECIAL_TOKEN.search(question.text):
+            fault = f"holds the special token {found[0]!r}, which the model would read as a mark of the chat"
+        else:
+            seen.add(question.id)
+            continue
+        raise RecordError(f"{path}: question {question.id!r} {fault}. Take it out, or build the set again.")
+    return questions
 
 
 def _open_apart(config: RGRPORun, model_path: Path, world: World) -> DedicatedSampler | None:

@@ -1,16 +1,14 @@
 """The messages of a chat request: a system text or none, questions with their replies, the question now."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.protocol import SPECIAL_TOKEN
 from models.serving.errors import bad_request
 
-# Text that a Qwen tokenizer would read as a special token, for example the end of the turn.
-_SPECIAL_TOKEN = re.compile(r"<\|[^|<>\s]{1,40}\|>")
 _ORDER = (
     "A conversation is a system message or none, then user and assistant messages in turn, at the end the "
     "user message to answer."
@@ -143,7 +141,7 @@ def _content(message: Message, index: int) -> Question:
         )
     if not text.strip():
         raise bad_request(f"The {message.role} message has no text.", param=param)
-    if found := _SPECIAL_TOKEN.search(text):
+    if found := SPECIAL_TOKEN.search(text):
         raise bad_request(
             f"The text holds the special token {found[0]!r}, which the model would read as a mark of the "
             "chat's own. Leave it out.",

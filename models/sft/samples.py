@@ -12,7 +12,7 @@ from models import distributed
 from models.config import Look, SFTConfig
 from models.distributed import World
 from models.encoding import Encoded, Encoder
-from models.errors import TrainingError
+from models.errors import EncodingError, RegionError, TrainingError
 from models.records import VLIRRecord, read_records
 from models.shuffling import endless_shuffle
 
@@ -76,10 +76,16 @@ class Samples:
         return self._records[index].question.id
 
     def encoded(self, index: int) -> Encoded:
-        """A sample as the trainer takes it."""
+        """A sample as the trainer takes it. Raises TrainingError that names the record when it cannot be."""
         found = self._kept.get(index)
         if found is None:
-            found = self._encoder.encode_record(self._records[index], self._look)
+            try:
+                found = self._encoder.encode_record(self._records[index], self._look)
+            except (EncodingError, RegionError) as error:
+                raise TrainingError(
+                    f"Record {self.id(index)!r} cannot be trained on: {error} Take it out, or build the set "
+                    "again."
+                ) from error
             self._kept_bytes += 3 * sum(picture.size.area for picture in found.pictures)
             if self._kept_bytes <= _KEPT_BYTES:
                 self._kept[index] = found
@@ -106,6 +112,8 @@ def load_samples(path: Path, *, encoder: Encoder, look: Look, config: SFTConfig,
         )
     if samples.num_total < world.size:
         raise TrainingError(
-            f"{path} holds {samples.num_total} usable records for {world.size} ranks: each needs one."
+            f"{path} holds {len(records)} records, of which {samples.num_dropped} are longer than "
+            f"{setting} {limit}: too few for {world.size} ranks, of which each needs one. Raise {setting}, "
+            "give it more records, or lower sft.num_ranks."
         )
     return samples

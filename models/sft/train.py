@@ -27,6 +27,7 @@ from models.checkpoints import Progress
 from models.child import run_stage
 from models.config import resolve_model_path
 from models.distributed import DeepSpeedEngine
+from models.errors import TrainingError
 from models.feature_store import FeatureStore
 from models.policy import Policy, load_to_train
 from models.records import Question
@@ -47,6 +48,7 @@ _BEST = "best"  # the folder of the best check's model while the run goes on
 
 def train(run: RunDir, config: SFTRun) -> Result:
     """Train to the end, from the latest checkpoint when there is one; the model is then in ``model/``."""
+    _require_what_is_watched(config)
     world = distributed.start(num_threads=config.sft.num_threads)
     policy = load_to_train(
         resolve_model_path(config.model_path), config.sft, freeze_vision=config.freeze_vision
@@ -67,6 +69,17 @@ def train(run: RunDir, config: SFTRun) -> Result:
     if store is not None:
         store.flush()  # for the next stage that sees the same pictures
     return training.finish()
+
+
+def _require_what_is_watched(config: SFTRun) -> None:
+    """Raise TrainingError where a run is to stop early by a loss that is never measured."""
+    watched = config.sft.stops_early and config.sft.early_stop_metric == "validation_loss"
+    if watched and not config.validation_path:
+        raise TrainingError(
+            f"sft.early_stop_patience is {config.sft.early_stop_patience} and watches validation_loss, but "
+            "the data hold no validation records. Set it to 0, watch 'accuracy', or build data with a "
+            "validation split."
+        )
 
 
 def _keep_features(policy: Policy, config: SFTRun) -> FeatureStore | None:

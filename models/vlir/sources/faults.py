@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from models.answers import normalise
+from models.protocol import SPECIAL_TOKEN
 from models.vlir.sources.base import Fault, FaultKind, Sample
 
 Row = dict[str, Any]
@@ -67,10 +68,17 @@ def samples(
                 continue
             if not is_new:
                 raise BadRow(FaultKind.DUPLICATE_ID, f"id {id!r} occurs in an earlier row")
-            yield sample_of(number, id, row)
+            yield _without_special_tokens(sample_of(number, id, row))
         except BadRow as bad:
             if number >= start:
                 yield Fault(number, id, bad.kind, bad.detail)
+
+
+def _without_special_tokens(sample: Sample) -> Sample:
+    """The sample. A question that holds such a token shows the model a picture too many, or ends its turn."""
+    if found := SPECIAL_TOKEN.search(sample.text):
+        raise BadRow(FaultKind.BAD_ROW, f"the question holds the special token {found[0]!r}; leave it out")
+    return sample
 
 
 def text_of(row: Row, name: str) -> str:

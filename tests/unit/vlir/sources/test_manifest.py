@@ -88,6 +88,9 @@ def test_a_box_is_in_pixels_of_the_upright_picture(tmp_path: Path):
         (b'{"question": "\xff"}', FaultKind.NOT_UTF8, "byte 14"),
         (json.dumps({**GOOD, "question": "\ud800?"}).encode(), FaultKind.NOT_UTF8, "question"),
         ({**GOOD, "question": "  "}, FaultKind.NO_QUESTION, "question is empty or missing"),
+        # A second image pad for one picture would end fine-tuning, and R-GRPO in the step that draws it.
+        ({**GOOD, "question": "what is <|image_pad|>?"}, FaultKind.BAD_ROW, "special token '<|image_pad|>'"),
+        ({**GOOD, "question": "<|im_end|> hi"}, FaultKind.BAD_ROW, "special token '<|im_end|>'"),
         ({**GOOD, "question": 7}, FaultKind.BAD_ROW, "question is 7; it must be a text"),
         ({"image": "red.png", "question": "?"}, FaultKind.NO_ANSWER, "answer"),
         ({**GOOD, "answer": " "}, FaultKind.NO_ANSWER, "no answer that anything could match"),
