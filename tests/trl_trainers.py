@@ -93,8 +93,12 @@ def reinforce(
     preset: Preset,
     *,
     batch_size: int,
+    num_processes: int,
 ) -> list[float]:
-    """When each step of TRL's ``GRPOTrainer`` ended, on the rollouts of our steps: see LookAgainTrainer."""
+    """When each step of TRL's ``GRPOTrainer`` ended, on the rollouts of our steps: see LookAgainTrainer.
+
+    ``batch_size`` is that of one of the processes, which torchrun started.
+    """
     encoder = Encoder.load(model_path)
     config = preset.rgrpo
     completions: dict[str, list[Completion]] = {}
@@ -106,6 +110,7 @@ def reinforce(
         for step in steps
         for kept in step[:: config.group_size]
     ]
+    num_rollouts = config.questions_per_step * config.group_size
     longest = max(one.length for group in completions.values() for one in group)
     clock = Clock()
     with TemporaryDirectory() as folder:
@@ -115,7 +120,9 @@ def reinforce(
             args=GRPOConfig(
                 max_steps=len(steps),
                 per_device_train_batch_size=batch_size,
-                gradient_accumulation_steps=config.questions_per_step * config.group_size // batch_size,
+                gradient_accumulation_steps=num_rollouts // (batch_size * num_processes),
+                ddp_backend="gloo" if num_processes > 1 else None,
+                ddp_find_unused_parameters=False,
                 num_generations=config.group_size,
                 max_completion_length=longest,
                 temperature=config.temperature,

@@ -10,10 +10,11 @@ visual tokens, so that both sides mostly pay for what is not computing. "small" 
 parameters with random weights and pictures of the size that people have, 448 pixels square and 256 visual
 tokens; what it writes is dictated, token by token, after vLLM has sampled as many.
 
-Both sides have the same cores: TRL as its script starts, one process with a thread per core, in R-GRPO with
-the fastest of several sizes of micro-batches; our stages one process per core ("tiny"), or one with a thread
-per core. Every measurement is a process of its own; sides take turns, ratios are medians over the rounds. The
-first steps of each, in which kernels are chosen, are left out.
+Both sides have the same cores. In R-GRPO TRL has the fastest of several sizes of micro-batches, in one
+process with a thread per core, as its script starts, and in one process per core; our stage runs in one
+process per core ("tiny"), or in one with a thread per core. In SFT both run in one process. Every measurement
+is started anew; sides take turns, ratios are medians over the rounds. The first steps of each, in which
+kernels are chosen, are left out.
 """
 
 import argparse
@@ -23,8 +24,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,10 +35,8 @@ import torch
 from models.config import resolve_model_path
 from models.encoding import Encoder
 from models.presets import Preset, load_preset
-from models.protocol import render_box
 from models.records import (
     Question,
-    RationaleStep,
     VLIRRecord,
     read_questions,
     read_records,
@@ -52,6 +50,7 @@ from models.sft.train import LOOK_AHEAD
 from models.shuffling import endless_shuffle
 from models.tiny.world import draw, sample_scene
 from tests.dictated_training import dictated_training
+from tests.length_mixes import MIXES, mixed
 from tests.model_shapes import model_folder
 from tests.small_set import build_small_set
 
@@ -60,21 +59,20 @@ BATCH_SIZE = 16
 # Our stage looks at the pictures of so many steps at once: with fewer, some of those that are counted would
 # have been looked at before the clock starts.
 WARM_UP_STEPS = LOOK_AHEAD
-MIXES = ("real", "short", "long", "short and long")
 NUM_GRPO_QUESTIONS = 120
 TEACHING_EPOCHS = 8
 STEPS = {"tiny": 8, "small": 3}
-# What a ratio must reach (ours over TRL).
+# What a ratio must reach (ours over TRL). That of the embedded model is lower: see docs/performance.md.
 LIMITS = {
     "sft/real": 2.0,
     "sft/short": 1.0,
     "sft/long": 1.0,
     "sft/short and long": 1.0,
-    "rgrpo/tiny": 3.0,
+    "rgrpo/tiny": 2.0,
     "rgrpo/small": 3.0,
 }
-# Of the micro-batches that were tried, the sizes with which TRL is fastest.
-TRL_MICRO_BATCHES = {"tiny": (16, 48), "small": (8, 16)}
+# Of the micro-batches that were tried, the sizes with which TRL is fastest; of one process.
+TRL_MICRO_BATCHES = {"tiny": (16, 48), "small": (8,)}
 SIDE = 448  # of a picture of the small shape, pixels
 
 
@@ -83,14 +81,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.side:
         measured = _SIDES[options.side](options)
-        Path(options.out).write_text(json.dumps(measured))
+        if int(os.environ.get("RANK", "0")) == 0:
+            Path(options.out).write_text(json.dumps(measured))
         return 0
     with TemporaryDirectory() as name:
         folder = Path(name)
         data = build_small_set(folder / "set", num_questions=options.questions, num_others=NUM_GRPO_QUESTIONS)
         records = read_records(data / "records")
         rows = [
-            _compare_sft(options, folder, mix, _mix(records, mix))
+            _compare_sft(options, folder, mix, mixed(records, mix))
             for mix in MIXES
             if _wanted(options, f"sft/{mix}")
         ]
@@ -134,40 +133,12 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("side", "shape", "data", "out", "folder"):  # of a child
         parser.add_argument(f"--{name}", default="", help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--processes", type=int, default=1, help=argparse.SUPPRESS)
     return parser
 
 
 def _wanted(options: argparse.Namespace, name: str) -> bool:
     return name.startswith(options.only)
-
-
-def _mix(records: list[VLIRRecord], mix: str) -> list[VLIRRecord]:
-    """Records of a mix of lengths. No question and no crop is there twice: a picture that our side remembers
-    from another record, or a prompt that two of a batch have in common, would be work that TRL alone does.
-    """
-    if mix == "real":
-        return records
-    looks = [record for record in records if record.boxes]
-    num_long = {"short": 0, "long": len(looks), "short and long": len(looks) // 2}[mix]
-    return [*map(_long, looks[:num_long]), *map(_short, looks[num_long:])]
-
-
-def _short(record: VLIRRecord) -> VLIRRecord:
-    """The record without its looks."""
-    last = record.steps[-1]
-    return replace(record, steps=(replace(last, text=f"<think>{last.text}"),))
-
-
-def _long(record: VLIRRecord) -> VLIRRecord:
-    """The record with every look three times over, each at a box that is a pixel smaller."""
-    looks = [_smaller(step, pixels) for pixels in range(3) for step in record.steps[:-1]]
-    return replace(record, steps=(*looks, record.steps[-1]))
-
-
-def _smaller(step: RationaleStep, pixels: int) -> RationaleStep:
-    assert step.box is not None, "every step but the last looks"
-    box = replace(step.box, x1=step.box.x1 + pixels, y1=step.box.y1 + pixels)
-    return RationaleStep(step.text.replace(render_box(step.box), render_box(box)), box)
 
 
 def _large_questions(folder: Path) -> Path:
@@ -216,7 +187,8 @@ def _compare_sft(
 
 
 def _compare_rgrpo(options: argparse.Namespace, folder: Path, shape: str, questions: Path) -> dict[str, Any]:
-    ours, trl = [], []
+    ours: list[float] = []
+    trl: dict[str, list[float]] = {}  # seconds of each round, by how TRL is started
     for number in range(options.repeats):
         run = folder / f"rgrpo-{shape}-{number}"
         given = {"shape": shape, "data": questions, "folder": run}
@@ -224,13 +196,14 @@ def _compare_rgrpo(options: argparse.Namespace, folder: Path, shape: str, questi
             ours.append(_stage_seconds(options, run, questions))
         else:
             ours.append(_child(options, "rgrpo-dictated", **given)["seconds_per_step"])
-        trl.append(
-            min(
-                _child(options, "rgrpo-trl", batch=batch, **given)["seconds_per_step"]
-                for batch in TRL_MICRO_BATCHES[shape]
-            )
-        )
-    return _row(f"rgrpo/{shape}", ours, trl, [b / a for a, b in zip(ours, trl, strict=True)], "s per step")
+        for processes, batch in product(sorted({1, options.threads}), TRL_MICRO_BATCHES[shape]):
+            found = _child(options, "rgrpo-trl", processes=processes, batch=batch, **given)
+            name = f"processes: {processes}, micro-batches of {batch}"
+            trl.setdefault(name, []).append(found["seconds_per_step"])
+    fastest = list(map(min, zip(*trl.values(), strict=True)))
+    ratios = [b / a for a, b in zip(ours, fastest, strict=True)]
+    row = _row(f"rgrpo/{shape}", ours, fastest, ratios, "s per step")
+    return row | {"trl_by_start": {name: statistics.median(seconds) for name, seconds in trl.items()}}
 
 
 def _rgrpo_run(options: argparse.Namespace, shape: str, questions: Path, *, num_ranks: int) -> RGRPORun:
@@ -253,9 +226,7 @@ def _rgrpo_run(options: argparse.Namespace, shape: str, questions: Path, *, num_
 def _stage_seconds(options: argparse.Namespace, folder: Path, questions: Path) -> float:
     """Seconds per step of our stage as a pipeline runs it, a rank per core."""
     run = RunDir.create(folder, _rgrpo_run(options, "tiny", questions, num_ranks=options.threads))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(options.threads), "-m", "models.rgrpo.train", str(run.path)]
-    _finished(command, num_threads=1)
+    _finished([*_torchrun(options.threads), "-m", "models.rgrpo.train", str(run.path)], num_threads=1)
     return _seconds_per_step(run)
 
 
@@ -294,17 +265,24 @@ def _row(name: str, ours: list[float], trl: list[float], ratios: list[float], un
     }
 
 
-def _child(options: argparse.Namespace, side: str, **given: Any) -> dict[str, float]:
-    """What one side measured, in a process of its own."""
+def _child(options: argparse.Namespace, side: str, *, processes: int = 1, **given: Any) -> dict[str, float]:
+    """What one side measured, in a process of its own, or in several that share the cores."""
     with TemporaryDirectory() as folder:
         out = Path(folder) / "measured.json"
-        command = [sys.executable, "-m", f"tests.benchmarks.{NAME}", "--side", side, "--out", str(out)]
+        command = [*_torchrun(processes), "-m", f"tests.benchmarks.{NAME}", "--side", side, "--out", str(out)]
         command += ["--model", options.model, "--threads", str(options.threads)]
-        for name, value in given.items():
+        for name, value in {"processes": processes, **given}.items():
             command += [f"--{name}", str(value)]
-        _finished(command, num_threads=options.threads)
+        _finished(command, num_threads=options.threads // processes)
         found: dict[str, float] = json.loads(out.read_text())
     return found
+
+
+def _torchrun(processes: int) -> list[str]:
+    """How so many processes are started, each with a module that is to follow."""
+    if processes == 1:
+        return [sys.executable]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
 
 
 def _finished(command: list[str], *, num_threads: int) -> None:
@@ -376,7 +354,7 @@ def rgrpo_trl(options: argparse.Namespace) -> dict[str, float]:
     """TRL's trainer on the rollouts of our steps."""
     from tests.trl_trainers import reinforce
 
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads // options.processes)
     run = Path(options.folder)
     ends = reinforce(
         resolve_model_path(options.model),
@@ -384,6 +362,7 @@ def rgrpo_trl(options: argparse.Namespace) -> dict[str, float]:
         {question.id: question for question in read_questions(Path(options.data))},
         _preset(options.shape),
         batch_size=options.batch,
+        num_processes=options.processes,
     )
     return {"seconds_per_step": statistics.median(b - a for a, b in pairwise(ends))}
 

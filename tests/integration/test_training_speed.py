@@ -13,23 +13,24 @@ from models.rundir import RunDir
 from models.sft.train import LOOK_AHEAD
 from tests.benchmarks import training_speed
 from tests.dictated_training import dictated_training
+from tests.length_mixes import MIXES, mixed
 from tests.small_set import build_small_set
 from tests.trl_trainers import LookAgainTrainer, reinforce
 
 pytestmark = pytest.mark.integration
 
 
-@pytest.mark.parametrize("mix", training_speed.MIXES)
+@pytest.mark.parametrize("mix", MIXES)
 def test_no_mix_repeats_a_question_or_a_crop(tmp_path: Path, mix: str) -> None:
     # Our stage looks at a picture once however often it is there, and computes a common prompt once.
     records = read_records(build_small_set(tmp_path / "set", num_questions=12) / "records")
-    mixed = training_speed._mix(records, mix)
-    assert len(mixed) > 4
-    assert len({record.question.id for record in mixed}) == len(mixed)
+    chosen = mixed(records, mix)
+    assert len(chosen) > 4
+    assert len({record.question.id for record in chosen}) == len(chosen)
     encoder, look = Encoder.load(resolve_model_path("embedded")), training_speed._preset("tiny").look
-    pictures = [one.digest for record in mixed for one in encoder.encode_record(record, look).pictures]
+    pictures = [one.digest for record in chosen for one in encoder.encode_record(record, look).pictures]
     assert len(set(pictures)) == len(pictures)
-    num_looks = [len(record.boxes) for record in mixed]
+    num_looks = [len(record.boxes) for record in chosen]
     assert {"short": max(num_looks) == 0, "long": min(num_looks) >= 3}.get(mix, True)
 
 
@@ -67,6 +68,7 @@ def test_trl_trains_on_the_completions_of_our_steps(tmp_path: Path, monkeypatch:
         {question.id: question for question in read_questions(questions)},
         preset.model_copy(update={"rgrpo": config.rgrpo}),
         batch_size=4,
+        num_processes=1,
     )
     assert len(ends) == 2
     # Both sides trained on the same pictures and the same sampled tokens.
