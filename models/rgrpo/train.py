@@ -57,7 +57,26 @@ def train(run: RunDir, config: RGRPORun) -> Result:
             check_before(run, config, actors)
         training.run_to_the_end(progress)
     checkpoints.save_model(run, actors.engine)
-    return Result(status="done", artifacts={"model": "model"}, metrics=training.last_metrics)
+    return Result(
+        status="done",
+        reason=_why_nothing_was_learnt(run),
+        artifacts={"model": "model"},
+        metrics=training.last_metrics,
+    )
+
+
+def _why_nothing_was_learnt(run: RunDir) -> str:
+    """What a person must know of a run that ended well and has changed nothing; else empty."""
+    updated = [line["rgrpo/updated"] for line in run.metrics() if "rgrpo/updated" in line]
+    if any(updated) or not updated:
+        return ""
+    reason = (
+        f"None of {len(updated)} steps had anything to train on: the rewards of every group were equal "
+        "(rgrpo/zero_variance_share), or its rollouts were left out. The model is the one that it began "
+        "with. Take questions that it answers now rightly, now wrongly."
+    )
+    log.warning(reason)
+    return reason
 
 
 class Training:

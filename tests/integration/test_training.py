@@ -573,7 +573,8 @@ def test_a_batch_without_spread_trains_nothing(tmp_path, model_path, data):
     nothing = RewardConfig(accuracy=0, format=0, validity=0, length_cap=0)
     config = make_run(model_path, data, num_steps=1, reward=nothing)
     run = RunDir.create(tmp_path / "run", config)
-    rgrpo.train(run, config)
+    result = rgrpo.train(run, config)
+    assert (result.status, "None of 1 steps had anything to train on" in result.reason) == ("done", True)
     (line,) = [line for line in run.metrics() if line["step"] == 1]
     assert line["rgrpo/zero_variance_share"] == 1.0
     assert line["rgrpo/updated"] == 0.0
