@@ -63,11 +63,12 @@ class ScoringError(VLMR3Error):
 
 
 class LaunchError(VLMR3Error):
-    """A child process failed, was cancelled, or left no valid ``result.json``."""
+    """A child process failed, or left no valid ``result.json``."""
 
 
 class ChildLostError(LaunchError):
-    """A child process ended without a word in ``result.json``: killed, out of memory, or a bug of ours."""
+    """A child process ended without a reason of its own in ``result.json``: it or a rank of it was killed, or
+    it was out of memory, or had a bug of ours."""
 
 
 class ArtifactError(VLMR3Error):

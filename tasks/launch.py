@@ -265,6 +265,12 @@ def _checked_result(run: RunDir, code: int, log: Path) -> Result:
             f"run failed. The end of its log ({log}):\n{end_of(log)}"
         )
     result = run.result()
+    if result.status == "cancelled":  # who cancels us never gets here
+        raise ChildLostError(
+            f"{run.path.name}: the child process was ended with exit code {code}, and not by this command: "
+            f"one of its ranks or their launcher was lost, or somebody sent it a signal. The end of its log "
+            f"({log}):\n{end_of(log)}"
+        )
     if result.status == "paused":
         checkpoint = result.artifacts.get("checkpoint", "")
         raise GuardError(f"{run.path.name} is paused. {result.reason} Its log: {log}", checkpoint=checkpoint)

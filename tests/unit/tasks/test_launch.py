@@ -13,7 +13,7 @@ import psutil
 import pytest
 from pydantic import BaseModel
 
-from models.errors import GateError, GuardError, LaunchError, VLMR3Error
+from models.errors import ChildLostError, GateError, GuardError, LaunchError, VLMR3Error
 from models.rundir import RunDir
 from tasks import launch, locks
 
@@ -59,6 +59,10 @@ elif config["then"] in ("paused", "refused"):
     kept = {"checkpoint": "checkpoints/step-2"}
     result = {"status": config["then"], "reason": "no crops", "artifacts": kept}
     (run / "result.json").write_text(json.dumps(result))
+elif config["then"] == "lose a rank":
+    print("exitcode  : -9 (pid: 7)  (SIGKILL)")  # what the launcher says, before it ends the other ranks
+    (run / "result.json").write_text(json.dumps({"status": "cancelled", "reason": "asked to end"}))
+    sys.exit(1)
 elif config["then"] == "malformed":
     (run / "result.json").write_text("{}")
 """
@@ -138,6 +142,13 @@ def test_a_run_without_a_good_result_has_failed_whatever_its_exit_code(
     with pytest.raises(Exception, match=says) as caught:
         asyncio.run(launch.run_child("talker", run))
     assert caught.value.exit_code == 1  # type: ignore[attr-defined]
+
+
+def test_a_rank_that_was_killed_is_no_cancellation(run_dir: Path) -> None:
+    # The launcher ends the other ranks, of which the first then says that it was asked to end.
+    run = RunDir.create(run_dir, ChildConfig(then="lose a rank"))
+    with pytest.raises(ChildLostError, match=r"exit code 1, and not by this command(.|\n)*SIGKILL"):
+        asyncio.run(launch.run_child("talker", run))
 
 
 @pytest.mark.parametrize(("then", "error"), [("paused", GuardError), ("refused", GateError)])
