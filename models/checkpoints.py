@@ -146,6 +146,11 @@ def _whole(found: Sequence[Path]) -> Iterator[None]:
         yield
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         folder, *before = reversed(found)
+        if not folder.exists():
+            raise RunDirError(
+                f"{folder} was removed while it was read: a run that trains keeps its newest checkpoints only. "
+                "Start again."
+            ) from error
         rest = f"from {before[0].name}" if before else "from the beginning"
         raise RunDirError(
             f"{folder} is damaged ({type(error).__name__}: {error}). Remove it and start again: the run then "

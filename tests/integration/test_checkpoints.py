@@ -179,6 +179,16 @@ def test_a_run_directory_that_takes_no_file_is_no_damage_of_its_checkpoint(
         checkpoints.resume(run, engine)
 
 
+def test_a_checkpoint_that_goes_while_it_is_read_is_not_damaged(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a replay beside a run that trains: what is gone need not be removed."""
+    run, engine = saved_twice(model_path, tmp_path)
+    monkeypatch.setattr(checkpoints.training_state, "restore_state", lambda *_: remove(run.checkpoints()[-1]))
+    with pytest.raises(RunDirError, match=r"step-2 was removed while it was read.* Start again"):
+        checkpoints.resume(run, engine)
+
+
 def test_only_the_newest_checkpoints_are_kept(model_path: Path, tmp_path: Path) -> None:
     engine = state_of_ranks.engine_of(model_path, "float32", 2)
     run = RunDir(tmp_path)
