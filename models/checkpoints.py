@@ -148,8 +148,8 @@ def _whole(found: Sequence[Path]) -> Iterator[None]:
         folder, *before = reversed(found)
         if not folder.exists():
             raise RunDirError(
-                f"{folder} was removed while it was read: a run that trains keeps its newest checkpoints only. "
-                "Start again."
+                f"{folder} was removed while it was read: a run that trains keeps its newest checkpoints "
+                "only. Start again."
             ) from error
         rest = f"from {before[0].name}" if before else "from the beginning"
         raise RunDirError(
