@@ -4,8 +4,8 @@ Three choices make it fast and exact:
 
 1. a frozen tower is no part of the module that DeepSpeed partitions, casts and updates, and a picture's
    features are computed once and kept by the picture's digest (:mod:`models.feature_store`);
-2. only hidden states that predict a *sampled* token go through the output head, in chunks where they are many
-   (:mod:`models.output_head`);
+2. only hidden states that predict a *sampled* token go through the last layer's MLP
+   (:mod:`models.last_layer`) and the output head, in chunks where they are many (:mod:`models.output_head`);
 3. banned tokens (vision tokens, ids without text) are taken out of the softmax, exactly as the engines do.
 
 Trainers take many sequences as one packed row (:func:`collate_packed`): nothing is padded, and what several
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from models.config import Precision, RGRPOConfig, SFTConfig
@@ -31,6 +32,7 @@ from models.encoding import (
 from models.errors import EncodingError
 from models.feature_store import FeatureStore
 from models.gradient_watch import GradientWatch
+from models.last_layer import LastLayer
 from models.output_head import OutputHead, processed
 from models.packing import packed_length, padded_length
 from models.prefixes import share_beginnings
@@ -160,22 +162,24 @@ class Policy(nn.Module):
 
     def forward(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
         """Log-probs (B, T-1) of ``ids[:, 1:]`` at a sampling temperature, nats, fp32; 0 where not sampled."""
-        hidden = self.hidden_states(batch)
         chosen = batch.sampled[:, 1:]
         targets = batch.ids[:, 1:][chosen]  # (N,)
-        states = hidden[:, :-1][chosen]  # (N, D)
+        states = self.hidden_states(batch, pad(chosen, (0, 1)).flatten().nonzero()[:, 0])  # (N, D)
         logprobs = self.model.lm_head(states, targets, temperature=temperature, banned=self._banned)
         return torch.zeros(chosen.shape, device=chosen.device).masked_scatter(chosen, logprobs)
 
-    def hidden_states(self, batch: Batch) -> Tensor:
-        """The last layer's output (B, T, D), before the output head."""
+    def hidden_states(self, batch: Batch, wanted: Tensor) -> Tensor:
+        """The last layer's output (N, D), before the output head, of the tokens at the places ``wanted`` (N,)
+        int64 of the rows one after another."""
         # Padding is on the right, where causal attention never looks: no mask, so the fast kernel runs.
-        return self.model.model.language_model(
+        found = self.model.model.language_model(
             inputs_embeds=self.gradients.follow(self._embed(batch), batch.own),
             position_ids=batch.positions,
             use_cache=False,
             segments=batch.segments,
-        ).last_hidden_state
+            wanted=wanted,
+        )
+        return found.last_hidden_state[0]
 
     def _embed(self, batch: Batch) -> Tensor:
         """Input embeddings (B, T, D), visual features in place of the image pads."""
@@ -248,6 +252,7 @@ def load_policy(model_path: Path, *, dtype: Precision = "float32", freeze_vision
         trust_remote_code=False,
     )
     PatchProjection.replace_in(model.model.visual)
+    LastLayer.replace_in(model.model.language_model)
     OutputHead.replace_in(model)
     return Policy(model, encoder, freeze_vision=freeze_vision).train()
 

@@ -122,8 +122,9 @@ class TransformersEngine:
     def _next_logits(self, batch: list[_Live]) -> Tensor:
         """Logits (requests, V) of the next token, before the temperature."""
         collated = collate([live.encoded for live in batch], self.policy)
-        last = torch.tensor([len(live.encoded) - 1 for live in batch], device=collated.ids.device)
-        hidden = self.policy.hidden_states(collated)[torch.arange(len(batch)), last]  # (requests, D)
+        length = collated.ids.shape[1]
+        last = [row * length + len(live.encoded) - 1 for row, live in enumerate(batch)]
+        hidden = self.policy.hidden_states(collated, torch.tensor(last, device=collated.ids.device))
         return self.policy.logits(hidden, temperature=1.0).cpu()
 
     def _finish(self, live: _Live) -> Finish | None:

@@ -1,9 +1,10 @@
 """What training costs in floating-point operations, and what a device could do in the same time.
 
 Model FLOPs only: what the mathematics needs of the tokens in a batch, causal attention as half a square, the
-output head for the positions that predict a sampled token. Padding and recomputation do not count, nor do
-tokens that several sequences share more than once. Six operations per active weight and token (two forward,
-four backward); a frozen tower is counted apart, forward, and only for pictures that it really looks at.
+last layer's MLP and the output head for the positions that predict a sampled token. Padding and recomputation
+do not count, nor do tokens that several sequences share more than once. Six operations per active weight and
+token (two forward, four backward); a frozen tower is counted apart, forward, and only for pictures that it
+really looks at.
 """
 
 import re
@@ -76,9 +77,10 @@ def language_flops(config: Any, work: Work) -> float:
     width, heads, kv_heads = text.hidden_size, text.num_attention_heads, text.num_key_value_heads
     head = width // heads
     attention = 2 * width * heads * head + 2 * width * kv_heads * head  # q and o; k and v
-    layer = attention + 3 * width * text.intermediate_size
-    weights = text.num_hidden_layers * layer * work.tokens + width * text.vocab_size * work.predicted
-    scores = 2 * text.num_hidden_layers * heads * head * work.pairs  # q k, and what they weigh
+    mlp, layers = 3 * width * text.intermediate_size, text.num_hidden_layers
+    every, last = layers * attention + (layers - 1) * mlp, mlp + width * text.vocab_size
+    weights = every * work.tokens + last * work.predicted
+    scores = 2 * layers * heads * head * work.pairs  # q k, and what they weigh
     return 2.0 * (weights + scores)
 
 

@@ -61,7 +61,7 @@ def attention_shares(policy: Policy, trajectory: Trajectory) -> NDArray[np.float
         part_of=nn.functional.one_hot(torch.from_numpy(padded), len(PARTS)).float().to(policy.device),
     )
     with _metered(policy.model.model.language_model, meter):
-        policy.hidden_states(batch)
+        policy.hidden_states(batch, meter.rows)
     return meter.mean().double().cpu().numpy()
 
 

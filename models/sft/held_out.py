@@ -100,7 +100,8 @@ def _answer_together(
     idle_pass = collate([spare], policy)
     while any(distributed.from_all_ranks(bool(loop.live))):
         if not engine.is_busy:  # the output head is gathered too
-            policy.logits(policy.hidden_states(idle_pass)[0, :1], temperature=1.0)
+            first = torch.zeros(1, dtype=torch.int64, device=policy.device)
+            policy.logits(policy.hidden_states(idle_pass, first), temperature=1.0)
         for episode in loop.step():
             if episode.stop is not None:
                 one = episode.trajectory()
