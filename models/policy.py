@@ -199,8 +199,9 @@ class Policy(nn.Module):
         """
         return processed(self.model.lm_head(hidden), temperature=temperature, banned=self._banned)
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every weight under its name in the Hugging Face model, the frozen tower included; detached.
+    def weights(self, *, trained_only: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """Every weight under its name in the Hugging Face model, detached; with ``trained_only`` without
+        those of a frozen tower.
 
         Under ZeRO-3 call it inside ``deepspeed.zero.GatheredParameters``.
         """
@@ -208,14 +209,15 @@ class Policy(nn.Module):
         for name, tensor in self.model.state_dict().items():
             if not (tied and name == "lm_head.weight"):
                 yield name, tensor
-        for tower in self._frozen_tower:
+        for tower in () if trained_only else self._frozen_tower:
             for name, tensor in tower.state_dict().items():
                 yield f"model.visual.{name}", tensor
 
     @torch.no_grad()
     def _look_at(self, pictures: list[Picture]) -> list[Tensor]:
         for tower in self._frozen_tower:
-            tower.to(self.device)
+            if next(tower.parameters()).device != self.device:
+                tower.to(self.device)
         found: dict[int, Tensor] = {}
         for numbers, shown in calls(pictures, "together" if self.device.type == "cuda" else self._grouping):
             patches, grids = self.encoder.patches(shown)

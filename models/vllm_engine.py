@@ -71,7 +71,7 @@ class VLLMEngine:
     of the same salt. With ``look_at`` pictures come with the features that it finds, those of a tower which
     somebody else has, and the engine's own looks at none (:meth:`looking_itself`). ``transfer`` names the
     backend of vLLM's weight transfer, for :meth:`receive`. With ``sleeps`` it can :meth:`sleep`, where the
-    platform can.
+    platform can: ``can_sleep``.
     """
 
     def __init__(
@@ -95,10 +95,10 @@ class VLLMEngine:
         self._texts: dict[str, TextSoFar] = {}
         self._drafts: list[Draft] = []
         self._shares_process_group = torch.distributed.is_initialized()
-        self._can_sleep = can_sleep(current_platform, sleeps=sleeps)
+        self.can_sleep = can_sleep(current_platform, sleeps=sleeps)
         self._is_asleep = False
         self._engine = _start(
-            model_path, config, look=look, seed=seed, transfer=transfer, sleeps=self._can_sleep
+            model_path, config, look=look, seed=seed, transfer=transfer, sleeps=self.can_sleep
         )
         self._engine.apply_model(_ban(self.encoder.banned_ids))
 
@@ -151,8 +151,9 @@ class VLLMEngine:
         del self._engine
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
-        """Replace all weights (named as in ``Policy.weights``) and forget everything the old ones made.
+        """Replace weights (named as in ``Policy.weights``) and forget everything the old ones made.
 
+        A layer of which none come keeps its own, but for an engine that :attr:`can_sleep`: it may have none.
         Raises EngineError while requests are in flight: their cache belongs to the old weights.
         """
         self._require_idle()
@@ -170,7 +171,7 @@ class VLLMEngine:
 
         Raises EngineError while requests are in flight.
         """
-        if self._can_sleep:
+        if self.can_sleep:
             self._require_idle()
             self._engine.sleep(level=_SLEEP_LEVEL)
             self._is_asleep = True

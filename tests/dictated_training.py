@@ -39,7 +39,8 @@ def dictated_training(run: RunDir, config: RGRPORun) -> None:
     # The engine's log-probs are of other tokens: there is nothing to agree with, and nothing to guard.
     guards = config.rgrpo.guards.model_copy(update={"enabled": False})
     training = config.rgrpo.model_copy(update={"max_mismatch_kl": np.inf, "guards": guards})
-    actors = Actors(engine, Colocated(sampler), read_questions(Path(config.questions_path)), [], None)
+    beside = Colocated(sampler, keeps_frozen=not vllm.can_sleep)
+    actors = Actors(engine, beside, read_questions(Path(config.questions_path)), [], None)
     try:
         Training(run, config.model_copy(update={"rgrpo": training}), actors).run_to_the_end(Progress())
     finally:

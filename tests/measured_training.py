@@ -23,6 +23,7 @@ from models.rgrpo.train import Training
 from models.run_config import RGRPORun
 from models.rundir import RunDir
 from models.sft.step import sft_step
+from models.vllm_engine import can_sleep, current_platform
 from tests.fixed_length import FixedLengthEngine, Pass
 from tests.flops import Work, training_flops, vision_flops
 from tests.written import Writing, WrittenSampler, drawn_questions, rules
@@ -134,6 +135,8 @@ class Bench:
         self._watch = Watch(self.policy)
         self._laps: list[tuple[Pass, Seen]] = []
         self._sampler = WrittenSampler(vllm, Writing(0, 1, self._side), self._lap)
+        # As in a run, whose engine sleeps beside its trainer where it can; this one stays awake.
+        self._keeps_frozen = not can_sleep(current_platform, sleeps=True)
 
     @classmethod
     @contextmanager
@@ -191,7 +194,8 @@ class Bench:
         self._watch.take()
         questions = drawn_questions(num_questions, picture_side=self._side)
         run = RunDir.create(Path(mkdtemp(dir=self._folder)) / "run", config)
-        actors = Actors(self._engine, Colocated(self._sampler), questions, [], None)
+        sampler = Colocated(self._sampler, keeps_frozen=self._keeps_frozen)
+        actors = Actors(self._engine, sampler, questions, [], None)
         Training(run, config, actors).run_to_the_end(Progress())
         lines = [line for line in run.metrics() if "time/sync_seconds" in line]
         rollouts = num_questions * group_size
@@ -222,12 +226,13 @@ class Bench:
     def weight_update(self, *, repeats: int) -> WeightUpdate:
         """The engine gets the policy's weights, and the same bytes are copied to another place."""
         with distributed.gathered(self._engine):
-            weights = list(self.policy.weights())
+            weights = list(self.policy.weights(trained_only=self._keeps_frozen))
             places = [tensor.clone() for _, tensor in weights]
             updates, copies = [], []
             for _ in range(repeats):
                 began = now()
-                self._sampler.update_weights(self.policy.weights(), version=self._sampler.version)
+                sent = self.policy.weights(trained_only=self._keeps_frozen)
+                self._sampler.update_weights(sent, version=self._sampler.version)
                 updates.append(now() - began)
                 began = now()
                 for place, (_, tensor) in zip(places, weights, strict=True):

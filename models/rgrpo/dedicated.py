@@ -61,6 +61,7 @@ class DedicatedSampler:
 
     has_weights = True
     shares_tower = False
+    keeps_frozen = True
 
     def __init__(
         self, opening: Opening, *, trainer: torch.device, device: int | None, timeout_seconds: float
@@ -88,7 +89,7 @@ class DedicatedSampler:
         return trajectories
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
-        """Send all weights (named as in ``Policy.weights``), which replace the engine's."""
+        """Send weights (named as in ``Policy.weights``), which replace the engine's."""
         if self._memory is not None:
             places = self._memory.write(weights)
             self._engine.start_weight_update()

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 class Sampler(Protocol):
     """``version`` is that of the weights which it samples with, and which spans are marked with. Without
     ``has_weights`` it samples from the policy itself and keeps nothing of older weights; with
-    ``shares_tower`` pictures come with the features of the policy's tower, which is frozen then."""
+    ``shares_tower`` pictures come with the features of the policy's tower, which is frozen then. With
+    ``keeps_frozen`` an update may leave out what is never trained, which it has from the start."""
 
     has_weights: bool
     shares_tower: bool
+    keeps_frozen: bool
 
     @property
     def version(self) -> int:
@@ -45,7 +47,7 @@ class Sampler(Protocol):
         """As :func:`models.rollout.rollout`. Requests share caches with those of the same ``salt``."""
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
-        """Replace all weights, named as in ``Policy.weights``, and forget what older ones made."""
+        """Replace weights, named as in ``Policy.weights``, and forget what older ones made."""
 
     def looking_itself(self) -> AbstractContextManager[None]:
         """Within this context its own tower looks at pictures."""
@@ -60,10 +62,17 @@ class Sampler(Protocol):
 class Colocated:
     """An engine in this process, on the device of the trainer."""
 
-    def __init__(self, engine: "VLLMEngine | TransformersEngine", *, shares_tower: bool = False) -> None:
+    def __init__(
+        self,
+        engine: "VLLMEngine | TransformersEngine",
+        *,
+        shares_tower: bool = False,
+        keeps_frozen: bool = False,
+    ) -> None:
         self.engine = engine
         self.has_weights = not isinstance(engine, TransformersEngine)
         self.shares_tower = self.has_weights and shares_tower
+        self.keeps_frozen = keeps_frozen
 
     @property
     def version(self) -> int:
@@ -110,4 +119,5 @@ def open_beside(
     shares = policy.tower_is_frozen  # then a picture is looked at once, for engine and trainer
     look_at = policy.features if shares else None
     engine = VLLMEngine(model_path, config, look=look, seed=seed, look_at=look_at, sleeps=True)
-    return Colocated(engine, shares_tower=shares)
+    # What has slept has no weights left.
+    return Colocated(engine, shares_tower=shares, keeps_frozen=not engine.can_sleep)

@@ -256,7 +256,8 @@ class Training:
 
     def _show_the_sampler_new_weights(self, version: int) -> None:
         with self._watch("sync"), distributed.gathered(self._engine):
-            self._sampler.update_weights(self._policy.weights(), version=version)
+            weights = self._policy.weights(trained_only=self._sampler.keeps_frozen)
+            self._sampler.update_weights(weights, version=version)
 
     def _record(self, batch: Batch, step: int) -> None:
         """Before the update, which may refuse what was sampled: it is what has to be looked at then."""

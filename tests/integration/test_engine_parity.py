@@ -55,13 +55,14 @@ class Pair:
     engine: VLLMEngine
     policy: Policy
 
-    def perturb(self, parts) -> None:
-        """Move weights of the policy and send all of them to the engine."""
+    def perturb(self, parts, *, trained_only: bool = False) -> None:
+        """Move weights of the policy and send them to the engine."""
         generator = torch.Generator().manual_seed(self.engine.version)
         with torch.no_grad():
             for parameter in parts:
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-        self.engine.update_weights(self.policy.weights(), version=self.engine.version + 1)
+        weights = self.policy.weights(trained_only=trained_only)
+        self.engine.update_weights(weights, version=self.engine.version + 1)
 
 
 @pytest.fixture(params=["untied", "tied"], scope="module")
@@ -144,6 +145,18 @@ def test_they_agree_after_all_weights_changed(pair):
     for num_crops in NUMBERS_OF_CROPS:
         assert mismatch(pair.policy, requests, after, num_crops) < MAX_MISMATCH_KL
     assert {piece.span.policy_version for piece in after.values()} == {pair.engine.version}
+
+
+def test_a_tower_that_is_not_sent_is_the_one_that_the_engine_has(pair):
+    requests = mixed_requests(pair.policy.encoder)
+    pair.perturb(pair.policy.model.parameters(), trained_only=True)
+    sent = dict(pair.policy.weights(trained_only=True))
+    left_out = dict(pair.policy.weights()).keys() - sent.keys()
+    assert left_out
+    assert all(name.startswith("model.visual.") for name in left_out)
+    after = finish(pair.engine, requests)  # it looks with its own tower
+    for num_crops in NUMBERS_OF_CROPS:
+        assert mismatch(pair.policy, requests, after, num_crops) < MAX_MISMATCH_KL
 
 
 def test_a_changed_vision_tower_changes_the_same_picture(pair, tmp_path):

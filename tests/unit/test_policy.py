@@ -276,6 +276,15 @@ def test_weights_are_named_as_in_the_hugging_face_model(model_path):
     assert {name for name, _ in load_policy(model_path).weights()} == expected
 
 
+@pytest.mark.parametrize("freeze_vision", [True, False])
+def test_what_is_trained_is_all_but_a_frozen_tower(model_path, freeze_vision):
+    policy = load_policy(model_path, freeze_vision=freeze_vision)
+    trained = {name for name, _ in policy.weights(trained_only=True)}
+    tower = {name for name, _ in policy.weights() if name.startswith("model.visual.")}
+    assert tower
+    assert {name for name, _ in policy.weights()} - trained == (tower if freeze_vision else set())
+
+
 def test_casting_keeps_rotary_frequencies_and_the_frozen_tower_exact(policy):
     rotary = policy.model.model.language_model.rotary_emb
     frequencies = rotary.inv_freq.clone()
