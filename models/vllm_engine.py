@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ with warnings.catch_warnings():
     from vllm.platforms import current_platform
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.llm_engine import LLMEngine
+    from vllm.v1.sample import sampler
 
     from models.vllm_cpu import register_layers
     from models.vllm_inputs import Inputs, LookAt
@@ -59,8 +60,6 @@ CPU_BLOCK_SIZE = 32  # tokens per cache block; vLLM's 128 would never share the 
 
 # vLLM's level 2 keeps nothing of the weights: an update brings them all before anything is sampled again.
 _SLEEP_LEVEL = 2
-
-_R = TypeVar("_R")
 
 
 class VLLMEngine:
@@ -116,7 +115,7 @@ class VLLMEngine:
         pieces = self._admit()
         if self._engine.has_unfinished_requests():
             try:
-                outputs = self._eagerly(self._engine.step)
+                outputs = self._engine.step()
             except RuntimeError as error:
                 raise EngineError(f"vLLM failed in a step: {error}") from error
             for output in outputs:
@@ -291,16 +290,6 @@ class VLLMEngine:
         kept = tuple(ids)
         return SampledSpan(self.encoder.decode(kept), kept, tuple(logprobs), self.version)
 
-    def _eagerly(self, call: Callable[[], _R]) -> _R:
-        """Run without torch.compile when the configuration says eager.
-
-        vLLM's own switch leaves a helper of the sampler compiled: 20 s at the first step on a CPU.
-        """
-        if not self._config.enforce_eager:
-            return call()
-        with torch.compiler.set_stance("force_eager"):
-            return call()
-
 
 @contextmanager
 def _keep_default_group() -> Iterator[None]:
@@ -352,6 +341,9 @@ def _start(
     )
     if on_cpu:
         keep_freed_memory()
+    if config.enforce_eager:
+        # vLLM's own switch leaves this one compiled: 20 s at the first step on a CPU.
+        sampler.batched_count_greater_than = _count_not_below
     set_num_threads = torch.set_num_threads
     if config.num_threads:
         set_num_threads(config.num_threads)
@@ -364,6 +356,12 @@ def _start(
     finally:
         # vLLM's CPU worker replaces it by a function that only warns.
         torch.set_num_threads = set_num_threads
+
+
+def _count_not_below(values: Tensor, limits: Tensor) -> Tensor:
+    """How many values (N, V) of each row are not below its limit (N, 1); (N,). The ranks of sampled tokens,
+    which vLLM reports and nobody reads."""
+    return (values >= limits).sum(dim=-1)
 
 
 def _ban(banned_ids: tuple[int, ...]) -> Callable[[Any], None]:

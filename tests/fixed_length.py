@@ -92,9 +92,8 @@ class FixedLengthEngine(VLLMEngine):
         started = time.perf_counter()
         for number, (prompt, parameters) in enumerate(prompts):
             self._engine.add_request(str(number), self._engine.renderer.render_cmpl([prompt])[0], parameters)
-        with torch.compiler.set_stance("force_eager" if self._config.enforce_eager else "default"):
-            while self._engine.has_unfinished_requests():
-                self._engine.step()
+        while self._engine.has_unfinished_requests():
+            self._engine.step()
         self.measured.seconds = time.perf_counter() - started
         return self.measured
 
