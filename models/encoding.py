@@ -217,14 +217,20 @@ class Encoder:
         """The text of sampled ids, special tokens left out."""
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def drifts(self, ids: Sequence[int]) -> bool:
-        """Whether the text of sampled ids, special tokens included, would be tokenised otherwise.
+    def drifts(self, spans: Sequence[Sequence[int]]) -> list[bool]:
+        """Of each span of sampled ids: would its text, special tokens included, be tokenised otherwise?
 
         To train on such a text would be to train on ids that nobody sampled. Nothing here does; see
         ``rgrpo/retokenisation_drift``.
         """
-        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return self.tokenizer.encode(text, add_special_tokens=False) != list(ids)
+        if not spans:
+            return []
+        texts = [
+            self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            for ids in spans
+        ]
+        again = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [other != list(ids) for other, ids in zip(again, spans, strict=True)]
 
     def _repeats(self, collapsed: Collapsed) -> NDArray[np.int64]:
         """How often each collapsed id stands in the expanded sequence."""

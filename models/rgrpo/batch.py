@@ -9,7 +9,7 @@ from models.encoding import Encoded, Encoder
 from models.records import Question
 from models.rgrpo.advantages import group_advantages
 from models.rgrpo.objective import Totals
-from models.rgrpo.outcomes import Outcome, batch_metrics, check_failures
+from models.rgrpo.outcomes import Outcome, batch_metrics, check_failures, outcomes_of
 from models.rgrpo.rewards import score
 from models.rgrpo.update import Sample
 from models.trajectory import Trajectory
@@ -57,9 +57,7 @@ def score_and_compare(
         _scored(trajectory, question, config)
         for trajectory, question in zip(trajectories, asked, strict=True)
     ]
-    outcomes = [
-        Outcome.of(trajectory, question, encoder) for trajectory, question in zip(scored, asked, strict=True)
-    ]
+    outcomes = outcomes_of(scored, asked, encoder)
     ranks = distributed.from_all_ranks(outcomes)
     everywhere = [outcome for share in ranks for outcome in share]
     check_failures(everywhere, config)

@@ -4,8 +4,9 @@ Nothing here is fixed in silence. Every way in which a batch can be worth less t
 the one that is our own fault, trajectories that we broke, has a limit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,9 +43,9 @@ class Outcome:
     detail: str = ""
 
     @classmethod
-    def of(cls, trajectory: Trajectory, question: Question, encoder: "Encoder") -> "Outcome":
+    def of(cls, trajectory: Trajectory, question: Question, drifted: Iterable[bool] = ()) -> "Outcome":
         """The outcome of a trajectory that has been scored."""
-        spans = [span for span in trajectory.spans if isinstance(span, SampledSpan)]
+        spans = _sampled(trajectory)
         return cls(
             kind=question.kind,
             stop=trajectory.stop,
@@ -55,9 +56,26 @@ class Outcome:
             log_likelihood=sum(sum(span.logprobs or ()) for span in spans),
             box_shares=_box_shares(trajectory),
             box_overlaps=_box_overlaps(trajectory),
-            drifted=tuple(encoder.drifts(span.token_ids or ()) for span in spans),
+            drifted=tuple(drifted),
             detail=trajectory.detail,
         )
+
+
+def outcomes_of(
+    trajectories: Sequence[Trajectory], questions: Sequence[Question], encoder: "Encoder"
+) -> list[Outcome]:
+    """The outcomes of trajectories that have been scored, and of the question of each."""
+    spans = [_sampled(trajectory) for trajectory in trajectories]
+    # All in one call: the tokenizer takes half the time of one call each.
+    drifted = iter(encoder.drifts([span.token_ids or () for of_one in spans for span in of_one]))
+    return [
+        Outcome.of(trajectory, question, islice(drifted, len(of_one)))
+        for trajectory, question, of_one in zip(trajectories, questions, spans, strict=True)
+    ]
+
+
+def _sampled(trajectory: Trajectory) -> list[SampledSpan]:
+    return [span for span in trajectory.spans if isinstance(span, SampledSpan)]
 
 
 def check_failures(outcomes: Sequence[Outcome], config: RGRPOConfig) -> None:

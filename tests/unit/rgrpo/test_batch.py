@@ -50,7 +50,7 @@ def compare(*texts, **objective):
     config = RGRPOConfig(group_size=3, max_failed_share=0.5, objective=ObjectiveConfig(**objective))
     # The encoder only has to be asked: what it makes of a trajectory is tested with it.
     encoder = SimpleNamespace(
-        encode=lambda one: f"{one.question_id}#{one.sample_index}", drifts=lambda ids: False
+        encode=lambda one: f"{one.question_id}#{one.sample_index}", drifts=lambda spans: [False] * len(spans)
     )
     return score_and_compare(made, [question("q0"), question("q1")], config, encoder=encoder, max_tokens=80)
 

@@ -85,7 +85,7 @@ def test_boxes_that_say_the_same_again_overlap():
     events = (BoxEvent(boxes[0]), refused, BoxEvent(boxes[0], image=2), BoxEvent(boxes[1]))
     pictures = (Picture.of(Image.new("RGB", (28, 28))),) * 2
     trajectory = Trajectory("q", 0, Prompt("?", pictures), (), events, StopReason.ANSWERED)
-    outcome = Outcome.of(trajectory, Question.of_image(Image.new("RGB", (28, 28)), "?"), encoder=None)
+    outcome = Outcome.of(trajectory, Question.of_image(Image.new("RGB", (28, 28)), "?"))
     assert outcome.box_overlaps == pytest.approx((1 / 3,))
     assert metrics(outcome, replace(RIGHT, box_overlaps=(1.0,)))["rgrpo/box_overlap"] == pytest.approx(2 / 3)
     assert "rgrpo/box_overlap" not in metrics(RIGHT, RIGHT)
