@@ -125,7 +125,9 @@ def _in_gradient_of_marked(engine: DeepSpeedEngine, marked: int) -> None:
         embedding = policy.model.get_input_embeddings().weight[marked].detach().clone()
 
     def plant(module: torch.nn.Module, _: object, inputs: dict[str, Tensor], output: object) -> None:
-        is_marked = (inputs["inputs_embeds"] == embedding).all(dim=2, keepdim=True)
+        # Of the tokens that the last layer goes on with, (1, N, 1); the marked one predicts a sampled one.
+        everywhere = (inputs["inputs_embeds"] == embedding).all(dim=2, keepdim=True).flatten(0, 1)
+        is_marked = everywhere[inputs["wanted"]][None]
         hidden: Tensor = output.last_hidden_state  # type: ignore[attr-defined]
         if is_marked.any():
             hidden.register_hook(lambda gradient: torch.where(is_marked, torch.nan, gradient))
