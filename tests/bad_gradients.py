@@ -25,7 +25,8 @@ def nan_in_gradient_of_row(policy: Policy) -> None:
         output.register_hook(spoil)
         handle.remove()
 
-    handle = policy.model.model.language_model.layers[-1].mlp.register_forward_hook(plant)
+    # Where the last layer still has every token of the row.
+    handle = policy.model.model.language_model.layers[-1].input_layernorm.register_forward_hook(plant)
 
 
 def nan_in_gradient_of(policy: Policy) -> None:
