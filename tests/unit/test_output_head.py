@@ -1,5 +1,6 @@
 """Log-probs without all logits at once: the same numbers, from chunks that are computed again."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -15,12 +16,12 @@ BANNED = torch.tensor([3, 17])
 OPTIONS = {"temperature": 0.7, "banned": BANNED}
 
 
-class Largest(TorchDispatchMode):
-    """The most values of any tensor that is made."""
+class Made(TorchDispatchMode):
+    """The most values of any tensor that is made, and how many tensors there are of each size."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.numel = 0
+        self._made: dict[int, Tensor] = {}  # kept, so that no place is used twice
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -28,8 +29,18 @@ class Largest(TorchDispatchMode):
         """Note the size of what an operator returns."""
         found = func(*args, **(kwargs or {}))
         if isinstance(found, Tensor):
-            self.numel = max(self.numel, found.numel())
+            self._made[found.data_ptr()] = found
         return found
+
+    @property
+    def numel(self) -> int:
+        """Of the largest tensor."""
+        return max(self.places)
+
+    @property
+    def places(self) -> Counter[int]:
+        """How many tensors were made of each number of values, what is written in place counted once."""
+        return Counter(tensor.numel() for tensor in self._made.values())
 
 
 def head_and_input() -> tuple[OutputHead, Tensor, Tensor]:
@@ -60,6 +71,33 @@ def test_logprobs_are_those_of_a_softmax_without_the_banned_tokens() -> None:
     assert torch.equal(processed(head(hidden), **OPTIONS), logits)
 
 
+@pytest.mark.parametrize("banned", [BANNED, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_is_that_of_pytorchs_softmax(dtype: torch.dtype, banned: Tensor | None) -> None:
+    head, hidden, targets = head_and_input()
+    head, hidden = head.to(dtype), hidden.detach().to(dtype).requires_grad_()
+    logits = torch.nn.functional.linear(hidden, head.weight).float() / 0.7
+    if banned is not None:
+        logits = logits.index_fill(1, banned, -torch.inf)
+    plain = logits.log_softmax(dim=1)[torch.arange(NUM_TOKENS), targets]
+    ours = head(hidden, targets, temperature=0.7, banned=banned)
+    weights = torch.linspace(-1, 1, NUM_TOKENS)
+    expected, found = (
+        torch.autograd.grad((logprobs * weights).sum(), (hidden, head.weight)) for logprobs in (plain, ours)
+    )
+    torch.testing.assert_close(found, expected)
+    assert found[0].dtype is found[1].dtype is dtype
+    assert bool(found[1][BANNED].any()) == (banned is None)
+
+
+def test_the_gradient_is_one_tensor_of_the_size_of_the_logits() -> None:
+    head, hidden, targets = head_and_input()
+    logprobs = head(hidden, targets, **OPTIONS).sum()
+    with Made() as backward:
+        logprobs.backward()
+    assert backward.places[NUM_TOKENS * VOCABULARY] == 1
+
+
 @pytest.mark.parametrize("tokens", [1, 7, 25, 49])
 def test_chunks_change_neither_logprobs_nor_gradients(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
     whole = logprobs_and_gradients()
@@ -71,10 +109,10 @@ def test_chunks_change_neither_logprobs_nor_gradients(monkeypatch: pytest.Monkey
 
 def test_no_tensor_is_larger_than_a_chunk_of_logits_or_the_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     # Forward and backward: 50 x 400 logits; in chunks of 9 tokens 9 x 400, and the weight has 8 x 400.
-    with Largest() as whole:
+    with Made() as whole:
         logprobs_and_gradients()
     cut_into(monkeypatch, tokens=9)
-    with Largest() as chunked:
+    with Made() as chunked:
         logprobs_and_gradients()
     assert whole.numel == NUM_TOKENS * VOCABULARY
     assert chunked.numel == 9 * VOCABULARY
