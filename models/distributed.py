@@ -33,6 +33,7 @@ if not torch.cuda.is_available():
 _mlflow = sys.modules.setdefault("mlflow", None)  # type: ignore[arg-type]
 import deepspeed  # noqa: E402
 from deepspeed import DeepSpeedEngine as DeepSpeedEngine  # noqa: E402
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # noqa: E402
 
 if _mlflow is None:
     del sys.modules["mlflow"]
@@ -97,8 +98,9 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def deepspeed_config(config: SFTConfig | RGRPOConfig) -> dict[str, Any]:
-    """DeepSpeed's configuration, ``infra/deepspeed/zeroSTAGE.json``, with the preset's values for ``auto``.
+def deepspeed_config(config: SFTConfig | RGRPOConfig, *, num_trained: int) -> dict[str, Any]:
+    """DeepSpeed's configuration, ``infra/deepspeed/zeroSTAGE.json``, with the preset's values for ``auto``;
+    ``num_trained`` is how many values are trained.
 
     To it every micro-batch has size 1: :mod:`models.packing` cuts batches. AdamW and the schedule are ours
     (:func:`initialise`, :mod:`models.schedule`).
@@ -107,6 +109,10 @@ def deepspeed_config(config: SFTConfig | RGRPOConfig) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(text)
     values["gradient_clipping"] = config.max_grad_norm
     values["bf16"]["enabled"] = config.precision == "bfloat16"
+    # Of ZeRO a new buffer in every update. It never needs more than the gradient, and what is larger than an
+    # allocator keeps (2 GB by default) comes from the system, page by page.
+    zero = values["zero_optimization"]
+    zero["reduce_bucket_size"] = min(num_trained, DeepSpeedZeroConfig().reduce_bucket_size)
     return values
 
 
@@ -121,7 +127,8 @@ def initialise(module: nn.Module, config: SFTConfig | RGRPOConfig) -> DeepSpeedE
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas)
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(config))
+    values = deepspeed_config(config, num_trained=sum(parameter.numel() for parameter in trainable))
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=values)
     training_state.begin_adam(engine)
     return engine
 
