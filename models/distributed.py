@@ -126,7 +126,7 @@ def initialise(module: nn.Module, config: SFTConfig | RGRPOConfig) -> DeepSpeedE
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas)
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)
     values = deepspeed_config(config, num_trained=sum(parameter.numel() for parameter in trainable))
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=values)
     training_state.begin_adam(engine)

@@ -27,7 +27,8 @@ def begin_adam(engine: DeepSpeedEngine) -> None:
     state = _adam(engine).state
     for master in _masters(engine):
         if not state[master]:
-            state[master] |= {_STEP: torch.zeros(()), **{key: torch.zeros_like(master) for key in _MOMENTS}}
+            step = torch.zeros((), device=master.device)
+            state[master] |= {_STEP: step, **{key: torch.zeros_like(master) for key in _MOMENTS}}
         state[master][_STEP].zero_()
     if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
         engine.optimizer._lazy_init_hp_params_optimizer_state()  # finds the moments of a parameter

@@ -46,9 +46,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc's setting
 
 
 def told_by(script: str, setting: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", script, setting], check=True, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", script, setting], check=True, capture_output=True, text=True)
     return done.stdout
 
 
