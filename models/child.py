@@ -51,7 +51,7 @@ def run_stage(
     try:
         run = RunDir.open(run.path)
         if rank == 0:
-            (run.path / "result.json").unlink(missing_ok=True)  # of an earlier try
+            run.forget_result()
         result = work(run, _config_of(run, config_type))
     except GuardError as error:
         log.warning("paused: %s", error)

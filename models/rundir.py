@@ -166,6 +166,11 @@ class RunDir:
         folder = self.path / CHECKPOINTS
         return list(folder.iterdir()) if folder.is_dir() else []
 
+    def forget_result(self) -> None:
+        """Remove the result of an earlier try, and what one that was interrupted had begun to write."""
+        for path in self.path.glob("result.json*"):
+            path.unlink(missing_ok=True)
+
     def finish(self, result: Result) -> None:
         """Write ``result.json``; the run is over."""
         write_atomically(self.path / "result.json", result.model_dump_json(indent=2))

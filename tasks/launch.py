@@ -75,7 +75,7 @@ async def run_child(
     refused to begin; however this coroutine is left, no process stays behind.
     """
     log = run.path / "log.txt"
-    (run.path / "result.json").unlink(missing_ok=True)
+    run.forget_result()
     environment = child_environment(num_threads=num_threads, bin_folder=BIN)
     nodes = Nodes.of(Settings.read())
     ranks = Launch(module, str(run.path), num_ranks, num_threads, began=time.time())

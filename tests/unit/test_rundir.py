@@ -140,6 +140,17 @@ def test_the_result_survives(run):
     assert RunDir.open(run.path).result() == result
 
 
+def test_a_result_is_forgotten_with_what_was_left_of_one(run, monkeypatch):
+    run.finish(Result(status="failed"))
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "replace", lambda *_: None)  # while it was written again
+        run.finish(Result(status="done"))
+    assert len(list(run.path.iterdir())) == 3
+    run.forget_result()
+    assert [path.name for path in run.path.iterdir()] == ["config.json"]
+    run.forget_result()
+
+
 def test_no_result_is_a_failure(run):
     with pytest.raises(RunDirError, match=r"no result\.json"):
         run.result()
