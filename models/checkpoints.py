@@ -95,11 +95,14 @@ def save(
         run.keep_checkpoints(keep)
 
 
-def resume(run: RunDir, engine: DeepSpeedEngine, *, at_most: int | None = None) -> Progress:
+def resume(
+    run: RunDir, engine: DeepSpeedEngine, *, at_most: int | None = None, keep: int | None = None
+) -> Progress:
     """Load the latest checkpoint into the engine, if there is one; all ranks call it.
 
-    With ``at_most`` the latest of those of at most so many steps. Raises RunDirError when it is damaged or
-    not one of this model.
+    With ``at_most`` the latest of those of at most so many steps. With ``keep`` only so many of the newest
+    stay: the run may have been interrupted just when it removed others, and have no more to save. Raises
+    RunDirError when it is damaged or not one of this model.
     """
     found = distributed.from_main(lambda: [each for each in run.checkpoints() if _is_at_most(each, at_most)])
     if not found:
@@ -110,6 +113,8 @@ def resume(run: RunDir, engine: DeepSpeedEngine, *, at_most: int | None = None) 
     # Not within: a run directory that takes no file is no fault of the checkpoint.
     if distributed.is_main() and not run.metrics_path.exists() and (folder / _METRICS).exists():
         shutil.copyfile(folder / _METRICS, run.metrics_path)
+    if distributed.is_main() and keep is not None:
+        run.keep_checkpoints(keep)
     log.info("resumed from %s", folder)
     return progress
 

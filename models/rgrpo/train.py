@@ -52,7 +52,7 @@ def train(run: RunDir, config: RGRPORun) -> Result:
     """
     with opened(config) as actors:
         training = Training(run, config, actors)
-        progress = checkpoints.resume(run, actors.engine)
+        progress = checkpoints.resume(run, actors.engine, keep=config.rgrpo.keep_checkpoints)
         if config.rgrpo.preflight.enabled and not progress.step:
             check_before(run, config, actors)
         training.run_to_the_end(progress)

@@ -65,7 +65,7 @@ def train(run: RunDir, config: SFTRun) -> Result:
     policy.look_in_bunches()
     store = _keep_features(policy, config)
     training = Training(run, config, engine, samples, held_out)
-    training.run_to_the_end(checkpoints.resume(run, engine))
+    training.run_to_the_end(checkpoints.resume(run, engine, keep=config.sft.keep_checkpoints))
     if store is not None:
         store.flush()  # for the next stage that sees the same pictures
     return training.finish()

@@ -202,3 +202,14 @@ def test_only_the_newest_checkpoints_are_kept(model_path: Path, tmp_path: Path) 
     assert [path.name for path in run.checkpoints()] == ["step-9", "step-10", "step-11"]
     checkpoints.save(run, engine, Progress(12), keep=1)
     assert [path.name for path in (run.path / "checkpoints").iterdir()] == ["step-12"]
+
+
+def test_what_an_interrupted_removal_left_goes_when_the_run_goes_on(model_path: Path, tmp_path: Path) -> None:
+    """A run that was killed after its last checkpoint saves no other."""
+    run, engine = saved_twice(model_path, tmp_path)
+    (run.path / "checkpoints" / "step-0.removed").mkdir()
+    kept = {path.name for path in (run.path / "checkpoints").iterdir()}
+    checkpoints.resume(run, engine, at_most=1)  # a replay removes nothing of a run
+    assert {path.name for path in (run.path / "checkpoints").iterdir()} == kept
+    assert checkpoints.resume(run, engine, keep=1).step == 2
+    assert [path.name for path in (run.path / "checkpoints").iterdir()] == ["step-2"]
