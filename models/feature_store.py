@@ -2,11 +2,13 @@
 
 A file is written whole and then renamed, holds many pictures' features, and is never changed: any number of
 processes may write into one folder at once, and read what the others wrote. A file that is cut off or
-unreadable, and features whose check sum is wrong, count as absent. A disk that is full, or a folder that has
-reached its limit, gets no more files; what it would have kept is computed again.
+unreadable, and features whose check sum is wrong, count as absent; one that a killed process was writing is
+removed an hour later. A disk that is full, or a folder that has reached its limit, gets no more files; what
+it would have kept is computed again.
 """
 
 import logging
+import time
 import uuid
 import zlib
 from collections import OrderedDict
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 
 # What is dropped from memory at a time: one file instead of one per picture.
 _KEPT_WHEN_FULL = 0.75
+# A file takes seconds to write: what nobody has written to for so long is of a process that was killed.
+_ABANDONED_SECONDS = 3600.0
 
 
 class FeatureStore:
@@ -42,6 +46,7 @@ class FeatureStore:
         self._places: dict[str, Path] = {}
         self._refused: set[str] = set()
         if folder is not None:
+            _remove_abandoned(folder)
             self._look_for_files()
 
     def get(self, digest: str) -> Tensor | None:
@@ -147,3 +152,11 @@ def check_sum(tensor: Tensor) -> str:
 
 def _folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes had not written to the end."""
+    for partial in folder.glob("*.partial"):
+        with suppress(OSError):  # another process removes it, or it may not be removed: it is only not used
+            if time.time() - partial.stat().st_mtime > _ABANDONED_SECONDS:
+                partial.unlink()

@@ -1,5 +1,7 @@
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -108,6 +110,16 @@ def test_a_folder_that_cannot_be_written_is_done_without(tmp_path):
     store.put({"1": features(1), "2": features(2)})
     store.put({"3": features(3)})
     assert torch.equal(store.get("3"), features(3))
+
+
+def test_what_a_killed_process_was_writing_goes_and_what_is_being_written_stays(tmp_path):
+    abandoned, growing = tmp_path / "old.partial", tmp_path / "new.partial"
+    for partial in (abandoned, growing):
+        partial.write_bytes(b"half")
+    two_hours_ago = time.time() - 7200
+    os.utime(abandoned, (two_hours_ago, two_hours_ago))
+    FeatureStore(max_bytes=50, folder=tmp_path, max_file_bytes=PLENTY)
+    assert list(tmp_path.iterdir()) == [growing]
 
 
 WRITER = """
