@@ -3,8 +3,11 @@
 Real processes of the stages, on one rank and on two, float32, one thread each.
 """
 
+import os
 import random
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from models.records import write_questions, write_records
 from models.run_config import RGRPORun, SFTRun
 from models.rundir import RunDir
 from tasks.checkpoint_copies import CheckpointCopies
-from tests.killed import files_of, is_saving, last_step, metrics_of, rollouts_of, stage
+from tests.killed import ROOT, files_of, is_saving, last_step, metrics_of, rollouts_of, stage
 from tests.s3_proxy import Proxy
 from tests.s3_server import BUCKET
 from tests.tiny_models import save_random_model
@@ -149,3 +152,13 @@ def test_rgrpo_that_was_killed_goes_on_as_if_nothing_had_happened(
     assert rollouts_of(broken) == rollouts_of(unbroken)
     assert metrics_of(broken) == metrics_of(unbroken)
     assert files_of(broken.path / "model") == files_of(unbroken.path / "model")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sft", "sft-best", "rgrpo"])
+def test_a_kill_before_any_operation_on_files_changes_nothing(tmp_path: Path, kind: str) -> None:
+    command = [sys.executable, "-m", "tests.killed_at_every_operation", kind, str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
