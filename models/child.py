@@ -3,22 +3,27 @@
 The configuration is the run directory's ``config.json``; the outcome is its ``result.json``. A failure that
 we foresaw, a guard that pauses the run and a cancellation (SIGTERM, Ctrl-C) leave a result that says so. Any
 other exception leaves a traceback in the log and no result, which counts as a failure too.
+
+One process at a time works in a run directory: the first rank holds its ``lock``. Ranks do not outlive
+torchrun: killed alone, it would leave them at work while the same command is given again.
 """
 
+import ctypes
 import logging
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from models.errors import ConfigError, GateError, GuardError, VLMR3Error
+from models import locks
+from models.errors import ConfigError, GateError, GuardError, RunDirError, VLMR3Error
 from models.rundir import NO_ROOM, Result, RunDir
 
 log = logging.getLogger(__name__)
@@ -26,6 +31,15 @@ log = logging.getLogger(__name__)
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 EXIT_CANCELLED = 128 + signal.SIGTERM
+
+_PR_SET_PDEATHSIG = 1
+# A process that was killed holds its files until its memory has been given back.
+_PATIENCE_SECONDS = 30.0
+
+
+class _NotOursError(RunDirError):
+    """The run directory, and so the result, is not ours to write: another process works there, or it cannot
+    be written to."""
 
 
 class Cancelled(BaseException):
@@ -46,13 +60,43 @@ def run_stage(
     configure_logging(rank)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _cancel)
+    if "TORCHELASTIC_RUN_ID" in os.environ and not _ends_with_torchrun():
+        log.error("torchrun, which started this rank, is gone.")
+        return VLMR3Error.exit_code
+    with ExitStack() as held:
+        return _outcome(work, config_type, RunDir(Path(arguments[0])), rank, held)
+
+
+def _ends_with_torchrun() -> bool:
+    """From now on this process is killed when its parent ends; False when torchrun is gone already."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    parent = os.getppid()
+    try:  # torchrun is Python; what adopts orphans mostly is not
+        return Path(f"/proc/{parent}/exe").readlink().name.startswith("python")
+    except OSError:  # we may not look: it is not of our user, or guards its memory
+        return parent != 1
+
+
+def _outcome(
+    work: Callable[[RunDir, ConfigT], Result],
+    config_type: type[ConfigT],
+    run: RunDir,
+    rank: int,
+    held: ExitStack,
+) -> int:
+    """The exit code; the result is written. What must be kept until then goes to ``held``."""
     started = time.monotonic()
-    run = RunDir(Path(arguments[0]))
+    has_run = False
     try:
         run = RunDir.open(run.path)
         if rank == 0:
+            held.enter_context(_sole_use(run))
+            has_run = True
             run.forget_result()
         result = work(run, _config_of(run, config_type))
+    except _NotOursError as error:
+        log.error("%s", error)
+        return error.exit_code
     except GuardError as error:
         log.warning("paused: %s", error)
         artifacts = {"checkpoint": error.checkpoint} if error.checkpoint else {}
@@ -76,12 +120,31 @@ def run_stage(
         return VLMR3Error.exit_code
     except Cancelled:
         # When another rank failed, its launcher ends this one: the reason is then already written.
-        if not (run.path / "result.json").exists():
+        if has_run and not (run.path / "result.json").exists():
             _finish(run, Result(status="cancelled", reason="asked to end"), started)
         return EXIT_CANCELLED
     if rank == 0:
         _finish(run, result, started)
     return 0
+
+
+def _sole_use(run: RunDir) -> TextIO:
+    """The run directory for this process alone, until the file is closed."""
+    path = run.path / "lock"
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    try:
+        while (file := locks.take(path)) is None:
+            if time.monotonic() > deadline:
+                raise _NotOursError(
+                    f"{run.path} is in use: {locks.holder(path)} works there. Wait until it has ended, or "
+                    "end it, and start again."
+                )
+            time.sleep(0.1)
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
+        raise _NotOursError(f"{run.path} cannot be written to: {error}.") from error
+    return file
 
 
 def _config_of(run: RunDir, config_type: type[ConfigT]) -> ConfigT:

@@ -70,7 +70,7 @@ async def run_child(
 
     It waits for free cores first (``num_threads`` 0 wants all of them), then calls ``on_start``. ``on_line``
     gets its output line by line, ``on_metrics`` the lines of ``metrics.jsonl``. The child inherits the files
-    that are ``held`` (:mod:`tasks.locks`): should we be killed, they stay taken until it has ended. Raises
+    that are ``held`` (:mod:`models.locks`): should we be killed, they stay taken until it has ended. Raises
     LaunchError with the end of the log when it failed, GuardError when a guard paused it, GateError when it
     refused to begin; however this coroutine is left, no process stays behind.
     """

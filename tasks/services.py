@@ -13,8 +13,9 @@ from pathlib import Path
 
 import httpx
 
+from models import locks
 from models.errors import ConfigError, LaunchError
-from tasks import launch, locks
+from tasks import launch
 from tasks.ports import free_port
 from tasks.settings import Settings, child_environment, prepare
 

@@ -19,11 +19,12 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
+from models import locks
 from models.check import PREFLIGHT
 from models.config import Preset
 from models.errors import TrackingError
 from models.rundir import Result, RunDir
-from tasks import locks, tracking
+from tasks import tracking
 from tasks.artifacts import ArtifactRef, Store, open_store
 from tasks.caching import code_version
 from tasks.launch import run_child

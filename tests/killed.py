@@ -17,6 +17,7 @@ from models.rundir import RunDir
 
 ROOT = Path(__file__).parents[1]
 _TIMEOUT_SECONDS = 400.0
+_END_SECONDS = 10.0
 _LOOK_SECONDS = 0.002  # shorter than anything that is waited for, and no load on the stage's core
 
 
@@ -68,6 +69,16 @@ class Stage:
         for process in self._all():
             process.kill()
         self.process.wait()
+
+    def kill_launcher(self) -> None:
+        """SIGKILL to torchrun alone, which its ranks must not outlive."""
+        ranks = self._all()[1:]
+        self.process.kill()
+        self.process.wait()
+        _, left = psutil.wait_procs(ranks, timeout=_END_SECONDS)
+        for rank in left:
+            rank.kill()
+        assert not left, "ranks have outlived torchrun"
 
     def close(self) -> None:
         """Leave nothing behind."""

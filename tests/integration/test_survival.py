@@ -103,6 +103,10 @@ def test_sft_that_was_killed_goes_on_as_if_nothing_had_happened(
         # The machine is lost with all that is on it.
         broken = RunDir.create(tmp_path / "elsewhere" / "broken", config)
         CheckpointCopies(root, broken, keep=2).restore()
+    else:
+        with stage(SFT, broken, num_ranks=num_ranks) as second:
+            second.wait_until(lambda: last_step(broken) >= 8)
+            second.kill_launcher()
     assert not (broken.path / "result.json").exists(), "it was not killed before its end: the test is void"
     with stage(SFT, broken, num_ranks=num_ranks) as third:
         third.finish()

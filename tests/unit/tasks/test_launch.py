@@ -13,9 +13,10 @@ import psutil
 import pytest
 from pydantic import BaseModel
 
+from models import locks
 from models.errors import ChildLostError, GateError, GuardError, LaunchError, VLMR3Error
 from models.rundir import RunDir
-from tasks import launch, locks
+from tasks import launch
 
 # A child that starts two grandchildren: one in a session of its own whose parent ends at once (as a daemon
 # does), one that ignores SIGTERM. It writes their pids, then does what argv asks.
@@ -255,7 +256,7 @@ HOLDER = """
 import asyncio, sys
 from pathlib import Path
 from models.rundir import RunDir
-from tasks import locks
+from models import locks
 from tasks.launch import run_child
 run = RunDir.open(Path(sys.argv[1]))
 asyncio.run(run_child("family", run, held=[locks.take(run.path / "lock")]))

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from tasks import locks
+from models import locks
 
 
 def test_who_comes_second_gets_nothing_and_learns_who_was_first(tmp_path: Path) -> None:
