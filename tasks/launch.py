@@ -9,6 +9,7 @@ its exit code was.
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -155,6 +156,9 @@ def become(command: Sequence[str]) -> NoReturn:
 def stop(process: Process, *, grace_seconds: float = GRACE_SECONDS) -> None:
     """End a supervised command and everything below it; does nothing when it has ended."""
     if process.poll() is not None:
+        if process.returncode < 0:  # somebody killed the supervisor, and so nobody ended what it watched
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         return
     below = psutil.Process(process.pid).children(recursive=True)
     process.terminate()

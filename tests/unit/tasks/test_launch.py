@@ -202,6 +202,25 @@ def test_cancelling_leaves_no_process(run_dir: Path) -> None:
     assert alive(asyncio.run(cancelled())) == []
 
 
+def test_a_supervisor_that_is_killed_leaves_no_process(run_dir: Path) -> None:
+    run = RunDir.create(run_dir, ChildConfig(then="wait"))
+
+    async def lost() -> list[int]:
+        child = asyncio.create_task(launch.run_child("family", run))
+        pids = await asyncio.to_thread(wait_for_pids, run_dir)
+        os.kill(json.loads((run_dir / "process.json").read_text())["pid"], signal.SIGKILL)
+        with pytest.raises(ChildLostError, match="exit code -9"):
+            await child
+        return pids
+
+    pids = asyncio.run(lost())
+    try:
+        assert_gone(pids[:2], within_seconds=10.0)  # the third, in a session of its own, nobody can find
+    finally:
+        for pid in alive(pids):
+            os.kill(pid, signal.SIGKILL)
+
+
 def test_a_child_that_ends_well_takes_its_leftovers_with_it(run_dir: Path) -> None:
     run = RunDir.create(run_dir, ChildConfig(then="end"))
     result = asyncio.run(launch.run_child("family", run))
