@@ -17,6 +17,8 @@ from tasks.settings import Settings, child_environment
 
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 100.0  # a pod has 120
+# How long the first node may come after the others when a job is started again.
+_LATE_SECONDS = 120.0
 
 
 def main(command: Sequence[str]) -> int:
@@ -28,6 +30,7 @@ def main(command: Sequence[str]) -> int:
     if nodes.index:
         _follow(nodes)
         return 0
+    nodes.begin()
     environment = child_environment(num_threads=0, bin_folder=launch.BIN)
     process = launch.start(command, output=None, environment=environment, grace_seconds=_GRACE_SECONDS)
     try:
@@ -38,6 +41,11 @@ def main(command: Sequence[str]) -> int:
 
 
 def _follow(nodes: Nodes) -> None:
+    if nodes.have_ended():
+        print(f"{nodes.folder} has ended before. Its first node may start again in {_LATE_SECONDS:g} s.")
+        until = time.monotonic() + _LATE_SECONDS
+        while nodes.have_ended() and time.monotonic() < until:
+            time.sleep(_POLL_SECONDS)
     while not nodes.have_ended():
         found = nodes.read_launch()
         if found is not None:

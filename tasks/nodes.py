@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from models import locks
 from models.errors import ConfigError, LaunchError
 from models.rundir import write_atomically
 from tasks.settings import NODES, Settings
@@ -19,6 +20,7 @@ from tasks.settings import NODES, Settings
 _FORM = re.compile(r"([1-9][0-9]*)@([A-Za-z0-9.-]+):([0-9]+)")
 _LAUNCH = "launch.json"
 _ENDED = "ended"
+_LOCK = "launch.lock"  # held while there is a launch; a launch that nobody holds is of one who was killed
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +76,19 @@ class Nodes:
 
         Raises LaunchError when ranks of another stage are running: there is one rendezvous.
         """
-        path = self.folder / _LAUNCH
         if self.count == 1 or launch.num_ranks == 1:
             yield
             return
-        if path.exists():
+        path = self.folder / _LAUNCH
+        lock = locks.take(self.folder / _LOCK)
+        if lock is None:
             raise LaunchError(f"Ranks of another stage hold the nodes ({path}). Give each its own job.")
-        write_atomically(path, json.dumps(asdict(launch)))
-        try:
-            yield
-        finally:
-            path.unlink()
+        with lock:
+            write_atomically(path, json.dumps(asdict(launch)))
+            try:
+                yield
+            finally:
+                path.unlink()
 
     def read_launch(self) -> Launch | None:
         """What runs on all nodes now."""
@@ -92,6 +96,13 @@ class Nodes:
             return Launch(**json.loads((self.folder / _LAUNCH).read_text()))
         except FileNotFoundError:
             return None
+
+    def begin(self) -> None:
+        """Forget what an earlier try of this job, which may have been killed, has told the other nodes."""
+        (self.folder / _ENDED).unlink(missing_ok=True)
+        if lock := locks.take(self.folder / _LOCK):
+            with lock:
+                (self.folder / _LAUNCH).unlink(missing_ok=True)
 
     def end(self) -> None:
         """Tell the other nodes that the first one has ended."""

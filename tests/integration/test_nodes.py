@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
 from models.config import SFTConfig
@@ -12,9 +15,10 @@ from models.records import write_records
 from models.run_config import SFTRun
 from models.rundir import RunDir
 from tasks.ports import free_port
+from tests.killed import last_step
 from tests.tiny_models import save_random_model
 from tests.training_data import LOOK, records
-from tests.two_hosts import WIRE, two_hosts
+from tests.two_hosts import WIRE, Host, two_hosts
 
 pytestmark = pytest.mark.integration
 
@@ -61,16 +65,17 @@ def test_a_stage_has_ranks_on_both_nodes_and_both_end_with_it(work_dir: Path) ->
     assert "rank 1 of 2" in (run / "log-node-1.txt").read_text()
 
 
-def test_fine_tuning_on_two_hosts(work_dir: Path, tmp_path: Path) -> None:
+def fine_tuning(work_dir: Path, tmp_path: Path, *, num_epochs: int) -> RunDir:
+    """Two ranks; a step per epoch, and a checkpoint per step."""
     write_records(tmp_path / "records.parquet", records(4))
-    run = RunDir.create(
+    return RunDir.create(
         work_dir / "runs" / "sft",
         SFTRun(
             model_path=str(save_random_model(tmp_path / "model", tied=False)),
             records_path=str(tmp_path / "records.parquet"),
             look=LOOK,
             sft=SFTConfig(
-                num_epochs=3,
+                num_epochs=num_epochs,
                 batch_size=4,
                 learning_rate=1e-2,
                 precision="float32",
@@ -83,28 +88,55 @@ def test_fine_tuning_on_two_hosts(work_dir: Path, tmp_path: Path) -> None:
             seed=0,
         ),
     )
-    command = [*NODE, "models.sft.train", str(run.path)]
+
+
+def started(host: Host, first: Host, index: int, run: RunDir) -> subprocess.Popen[bytes]:
+    """What is given on a host: the same command and job on all."""
+    job = {
+        "VLM_R3_NODES": f"2@{first.address}:29501",
+        "VLM_R3_JOB": "two-hosts",
+        "JOB_COMPLETION_INDEX": str(index),
+        "VLM_R3_MAX_CHILDREN": "1",
+        "GLOO_SOCKET_IFNAME": WIRE,
+        "OMP_NUM_THREADS": "1",
+    }
+    command = host.command(*NODE, "models.sft.train", str(run.path))
+    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **job})
+
+
+def lose(*nodes: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to everything on these hosts, at once."""
+    lost = [one for node in nodes if node.poll() is None for one in with_all_below(node.pid)]
+    for process in lost:
+        process.suspend()
+    for process in lost:
+        process.kill()
+    for node in nodes:
+        node.wait()
+
+
+def with_all_below(pid: int) -> list[psutil.Process]:
+    main = psutil.Process(pid)
+    return [main, *main.children(recursive=True)]
+
+
+def reached(run: RunDir, step: int, nodes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Wait for the metrics of a step."""
+    deadline = time.monotonic() + 200
+    while last_step(run) < step:
+        assert [node.poll() for node in nodes] == [None, None]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_fine_tuning_on_two_hosts(work_dir: Path, tmp_path: Path) -> None:
+    run = fine_tuning(work_dir, tmp_path, num_epochs=3)
     with two_hosts() as hosts:
-        shared = {
-            "VLM_R3_NODES": f"2@{hosts[0].address}:29501",
-            "VLM_R3_JOB": "two-hosts",
-            "VLM_R3_MAX_CHILDREN": "1",
-            "GLOO_SOCKET_IFNAME": WIRE,
-            "OMP_NUM_THREADS": "1",
-        }
-        nodes = [
-            subprocess.Popen(
-                host.command(*command),
-                cwd=ROOT,
-                env={**os.environ, **shared, "JOB_COMPLETION_INDEX": str(index)},
-            )
-            for index, host in enumerate(hosts)
-        ]
+        nodes = [started(host, hosts[0], index, run) for index, host in enumerate(hosts)]
         try:
             assert [node.wait(300) for node in nodes] == [0, 0]
         finally:
-            for node in nodes:
-                node.kill()
+            lose(*nodes)
         sent = [host.bytes_sent() for host in hosts]
     assert run.result().status == "done"
     losses = [line["sft/loss"] for line in run.metrics() if "sft/loss" in line]
@@ -113,3 +145,29 @@ def test_fine_tuning_on_two_hosts(work_dir: Path, tmp_path: Path) -> None:
     assert min(sent) > 3 * 250_000 * 4 / 2
     assert (run.path / "model" / "config.json").is_file()
     assert sorted(path.name for path in run.checkpoints()[-1].glob("rng-*")) == ["rng-0.json", "rng-1.json"]
+
+
+def test_hosts_that_were_lost_go_on_when_they_are_given_the_same_commands(
+    work_dir: Path, tmp_path: Path
+) -> None:
+    run = fine_tuning(work_dir, tmp_path, num_epochs=200)
+    with two_hosts() as hosts:
+        first, second = hosts
+        nodes = [started(first, first, 0, run), started(second, first, 1, run)]
+        try:
+            reached(run, 3, nodes)
+            lose(nodes[1])
+            assert nodes[0].wait(60) != 0
+            # The first has said that the job has ended, and comes later this time.
+            nodes[1] = started(second, first, 1, run)
+            nodes[0] = started(first, first, 0, run)
+            reached(run, last_step(run) + 3, nodes)
+            lose(*nodes)
+            # Nobody could say that it has ended.
+            nodes = [started(first, first, 0, run), started(second, first, 1, run)]
+            assert [node.wait(300) for node in nodes] == [0, 0]
+        finally:
+            lose(*nodes)
+    assert run.result().status == "done"
+    assert {line["step"] for line in run.metrics() if "sft/loss" in line} == set(range(1, 201))
+    assert (run.path / "log.txt").read_text().count("resumed from") == 2  # by the rank on the first host

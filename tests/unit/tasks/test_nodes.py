@@ -1,5 +1,7 @@
 """Which part of a job a node has, and what the nodes tell each other in the work directory they share."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,27 @@ def test_the_others_see_a_launch_only_while_it_lasts(tmp_path: Path) -> None:
         with pytest.raises(LaunchError, match="another stage"), first.shared(launch):
             pass
     assert second.read_launch() is None
+
+
+def test_a_launch_of_one_who_was_killed_holds_nobody_up(tmp_path: Path) -> None:
+    first, second = nodes(tmp_path), nodes(tmp_path, index=1)
+    (tmp_path / "launch.json").write_text(json.dumps(asdict(launch_of(tmp_path / "before"))))
+    with first.shared(launch_of(tmp_path / "run")):
+        assert second.read_launch() == launch_of(tmp_path / "run")
+    assert second.read_launch() is None
+
+
+def test_a_job_that_is_started_again_forgets_what_the_earlier_try_has_told(tmp_path: Path) -> None:
+    first, second = nodes(tmp_path), nodes(tmp_path, index=1)
+    (tmp_path / "launch.json").write_text(json.dumps(asdict(launch_of(tmp_path / "before"))))
+    first.end()
+    assert second.have_ended()
+    first.begin()
+    assert not second.have_ended()
+    assert second.read_launch() is None
+    with first.shared(launch_of(tmp_path / "run")):
+        nodes(tmp_path).begin()  # of another job, by mistake
+        assert second.read_launch() == launch_of(tmp_path / "run")
 
 
 def test_one_rank_and_one_node_are_nobody_elses_business(tmp_path: Path) -> None:
