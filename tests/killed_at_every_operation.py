@@ -1,10 +1,11 @@
 """Kill a stage before its Nth operation on the files of its run, for every N, and let it go on.
 
-    python -m tests.killed_at_every_operation sft|sft-best|rgrpo FOLDER
+    python -m tests.killed_at_every_operation sft|sft-best|rgrpo|rgrpo-ahead FOLDER
 
 What it then comes to must be what it comes to undisturbed: weights, metrics, rollouts, result, and the files
-that there are. Every trial is a fork of this process, which has read all libraries; it has one thread. Prints
-the number of operations, and a line for every one after which something differs.
+that there are. ``sft-best`` may stop early, ``rgrpo-ahead`` samples the next step in a process of its own
+while it trains. Every trial is a fork of this process, which has read all libraries; it has one thread.
+Prints the number of operations, and a line for every one after which something differs.
 """
 
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from models import child
-from models.config import GuardsConfig, SFTConfig
+from models.config import GuardsConfig, ObjectiveConfig, SFTConfig
 from models.records import write_questions, write_records
 from models.rgrpo import train as rgrpo
 from models.run_config import RGRPORun, SFTRun
@@ -27,6 +28,12 @@ from tests.tiny_models import save_random_model
 from tests.training_data import LOOK, questions, records, rgrpo_config, rgrpo_run
 
 _CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate"}
+# Rollouts of the next step, with the corrections that they need.
+_AHEAD = {
+    "placement": "dedicated",
+    "overlap": True,
+    "objective": ObjectiveConfig(aggregation="token-mean", clip_high=0.28, engine_weight_cap=2.0),
+}
 _NAMES, _KILLED = "names of files", "killed before"
 
 
@@ -59,7 +66,7 @@ def main(kind: str, folder: Path) -> int:
 
 def _config(kind: str, folder: Path) -> SFTRun | RGRPORun:
     model = save_random_model(folder / "base", tied=True)
-    if kind == "rgrpo":
+    if kind.startswith("rgrpo"):
         write_questions(folder / "questions.parquet", questions(6))
         training = rgrpo_config(
             num_steps=3,
@@ -67,6 +74,7 @@ def _config(kind: str, folder: Path) -> SFTRun | RGRPORun:
             keep_checkpoints=1,
             num_threads=1,
             guards=GuardsConfig(probe_every=2, probe_questions=2),
+            **(_AHEAD if kind == "rgrpo-ahead" else {}),
         )
         return rgrpo_run(model, folder / "questions.parquet", training, is_probed=True)
     write_records(folder / "records.parquet", records(6))
