@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TextIO, TypeVar
@@ -63,35 +63,13 @@ def run_stage(
     if "TORCHELASTIC_RUN_ID" in os.environ and not _ends_with_torchrun():
         log.error("torchrun, which started this rank, is gone.")
         return VLMR3Error.exit_code
-    with ExitStack() as held:
-        return _outcome(work, config_type, RunDir(Path(arguments[0])), rank, held)
-
-
-def _ends_with_torchrun() -> bool:
-    """From now on this process is killed when its parent ends; False when torchrun is gone already."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    parent = os.getppid()
-    try:  # torchrun is Python; what adopts orphans mostly is not
-        return Path(f"/proc/{parent}/exe").readlink().name.startswith("python")
-    except OSError:  # we may not look: it is not of our user, or guards its memory
-        return parent != 1
-
-
-def _outcome(
-    work: Callable[[RunDir, ConfigT], Result],
-    config_type: type[ConfigT],
-    run: RunDir,
-    rank: int,
-    held: ExitStack,
-) -> int:
-    """The exit code; the result is written. What must be kept until then goes to ``held``."""
     started = time.monotonic()
-    has_run = False
+    run = RunDir(Path(arguments[0]))
+    lock: TextIO | None = None  # held until the result is written
     try:
         run = RunDir.open(run.path)
         if rank == 0:
-            held.enter_context(_sole_use(run))
-            has_run = True
+            lock = _sole_use(run)
             run.forget_result()
         result = work(run, _config_of(run, config_type))
     except _NotOursError as error:
@@ -120,12 +98,22 @@ def _outcome(
         return VLMR3Error.exit_code
     except Cancelled:
         # When another rank failed, its launcher ends this one: the reason is then already written.
-        if has_run and not (run.path / "result.json").exists():
+        if lock and not (run.path / "result.json").exists():
             _finish(run, Result(status="cancelled", reason="asked to end"), started)
         return EXIT_CANCELLED
     if rank == 0:
         _finish(run, result, started)
     return 0
+
+
+def _ends_with_torchrun() -> bool:
+    """From now on this process is killed when its parent ends; False when torchrun is gone already."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    parent = os.getppid()
+    try:  # torchrun is Python; what adopts orphans mostly is not
+        return Path(f"/proc/{parent}/exe").readlink().name.startswith("python")
+    except OSError:  # we may not look: it is not of our user, or guards its memory
+        return parent != 1
 
 
 def _sole_use(run: RunDir) -> TextIO:

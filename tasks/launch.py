@@ -154,7 +154,7 @@ def become(command: Sequence[str]) -> NoReturn:
 
 
 def stop(process: Process, *, grace_seconds: float = GRACE_SECONDS) -> None:
-    """End a supervised command and everything below it; does nothing when it has ended."""
+    """End a supervised command and everything below it; does nothing when it has ended by itself."""
     if process.poll() is not None:
         if process.returncode < 0:  # somebody killed the supervisor, and so nobody ended what it watched
             with suppress(ProcessLookupError):
