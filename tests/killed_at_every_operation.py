@@ -25,7 +25,7 @@ from models.rundir import RunDir
 from models.sft import train as sft
 from tests.killed import files_of, metrics_of, rollouts_of
 from tests.tiny_models import save_random_model
-from tests.training_data import LOOK, questions, records, rgrpo_config, rgrpo_run
+from tests.training_data import questions, records, rgrpo_config, rgrpo_run, sft_run
 
 _CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate"}
 # Rollouts of the next step, with the corrections that they need.
@@ -68,7 +68,7 @@ def _config(kind: str, folder: Path) -> SFTRun | RGRPORun:
     model = save_random_model(folder / "base", tied=True)
     if kind.startswith("rgrpo"):
         write_questions(folder / "questions.parquet", questions(6))
-        training = rgrpo_config(
+        reinforcement = rgrpo_config(
             num_steps=3,
             checkpoint_every=1,
             keep_checkpoints=1,
@@ -76,27 +76,21 @@ def _config(kind: str, folder: Path) -> SFTRun | RGRPORun:
             guards=GuardsConfig(probe_every=2, probe_questions=2),
             **(_AHEAD if kind == "rgrpo-ahead" else {}),
         )
-        return rgrpo_run(model, folder / "questions.parquet", training, is_probed=True)
-    write_records(folder / "records.parquet", records(6))
-    return SFTRun(
-        model_path=str(model),
-        records_path=str(folder / "records.parquet"),
-        validation_path=str(folder / "records.parquet"),
-        look=LOOK,
-        sft=SFTConfig(
-            num_epochs=2,
-            batch_size=4,
-            tokens_per_micro_batch=256,
-            learning_rate=1e-3,
-            precision="float32",
-            checkpoint_every=1,
-            keep_checkpoints=1,
-            num_threads=1,
-            early_stop_patience=5 if kind == "sft-best" else 0,
-        ),
-        freeze_vision=True,
-        seed=0,
+        return rgrpo_run(model, folder / "questions.parquet", reinforcement, is_probed=True)
+    path = folder / "records.parquet"
+    write_records(path, records(6))
+    training = SFTConfig(
+        num_epochs=2,
+        batch_size=4,
+        tokens_per_micro_batch=256,
+        learning_rate=1e-3,
+        precision="float32",
+        checkpoint_every=1,
+        keep_checkpoints=1,
+        num_threads=1,
+        early_stop_patience=5 if kind == "sft-best" else 0,
     )
+    return sft_run(model, path, training, validation_path=path)
 
 
 def _come_to(run: RunDir, config: SFTRun | RGRPORun) -> dict[str, Any]:

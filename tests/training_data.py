@@ -1,16 +1,16 @@
 """A handful of questions and rationale records about the drawn world, enough to take a few steps with, and a
-configuration of R-GRPO for them."""
+configuration of fine-tuning and of R-GRPO for them."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from models.config import EngineConfig, Look, ObjectiveConfig, PreflightConfig, RGRPOConfig
+from models.config import EngineConfig, Look, ObjectiveConfig, PreflightConfig, RGRPOConfig, SFTConfig
 from models.protocol import render_box
 from models.records import Question, RationaleStep, VLIRRecord, png_bytes, sha256
 from models.region import Box
-from models.run_config import RGRPORun
+from models.run_config import RGRPORun, SFTRun
 from models.tiny.world import PICTURE_SIZE, VIEW_SIZE, ask, draw, sample_scene, view_box
 
 LOOK = Look(max_pixels=VIEW_SIZE**2, max_sampled_tokens=24)
@@ -26,6 +26,21 @@ def questions(count: int) -> list[Question]:
 def records(count: int) -> list[VLIRRecord]:
     """A right rationale for each of :func:`questions`; every third looks at nothing, so lengths differ."""
     return [_record(index) for index in range(count)]
+
+
+def sft_run(
+    model_path: Path, records_path: Path, sft: SFTConfig, *, validation_path: Path | None = None
+) -> SFTRun:
+    """Fine-tuning on a file of :func:`records`, with a frozen tower."""
+    return SFTRun(
+        model_path=str(model_path),
+        records_path=str(records_path),
+        validation_path=str(validation_path or ""),
+        look=LOOK,
+        sft=sft,
+        freeze_vision=True,
+        seed=0,
+    )
 
 
 def rgrpo_config(**changes: Any) -> RGRPOConfig:

@@ -22,7 +22,7 @@ from tasks.stage import StageOutput, stage_run
 from tests.s3_proxy import Fault, Proxy
 from tests.s3_server import BUCKET, S3Server
 from tests.tiny_models import save_random_model
-from tests.training_data import LOOK, records
+from tests.training_data import records, sft_run
 
 pytestmark = pytest.mark.integration
 
@@ -207,13 +207,10 @@ def test_a_stage_that_lost_its_machine_goes_on_on_another_one(
 ) -> None:
     monkeypatch.setenv("VLM_R3_ARTIFACTS", root)
     write_records(tmp_path / "records.parquet", records(4))
-    config = SFTRun(
-        model_path=str(save_random_model(tmp_path / "model", tied=True)),
-        records_path=str(tmp_path / "records.parquet"),
-        look=LOOK,
-        sft=SFTConfig(num_epochs=80, batch_size=4, precision="float32", checkpoint_every=5, num_threads=1),
-        freeze_vision=True,
-        seed=0,
+    config = sft_run(
+        save_random_model(tmp_path / "model", tied=True),
+        tmp_path / "records.parquet",
+        SFTConfig(num_epochs=80, batch_size=4, precision="float32", checkpoint_every=5, num_threads=1),
     )
     with pytest.raises(ChildLostError):
         asyncio.run(lose(config, work_dir / "runs"))

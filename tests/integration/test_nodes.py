@@ -12,12 +12,11 @@ import pytest
 
 from models.config import SFTConfig
 from models.records import write_records
-from models.run_config import SFTRun
 from models.rundir import RunDir
 from tasks.ports import free_port
 from tests.killed import last_step
 from tests.tiny_models import save_random_model
-from tests.training_data import LOOK, records
+from tests.training_data import records, sft_run
 from tests.two_hosts import WIRE, Host, two_hosts
 
 pytestmark = pytest.mark.integration
@@ -68,26 +67,19 @@ def test_a_stage_has_ranks_on_both_nodes_and_both_end_with_it(work_dir: Path) ->
 def fine_tuning(work_dir: Path, tmp_path: Path, *, num_epochs: int) -> RunDir:
     """Two ranks; a step per epoch, and a checkpoint per step."""
     write_records(tmp_path / "records.parquet", records(4))
-    return RunDir.create(
-        work_dir / "runs" / "sft",
-        SFTRun(
-            model_path=str(save_random_model(tmp_path / "model", tied=False)),
-            records_path=str(tmp_path / "records.parquet"),
-            look=LOOK,
-            sft=SFTConfig(
-                num_epochs=num_epochs,
-                batch_size=4,
-                learning_rate=1e-2,
-                precision="float32",
-                zero_stage=2,
-                checkpoint_every=1,
-                num_ranks=2,
-                num_threads=1,
-            ),
-            freeze_vision=True,
-            seed=0,
-        ),
+    training = SFTConfig(
+        num_epochs=num_epochs,
+        batch_size=4,
+        learning_rate=1e-2,
+        precision="float32",
+        zero_stage=2,
+        checkpoint_every=1,
+        num_ranks=2,
+        num_threads=1,
     )
+    model_path = save_random_model(tmp_path / "model", tied=False)
+    config = sft_run(model_path, tmp_path / "records.parquet", training)
+    return RunDir.create(work_dir / "runs" / "sft", config)
 
 
 def started(host: Host, first: Host, index: int, run: RunDir) -> subprocess.Popen[bytes]:

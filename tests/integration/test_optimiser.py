@@ -15,12 +15,11 @@ from models.encoding import Encoded
 from models.policy import Policy, collate, load_policy, load_to_train
 from models.records import write_questions, write_records
 from models.rgrpo import train as rgrpo
-from models.run_config import SFTRun
 from models.rundir import RunDir
 from models.sft import train as sft
 from models.sft.step import sft_step
 from tests.tiny_models import save_random_model
-from tests.training_data import LOOK, questions, records, rgrpo_config, rgrpo_run
+from tests.training_data import LOOK, questions, records, rgrpo_config, rgrpo_run, sft_run
 
 pytestmark = pytest.mark.integration
 
@@ -128,15 +127,7 @@ def test_the_rate_rises_and_follows_a_cosine_in_the_optimiser(
             "checkpoint_every": 1000,
         }
     )
-    config = SFTRun(
-        model_path=str(model_path),
-        records_path=str(tmp_path / "records.parquet"),
-        validation_path="",
-        look=LOOK,
-        sft=settings,
-        freeze_vision=True,
-        seed=0,
-    )
+    config = sft_run(model_path, tmp_path / "records.parquet", settings)
     run = RunDir.create(tmp_path / "run", config)
     with rates_applied() as applied:
         sft.train(run, config)

@@ -22,7 +22,7 @@ from tests.killed import ROOT, files_of, is_saving, last_step, metrics_of, rollo
 from tests.s3_proxy import Proxy
 from tests.s3_server import BUCKET
 from tests.tiny_models import save_random_model
-from tests.training_data import LOOK, VLLM, questions, records, rgrpo_config, rgrpo_run
+from tests.training_data import VLLM, questions, records, rgrpo_config, rgrpo_run, sft_run
 
 pytestmark = pytest.mark.integration
 
@@ -46,24 +46,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sft_config(model_path: Path, data: Path, *, num_ranks: int) -> SFTRun:
-    return SFTRun(
-        model_path=str(model_path),
-        records_path=str(data / "records.parquet"),
-        validation_path=str(data / "records.parquet"),
-        look=LOOK,
-        sft=SFTConfig(
-            num_epochs=6,  # 18 steps
-            batch_size=4,
-            tokens_per_micro_batch=256,
-            learning_rate=1e-3,
-            precision="float32",
-            checkpoint_every=3,
-            num_ranks=num_ranks,
-            num_threads=1,
-        ),
-        freeze_vision=True,
-        seed=0,
+    path = data / "records.parquet"
+    training = SFTConfig(
+        num_epochs=6,  # 18 steps
+        batch_size=4,
+        tokens_per_micro_batch=256,
+        learning_rate=1e-3,
+        precision="float32",
+        checkpoint_every=3,
+        num_ranks=num_ranks,
+        num_threads=1,
     )
+    return sft_run(model_path, path, training, validation_path=path)
 
 
 def reinforcement(model_path: Path, data: Path, *, num_ranks: int, kind: str) -> RGRPORun:

@@ -37,7 +37,7 @@ from models.trajectory import SampledSpan
 from models.transcripts import read_transcripts
 from models.transformers_engine import TransformersEngine
 from tests.tiny_models import save_random_model
-from tests.training_data import LOOK, questions, records, rgrpo_config, rgrpo_run
+from tests.training_data import LOOK, questions, records, rgrpo_config, rgrpo_run, sft_run
 
 from transformers import Qwen2_5_VLForConditionalGeneration  # isort: skip
 
@@ -79,16 +79,9 @@ def data(tmp_path_factory):
     return folder
 
 
-def sft_run(model_path, data, **changes):
-    return SFTRun(
-        model_path=str(model_path),
-        records_path=str(data / "records.parquet"),
-        validation_path=str(data / "records.parquet"),
-        look=LOOK,
-        sft=SFT.model_copy(update=changes),
-        freeze_vision=True,
-        seed=0,
-    )
+def make_sft_run(model_path, data, **changes):
+    path = data / "records.parquet"
+    return sft_run(model_path, path, SFT.model_copy(update=changes), validation_path=path)
 
 
 def make_run(model_path, data, **changes):
@@ -307,7 +300,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimiser_and_names_the_samp
 
 
 def test_sft_resumes_as_if_it_had_never_stopped(tmp_path, model_path, data):
-    config = sft_run(model_path, data)  # 8 records in batches of 4, 2 epochs: 4 steps
+    config = make_sft_run(model_path, data)  # 8 records in batches of 4, 2 epochs: 4 steps
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     result = sft.train(RunDir.create(unbroken, config), config)
     run = RunDir.create(broken, config)
@@ -330,7 +323,7 @@ def test_a_run_that_gets_worse_stops_and_leaves_its_best_model_also_when_it_was_
     # The rate is absurd, so the checks get worse after the first: two of them end the run.
     changes = {"learning_rate": 1.0, "num_epochs": 5, "checkpoint_every": 1}
     stop = {"check_every": 1, "early_stop_patience": 2, "accuracy_questions": 3}
-    config = sft_run(model_path, data, **changes, **stop)
+    config = make_sft_run(model_path, data, **changes, **stop)
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     run = RunDir.create(unbroken, config)
     result = sft.train(run, config)
@@ -354,7 +347,7 @@ def test_a_run_that_gets_worse_stops_and_leaves_its_best_model_also_when_it_was_
 
 
 def test_a_checkpoint_alone_brings_the_best_model_so_far(tmp_path, model_path, other_model_path, data):
-    config = sft_run(
+    config = make_sft_run(
         model_path, data, learning_rate=1.0, checkpoint_every=1, check_every=1, early_stop_patience=2
     )
     here, elsewhere = (RunDir.create(tmp_path / name, config) for name in ("here", "elsewhere"))
@@ -369,8 +362,8 @@ def test_a_checkpoint_alone_brings_the_best_model_so_far(tmp_path, model_path, o
 
 
 def test_accuracy_is_measured_and_disturbs_nothing(tmp_path, model_path, data):
-    plain = sft_run(model_path, data)
-    asked = sft_run(model_path, data, accuracy_questions=4)
+    plain = make_sft_run(model_path, data)
+    asked = make_sft_run(model_path, data, accuracy_questions=4)
     sft.train(RunDir.create(tmp_path / "plain", plain), plain)
     run = RunDir.create(tmp_path / "asked", asked)
     sft.train(run, asked)
@@ -395,7 +388,7 @@ def test_a_stage_computes_layers_again_and_comes_to_the_same_bits(
     for setting in (False, True):
         changes = {"gradient_checkpointing": setting}
         config = (
-            sft_run(model_path, data, num_epochs=1, accuracy_questions=2, **changes)
+            make_sft_run(model_path, data, num_epochs=1, accuracy_questions=2, **changes)
             if stage == "sft"
             else make_run(model_path, data, num_steps=2, **changes)
         )
@@ -411,7 +404,7 @@ def test_a_second_run_finds_every_feature_of_the_first(tmp_path, model_path, dat
     calls = []
     look_at = Policy._look_at
     monkeypatch.setattr(Policy, "_look_at", lambda *args: calls.append(1) or look_at(*args))
-    config = sft_run(model_path, data).model_copy(update={"features_path": str(tmp_path / "features")})
+    config = make_sft_run(model_path, data).model_copy(update={"features_path": str(tmp_path / "features")})
     counts = []
     for name in ("first", "second"):
         sft.train(RunDir.create(tmp_path / name, config), config)
@@ -421,7 +414,7 @@ def test_a_second_run_finds_every_feature_of_the_first(tmp_path, model_path, dat
 
 
 def test_more_sft_lasts_its_seconds_and_ends_at_the_lowest_rate(tmp_path, model_path, data):
-    config = sft_run(model_path, data, max_seconds=3.0, checkpoint_every=1000)
+    config = make_sft_run(model_path, data, max_seconds=3.0, checkpoint_every=1000)
     run = RunDir.create(tmp_path / "run", config)
     sft.train(run, config)
     lines = [line for line in run.metrics() if "sft/learning_rate" in line]
@@ -432,7 +425,7 @@ def test_more_sft_lasts_its_seconds_and_ends_at_the_lowest_rate(tmp_path, model_
 
 
 def test_too_many_long_records_stop_the_run(tmp_path, model_path, data):
-    config = sft_run(model_path, data, max_tokens=64)
+    config = make_sft_run(model_path, data, max_tokens=64)
     with pytest.raises(TrainingError, match=r"8 of 8 records .* sft.max_tokens 64"):
         sft.train(RunDir.create(tmp_path / "run", config), config)
 
@@ -442,7 +435,7 @@ def test_a_long_record_is_left_out_whole_counted_and_named(tmp_path, model_path,
     lengths = {record.question.id: len(encoder.encode_record(record, LOOK)) for record in records(8)}
     limit = max(lengths.values()) - 1
     long = [name for name, length in lengths.items() if length > limit]
-    config = sft_run(model_path, data, max_tokens=limit, max_dropped=1.0, num_epochs=1)
+    config = make_sft_run(model_path, data, max_tokens=limit, max_dropped=1.0, num_epochs=1)
     run = RunDir.create(tmp_path / "run", config)
     sft.train(run, config)
     assert next(run.metrics())["sft/dropped"] == len(long) > 0
@@ -453,7 +446,7 @@ def test_a_record_that_no_micro_batch_holds_is_left_out_before_the_first_step(tm
     encoder = load_policy(model_path).encoder
     lengths = [len(encoder.encode_record(record, LOOK)) for record in records(8)]
     budget = max(lengths) - 1
-    config = sft_run(model_path, data, tokens_per_micro_batch=budget, num_epochs=1)
+    config = make_sft_run(model_path, data, tokens_per_micro_batch=budget, num_epochs=1)
     with pytest.raises(TrainingError, match=f"of 8 records .* sft.tokens_per_micro_batch {budget};"):
         sft.train(RunDir.create(tmp_path / "refused", config), config)
     config = config.model_copy(update={"sft": config.sft.model_copy(update={"max_dropped": 1.0})})

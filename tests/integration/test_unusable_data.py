@@ -9,11 +9,10 @@ from models.errors import RecordError, TrainingError
 from models.records import write_questions, write_records
 from models.region import Box
 from models.rgrpo import train as rgrpo
-from models.run_config import SFTRun
 from models.rundir import RunDir
 from models.sft import train as sft
 from tests.tiny_models import save_random_model
-from tests.training_data import LOOK, questions, records, rgrpo_config, rgrpo_run
+from tests.training_data import questions, records, rgrpo_config, rgrpo_run, sft_run
 
 pytestmark = pytest.mark.integration
 
@@ -50,14 +49,11 @@ def fine_tune(model_path, folder, made, validation=(), **changes):
     if validation:
         write_records(folder / "validation.parquet", validation)
     small = {"num_epochs": 1, "batch_size": 4, "learning_rate": 1e-3, "precision": "float32"}
-    config = SFTRun(
-        model_path=str(model_path),
-        records_path=str(folder / "records.parquet"),
-        validation_path=str(folder / "validation.parquet") if validation else "",
-        look=LOOK,
-        sft=SFTConfig.model_validate({**small, **changes}),
-        freeze_vision=True,
-        seed=0,
+    config = sft_run(
+        model_path,
+        folder / "records.parquet",
+        SFTConfig.model_validate({**small, **changes}),
+        validation_path=folder / "validation.parquet" if validation else None,
     )
     return sft.train(RunDir.create(folder / "run", config), config)
 
