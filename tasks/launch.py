@@ -22,8 +22,9 @@ import psutil
 
 from models.errors import ChildLostError, GateError, GuardError, LaunchError
 from models.rundir import Result, RunDir
+from tasks.heartbeats import Watch
 from tasks.nodes import Launch, Nodes
-from tasks.settings import MEMORY_PER_CHILD_GIB, Settings, child_environment
+from tasks.settings import MEMORY_PER_CHILD_GIB, NODE_SILENCE, Settings, child_environment
 
 GRACE_SECONDS = 20.0  # below Prefect's 30 s, after which it kills the flow's own process
 _POLL_SECONDS = 0.25
@@ -88,8 +89,10 @@ async def run_child(
             about = {"pid": process.pid, "started": time.time()}
             (run.path / "process.json").write_text(json.dumps(about))
             measured = Tail(run.metrics_path)
+            watch = nodes.watch(num_ranks)
             try:
                 while process.poll() is None:
+                    _require_all(watch, nodes, run)
                     _forward(logged, measured, on_line=on_line, on_metrics=on_metrics)
                     await asyncio.sleep(_POLL_SECONDS)
             finally:
@@ -236,6 +239,16 @@ def gpus() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+def _require_all(watch: Watch, nodes: Nodes, run: RunDir) -> None:
+    if (index := watch.lost()) is not None:
+        raise ChildLostError(
+            f"{run.path.name}: node {index} of {nodes.count} has given no sign of life for "
+            f"{nodes.silence_seconds} s ({NODE_SILENCE}), so its host or the way to it is lost. "
+            "The ranks here were ended. Give the same commands again on all nodes: the run goes on from its "
+            f"last checkpoint. Its log: {run.path / f'log-node-{index}.txt'}"
+        )
 
 
 def _command(ranks: Launch, nodes: Nodes) -> list[str]:

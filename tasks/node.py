@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from tasks import launch
+from tasks.heartbeats import Heart
 from tasks.nodes import Launch, Nodes
 from tasks.settings import Settings, child_environment
 
@@ -33,35 +34,50 @@ def main(command: Sequence[str]) -> int:
     nodes.begin()
     environment = child_environment(num_threads=0, bin_folder=launch.BIN)
     process = launch.start(command, output=None, environment=environment, grace_seconds=_GRACE_SECONDS)
+    heart = nodes.heart()
     try:
-        return process.wait()
+        while process.poll() is None:
+            heart.beat()
+            time.sleep(_POLL_SECONDS)
+        return process.returncode
     finally:
         launch.stop(process, grace_seconds=_GRACE_SECONDS)
         nodes.end()
 
 
 def _follow(nodes: Nodes) -> None:
+    heart = nodes.heart()
     if nodes.have_ended():
         print(f"{nodes.folder} has ended before. Its first node may start again in {_LATE_SECONDS:g} s.")
         until = time.monotonic() + _LATE_SECONDS
         while nodes.have_ended() and time.monotonic() < until:
             time.sleep(_POLL_SECONDS)
+    lost: Launch | None = None  # that of a first node which is no more; another may follow
     while not nodes.have_ended():
+        heart.beat()
         found = nodes.read_launch()
-        if found is not None:
-            _take_part(nodes, found)
+        if found is not None and found != lost and not _take_part(nodes, found, heart):
+            lost = found
+            print(
+                f"The first node gives no sign of life. The ranks here were ended; waiting ({nodes.folder})."
+            )
         time.sleep(_POLL_SECONDS)
 
 
-def _take_part(nodes: Nodes, found: Launch) -> None:
-    """Run this node's ranks until the first node's have ended."""
+def _take_part(nodes: Nodes, found: Launch, heart: Heart) -> bool:
+    """Run this node's ranks until the first node's have ended. False when the first node was lost."""
     environment = child_environment(num_threads=found.num_threads, bin_folder=launch.BIN)
     command = [sys.executable, *nodes.launcher(found.num_ranks), "-m", found.module, found.run]
     with (Path(found.run) / f"log-node-{nodes.index}.txt").open("ab") as output:
         process = launch.start(command, output=output, environment=environment)
+    watch = nodes.watch(found.num_ranks)
     try:
         while nodes.read_launch() == found and not nodes.have_ended():
+            heart.beat()
+            if watch.lost() is not None:
+                return False
             time.sleep(_POLL_SECONDS)
+        return True
     finally:
         launch.stop(process)
 

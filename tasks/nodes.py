@@ -2,7 +2,7 @@
 
 While a stage has ranks, the first node keeps ``WORK_DIR/nodes/JOB/launch.json``; all nodes share the work
 directory. The others (:mod:`tasks.node`) start their part of the ranks, and PyTorch's rendezvous on the first
-node joins them.
+node joins them. All give each other signs of life meanwhile (:mod:`tasks.heartbeats`).
 """
 
 import json
@@ -15,7 +15,8 @@ from pathlib import Path
 from models import locks
 from models.errors import ConfigError, LaunchError
 from models.rundir import write_atomically
-from tasks.settings import NODES, Settings
+from tasks.heartbeats import LEAST_SILENCE_SECONDS, Heart, Watch
+from tasks.settings import NODE_SILENCE, NODES, Settings
 
 _FORM = re.compile(r"([1-9][0-9]*)@([A-Za-z0-9.-]+):([0-9]+)")
 _LAUNCH = "launch.json"
@@ -43,6 +44,7 @@ class Nodes:
     host: str
     port: int
     folder: Path
+    silence_seconds: int = 0
 
     @classmethod
     def of(cls, settings: Settings) -> "Nodes":
@@ -53,7 +55,24 @@ class Nodes:
         count, index = int(found[1]), settings.node_index
         if index >= count:
             raise ConfigError(f"This is node {index} of {count} ({NODES}); they are counted from 0.")
-        return cls(count, index, found[2], int(found[3]), settings.work_dir / "nodes" / settings.job)
+        silence = settings.node_silence
+        if 0 < silence < LEAST_SILENCE_SECONDS:
+            raise ConfigError(
+                f"{NODE_SILENCE} is {silence}. It must be at least {LEAST_SILENCE_SECONDS} s, or 0: never."
+            )
+        return cls(count, index, found[2], int(found[3]), settings.work_dir / "nodes" / settings.job, silence)
+
+    def heart(self) -> Heart:
+        """What shows the other nodes that this one lives."""
+        return Heart(self.folder, self.index)
+
+    def watch(self, num_ranks: int) -> Watch:
+        """What tells when one of the other nodes that share ``num_ranks`` ranks is lost.
+
+        All matter to the first one, which runs the command; the others only follow the first.
+        """
+        others = range(1, self.count) if self.index == 0 else [0]
+        return Watch(self.folder, others if num_ranks > 1 else [], seconds=self.silence_seconds)
 
     def launcher(self, num_ranks: int) -> list[str]:
         """Arguments of Python that start this node's part of the ranks.

@@ -21,6 +21,7 @@ BENCHMARKS = "VLM_R3_BENCHMARKS"
 MAX_CHILDREN = "VLM_R3_MAX_CHILDREN"
 RETRIES = "VLM_R3_RETRIES"
 NODES = "VLM_R3_NODES"
+NODE_SILENCE = "VLM_R3_NODE_SILENCE"
 SERVE_API_KEY = "VLM_R3_SERVE_API_KEY"
 REFRESH = "PREFECT_TASKS_REFRESH_CACHE"
 
@@ -34,7 +35,8 @@ class Settings:
     """The places of a run. ``max_children`` 0 means: decide from cores and free memory.
 
     ``retries`` is how often a stage that was lost is tried again (:func:`tasks.caching.may_pass`). ``nodes``,
-    ``node_index`` and ``job`` say which part of a job in a cluster this is (:mod:`tasks.nodes`).
+    ``node_index`` and ``job`` say which part of a job in a cluster this is (:mod:`tasks.nodes`), and
+    ``node_silence`` after how many seconds without a sign of life another node is lost, 0 for never.
 
     ``refresh`` makes every stage again, whatever the cache holds. ``benchmarks`` is the folder, or the prefix
     in S3, that holds one folder per benchmark; empty when none is set.
@@ -51,6 +53,7 @@ class Settings:
     nodes: str = ""
     node_index: int = 0
     job: str = ""
+    node_silence: int = 120
 
     @classmethod
     def read(cls) -> "Settings":
@@ -66,6 +69,7 @@ class Settings:
             nodes=os.environ.get(NODES, ""),
             node_index=_count("JOB_COMPLETION_INDEX", "is the first node"),
             job=os.environ.get("VLM_R3_JOB", ""),
+            node_silence=_count(NODE_SILENCE, "gives no node up", default=120),
             benchmarks=os.environ.get(BENCHMARKS, ""),
             refresh=os.environ.get(REFRESH, "").lower() in ("1", "true"),
         )
@@ -237,8 +241,8 @@ def _defaults(settings: Settings) -> dict[str, str]:
     }
 
 
-def _count(name: str, zero: str) -> int:
-    text = os.environ.get(name) or "0"
+def _count(name: str, zero: str, *, default: int = 0) -> int:
+    text = os.environ.get(name) or str(default)
     if not text.isdigit():
         raise ConfigError(f"{name} is {text!r}. It must be a whole number; 0 {zero}.")
     return int(text)

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 import pytest
@@ -82,29 +83,38 @@ def fine_tuning(work_dir: Path, tmp_path: Path, *, num_epochs: int) -> RunDir:
     return RunDir.create(work_dir / "runs" / "sft", config)
 
 
-def started(host: Host, first: Host, index: int, run: RunDir) -> subprocess.Popen[bytes]:
+def started(
+    host: Host, first: Host, index: int, run: RunDir, *, silence: int = 120, output: BinaryIO | None = None
+) -> subprocess.Popen[bytes]:
     """What is given on a host: the same command and job on all."""
     job = {
         "VLM_R3_NODES": f"2@{first.address}:29501",
         "VLM_R3_JOB": "two-hosts",
         "JOB_COMPLETION_INDEX": str(index),
+        "VLM_R3_NODE_SILENCE": str(silence),
         "VLM_R3_MAX_CHILDREN": "1",
         "GLOO_SOCKET_IFNAME": WIRE,
         "OMP_NUM_THREADS": "1",
     }
     command = host.command(*NODE, "models.sft.train", str(run.path))
-    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **job})
+    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **job}, stdout=output, stderr=output)
 
 
 def lose(*nodes: subprocess.Popen[bytes]) -> None:
     """SIGKILL to everything on these hosts, at once."""
-    lost = [one for node in nodes if node.poll() is None for one in with_all_below(node.pid)]
-    for process in lost:
-        process.suspend()
+    lost = [one for node in nodes if node.poll() is None for one in silenced(node)]
     for process in lost:
         process.kill()
     for node in nodes:
         node.wait()
+
+
+def silenced(node: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Stop all that runs on a host, without a word to the other: no socket is closed."""
+    processes = with_all_below(node.pid)
+    for process in processes:
+        process.suspend()
+    return processes
 
 
 def with_all_below(pid: int) -> list[psutil.Process]:
@@ -163,3 +173,42 @@ def test_hosts_that_were_lost_go_on_when_they_are_given_the_same_commands(
     assert run.result().status == "done"
     assert {line["step"] for line in run.metrics() if "sft/loss" in line} == set(range(1, 201))
     assert (run.path / "log.txt").read_text().count("resumed from") == 2  # by the rank on the first host
+
+
+def test_a_host_that_falls_silent_is_given_up(work_dir: Path, tmp_path: Path) -> None:
+    run = fine_tuning(work_dir, tmp_path, num_epochs=1000)
+    said = tmp_path / "said.txt"
+    with two_hosts() as hosts, said.open("wb") as output:
+        first, second = hosts
+
+        def given(host: Host, index: int) -> subprocess.Popen[bytes]:
+            return started(host, first, index, run, silence=10, output=output)
+
+        nodes = [given(first, 0), given(second, 1)]
+        try:
+            reached(run, 3, nodes)
+            silenced(nodes[1])
+            assert nodes[0].wait(90) != 0
+            assert "node 1 of 2 has given no sign of life for 10 s" in said.read_text()
+            lose(nodes[1])
+            nodes = [given(first, 0), given(second, 1)]
+            reached(run, last_step(run) + 3, nodes)
+            silenced(nodes[0])
+            wait_until_alone(nodes[1])
+            assert "The first node gives no sign of life" in said.read_text()
+            # The second host has waited for one that takes its place.
+            lose(nodes[0])
+            nodes[0] = given(first, 0)
+            reached(run, last_step(run) + 3, nodes)
+        finally:
+            lose(*nodes)
+    assert (run.path / "log.txt").read_text().count("resumed from") == 2
+
+
+def wait_until_alone(node: subprocess.Popen[bytes]) -> None:
+    """Wait until the ranks of a node have ended, though it has not."""
+    deadline = time.monotonic() + 90
+    while len(with_all_below(node.pid)) > 1:
+        assert node.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -74,3 +74,11 @@ def test_nodes_that_cannot_be_read_are_refused(
     monkeypatch.setenv("VLM_R3_NODES", text)
     with pytest.raises(ConfigError, match="COUNT@HOST:PORT"):
         Nodes.of(Settings.read())
+
+
+def test_a_silence_that_a_busy_host_keeps_too_is_refused(
+    work_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLM_R3_NODE_SILENCE", "9")
+    with pytest.raises(ConfigError, match=r"is 9.* at least 10 s, or 0"):
+        Nodes.of(Settings.read())
