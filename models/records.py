@@ -17,9 +17,11 @@ from PIL import Image, ImageOps
 
 from models.errors import RecordError
 from models.features import IMAGE, file_extension, with_features
-from models.region import Box, Space
+from models.region import Box, PixelBudget, Size, Space, View
 
 SCHEMA_VERSION = "vlir/1"
+
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 _BOX = pa.list_(pa.float64())
 _QUESTION_FIELDS: list[tuple[str, pa.DataType]] = [
@@ -95,16 +97,35 @@ class Question:
 
     def image(self) -> Image.Image:
         """The decoded RGB picture. Raises RecordError when the bytes are not the declared picture."""
+        opened = self._opened()
         try:
-            image = Image.open(io.BytesIO(self.image_bytes)).convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            raise RecordError(f"Question {self.id!r}: its picture does not decode ({error}).") from error
+            return opened.convert("RGB")
+        except _UNREADABLE as error:
+            raise self._undecodable(error) from error
+
+    def view(self, budget: PixelBudget) -> View:
+        """The picture as stored and as seen, from its file's header: its pixels are not decoded.
+
+        Raises RecordError when the bytes are no picture or not the declared one, RegionError when it is too
+        long to be seen.
+        """
+        opened = self._opened()
+        return View.of(Size(opened.width, opened.height), budget)
+
+    def _opened(self) -> Image.Image:
+        try:
+            image = Image.open(io.BytesIO(self.image_bytes))
+        except _UNREADABLE as error:
+            raise self._undecodable(error) from error
         if (image.width, image.height) != (self.width, self.height):
             raise RecordError(
                 f"Question {self.id!r}: its picture is {image.width}x{image.height}, "
                 f"the record says {self.width}x{self.height}."
             )
         return image
+
+    def _undecodable(self, error: Exception) -> RecordError:
+        return RecordError(f"Question {self.id!r}: its picture does not decode ({error}).")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from models import distributed
-from models.config import resolve_model_path
+from models.config import Look, resolve_model_path
 from models.distributed import DeepSpeedEngine, World
-from models.errors import ConfigError, RecordError
+from models.errors import ConfigError, RecordError, RegionError
 from models.policy import Policy, load_reference, load_to_train
 from models.protocol import SPECIAL_TOKEN
 from models.records import Question, read_questions
@@ -41,6 +41,7 @@ def opened(config: RGRPORun) -> Iterator[Actors]:
     """
     config.rgrpo.require_room_for(config.engine)
     questions = _questions(config)
+    held_out = _usable(config.probe_path, config.look) if config.probe_path else []
     world = distributed.start(num_threads=config.rgrpo.num_threads)
     model_path = resolve_model_path(config.model_path)
     with ExitStack() as stack:
@@ -50,7 +51,6 @@ def opened(config: RGRPORun) -> Iterator[Actors]:
         policy = load_to_train(model_path, config.rgrpo, freeze_vision=config.freeze_vision)
         engine = distributed.initialise(policy.to(world.device), config.rgrpo)
         reference = open_reference(config, policy)
-        held_out = read_questions(Path(config.probe_path)) if config.probe_path else []
         sampler: Sampler
         if apart is not None:
             sampler = apart
@@ -61,16 +61,23 @@ def opened(config: RGRPORun) -> Iterator[Actors]:
 
 
 def _questions(config: RGRPORun) -> list[Question]:
-    """All questions, each of which some step will take: one that breaks it would end the run late, and again
-    whenever the run goes on."""
     path = config.questions_path
-    questions = read_questions(Path(path))
+    questions = _usable(path, config.look)
     if len(questions) < config.rgrpo.questions_per_step:
         raise ConfigError(
             f"{path} holds {len(questions)} questions, a step of R-GRPO takes "
             f"{config.rgrpo.questions_per_step} different ones. Lower rgrpo.questions_per_step, or give "
             "it more questions."
         )
+    return questions
+
+
+def _usable(path: str, look: Look) -> list[Question]:
+    """All questions of a file, each of which some step will take: one that breaks it would end the run late,
+    and again whenever the run goes on. Of a picture only the header is read: pixels that do not decode are
+    found late.
+    """
+    questions = read_questions(Path(path))
     seen: set[str] = set()
     for question in questions:
         if question.id in seen:
@@ -79,11 +86,20 @@ def _questions(config: RGRPORun) -> list[Question]:
             fault = "has no answer to compare with"
         elif found := SPECIAL_TOKEN.search(question.text):
             fault = f"holds the special token {found[0]!r}, which the model would read as a mark of the chat"
-        else:
+        elif not (fault := _picture_fault(question, look)):
             seen.add(question.id)
             continue
         raise RecordError(f"{path}: question {question.id!r} {fault}. Take it out, or build the set again.")
     return questions
+
+
+def _picture_fault(question: Question, look: Look) -> str:
+    """Why its picture cannot be asked about; empty when it can."""
+    try:
+        question.view(look.budget)
+    except (RecordError, RegionError) as error:
+        return f"has a picture that cannot be used ({error})"
+    return ""
 
 
 def _open_apart(config: RGRPORun, model_path: Path, world: World) -> DedicatedSampler | None:

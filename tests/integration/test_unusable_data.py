@@ -3,10 +3,11 @@
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from models.config import SFTConfig
 from models.errors import RecordError, TrainingError
-from models.records import write_questions, write_records
+from models.records import png_bytes, sha256, write_questions, write_records
 from models.region import Box
 from models.rgrpo import train as rgrpo
 from models.rundir import RunDir
@@ -22,12 +23,27 @@ def model_path(tmp_path_factory):
     return save_random_model(tmp_path_factory.mktemp("model"), tied=False)
 
 
+def file(data, **changes):
+    """A question's picture replaced by a whole file: its digest is right."""
+    return {"image_bytes": data, "image_sha256": sha256(data), **changes}
+
+
+def picture(width, height):
+    return png_bytes(Image.new("RGB", (width, height)))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"text": "what <|image_pad|> is it?"}, r"'question-3' holds the special token '<\|image_pad\|>'"),
         ({"id": "question-0"}, r"'question-0' is there twice"),
         ({"answers": ()}, r"'question-3' has no answer to compare with"),
+        (file(b"no picture"), r"'question-3' has a picture that cannot be used .*does not decode"),
+        (file(picture(70, 84)), r"'question-3' has a picture .*is 70x84, the record says"),
+        (
+            file(picture(402, 2), width=402, height=2),
+            r"'question-3' has a picture .*over 200 times",
+        ),
     ],
 )
 def test_a_question_that_would_end_a_later_step_is_refused_at_the_start(
@@ -41,6 +57,15 @@ def test_a_question_that_would_end_a_later_step_is_refused_at_the_start(
     with pytest.raises(RecordError, match=message):
         rgrpo.train(run, config)
     assert not (run.path / "rollouts").exists()
+
+
+def test_a_question_that_would_end_a_later_probe_is_refused_at_the_start(model_path, tmp_path):
+    write_questions(tmp_path / "questions.parquet", questions(4))
+    write_questions(tmp_path / "probe.parquet", [replace(questions(1)[0], **file(b"no picture"))])
+    config = rgrpo_run(model_path, tmp_path / "questions.parquet", rgrpo_config(questions_per_step=1))
+    config = config.model_copy(update={"probe_path": str(tmp_path / "probe.parquet")})
+    with pytest.raises(RecordError, match=r"probe\.parquet: question 'question-0' has a picture"):
+        rgrpo.train(RunDir.create(tmp_path / "run", config), config)
 
 
 def fine_tune(model_path, folder, made, validation=(), **changes):

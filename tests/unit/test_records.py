@@ -19,8 +19,9 @@ from models.records import (
     write_questions,
     write_records,
 )
-from models.region import Box
+from models.region import Box, PixelBudget, Size
 
+BUDGET = PixelBudget(min_pixels=3136, max_pixels=12544)
 BOX = Box(28.0, 28.0, 56.0, 56.5, "seen")
 
 
@@ -156,6 +157,22 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
 def test_the_picture_is_decoded():
     image = question().image()
     assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (8, 6), (200, 10, 10))
+
+
+def test_a_view_needs_the_header_alone():
+    asked = question()
+    cut = replace(asked, image_bytes=asked.image_bytes[:50])
+    assert cut.view(BUDGET).original == Size(8, 6)
+    with pytest.raises(RecordError, match="does not decode"):
+        cut.image()
+    with pytest.raises(RecordError, match="the record says 9x6"):
+        question(width=9).view(BUDGET)
+
+
+def test_a_picture_that_would_fill_the_memory_is_refused(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(RecordError, match="'q1': its picture does not decode"):
+        question().image()
 
 
 def test_bytes_that_are_no_picture_are_refused():
