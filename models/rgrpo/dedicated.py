@@ -40,10 +40,10 @@ def engine_device(
             )
         return None
     free = range(num_trainers, num_devices)
-    if len(devices) < num_trainers or not set(devices) <= set(free):
+    if len(set(devices)) < max(num_trainers, len(devices)) or not set(devices) <= set(free):
         raise ConfigError(
-            f"rgrpo.engine_devices {list(devices)} must name a GPU for each of the {num_trainers} engines of "
-            f"this host, and none on which a rank trains: of {num_devices} GPUs those are "
+            f"rgrpo.engine_devices {list(devices)} must name another GPU for each of the {num_trainers} "
+            f"engines of this host, and none on which a rank trains: of {num_devices} GPUs those are "
             f"{f'{free.start} to {free.stop - 1}' if free else 'none'}. Set it, lower rgrpo.num_ranks, or "
             "use rgrpo.placement=colocate."
         )

@@ -29,6 +29,8 @@ def test_every_rank_of_a_host_has_its_own_gpu_for_its_engine():
     [
         ((), 2, 4, "those are 2 to 3"),  # none named
         ((2,), 2, 4, "for each of the 2 engines"),  # one too few
+        ((2, 2), 2, 4, "another GPU for each of the 2 engines"),
+        ((2, 3, 3), 2, 4, "another GPU for each of the 2 engines"),
         ((1, 2), 2, 4, "none on which a rank trains"),
         ((2, 4), 2, 4, "those are 2 to 3"),  # there is no fifth GPU
         ((1,), 1, 1, "those are none"),
