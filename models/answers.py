@@ -11,13 +11,17 @@ from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 
 # Changes whenever a verdict can change.
-MATCHER, MATCHER_VERSION = "exact-match", "1"
+MATCHER, MATCHER_VERSION = "exact-match", "2"
 
 # A longer "answer" is an essay that happens to contain the gold string; nothing of it is matched.
 MAX_ANSWER_CHARACTERS = 1000
 
 _NUMBER = re.compile(r"[+-]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?|[+-]?\.\d+")
 _ARTICLE = re.compile(r"^(a|an|the)\s+")
+# NFKC folds raised and lowered figures to plain ones, which would make another number of 10\u00b2.
+_RAISED = re.compile(r"(?<=\d)(?=[\u2070\u00b9\u00b2\u00b3\u2074-\u207b])")
+_LOWERED = re.compile(r"(?<=\d)(?=[\u2080-\u208b])")
+_MINUS = "\N{MINUS SIGN}"
 _EDGES = " \t\r\n.,;:!?\"'`()[]{}"
 # Straight quotes, a backtick, and the curly quotes that the paper's own prompts print.
 _QUOTES = "'\"`\u2018\u2019\u201c\u201d"
@@ -26,9 +30,11 @@ _LEFT_EDGE = re.compile(r"^(?:[\s,;:!?\"'`()\[\]{}]|\.(?!\d))+")
 
 
 def normalise(text: str) -> str:
-    """Lower case, NFKC, single spaces, no punctuation at the edges, no leading article."""
+    """Lower case, NFKC, single spaces, no punctuation at the edges, no leading article; the minus sign
+    is a hyphen, a power of a figure is written with a caret, an index with an underscore."""
+    text = _LOWERED.sub("_", _RAISED.sub("^", text))
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    folded = re.sub(r"\s+", " ", folded)
+    folded = re.sub(r"\s+", " ", folded).replace(_MINUS, "-")
     stripped = ""
     # What an article or a mark hid may have to go too: the "K7".
     while stripped != folded:
