@@ -34,7 +34,8 @@ STOPS = (BOX_STOP, ANSWER_STOP)
 SPECIAL_TOKEN = re.compile(r"<\|[^|<>\s]{1,40}\|>")
 
 _FORMAT = re.compile(r"\s*<think>(?P<think>.*)</think>\s*<answer>(?P<answer>.*)</answer>\s*", re.DOTALL)
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+# From the last opening tag: a rationale may speak of the tag before it writes one.
+_ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _PAUSE = re.compile(rf"\{{[^{{}}]*\}}|{ANSWER_STOP}")
 # As broken as box_request still takes for a crop command.
@@ -133,6 +134,9 @@ def is_well_formed(text: str) -> bool:
 
 def reasoning_text(text: str) -> str:
     """The reasoning without tags and crop commands, broken ones included: the characters that the length
-    reward counts."""
-    before_answer = text.split("<answer>")[0].replace("<think>", "").replace("</think>", "")
-    return _BOX_LITERAL.sub("", before_answer).strip()
+    reward counts. It ends where the last answer begins, and earlier answers are no part of it."""
+    answers = list(_ANSWER.finditer(text))
+    reasoning = _ANSWER.sub("", text[: answers[-1].start()]) if answers else text.split("<answer>")[0]
+    for tag in _TAGS:
+        reasoning = reasoning.replace(tag, "")
+    return _BOX_LITERAL.sub("", reasoning).strip()

@@ -151,6 +151,8 @@ def test_json_objects_without_the_key_ask_for_nothing(content):
         ("<answer>A1</answer><answer>B2</answer>", "B2"),
         ("<answer>two\nlines</answer>", "two\nlines"),
         ("<answer></answer>", ""),
+        ("<think>I put it in <answer> tags.</think><answer>K7</answer>", "K7"),
+        ("<answer><answer>K7</answer>", "K7"),
         ("<answer>K7", None),
         ("K7</answer>", None),
         ("", None),
@@ -199,6 +201,8 @@ def test_reasoning_is_counted_without_tags_and_commands():
     assert reasoning_text(text) == "Look.  It is K7."
     assert reasoning_text("<think>ab") == "ab"
     assert reasoning_text("<answer>K7</answer>") == ""
+    assert reasoning_text("<think>ab</think><answer>B2</answer> c<answer>K7</answer>") == "ab c"
+    assert reasoning_text("<think>In <answer> tags: K7.</think><answer>K7</answer>") == "In  tags: K7."
 
 
 @pytest.mark.parametrize("command", ["{'bbox_2d': [28, 30, 5, 6]}", "{bbox_2d: [28]}", '{"bbox_2d": 1}'])
