@@ -51,7 +51,9 @@ class Look(Config):
         28, ge=1, description="Seen sides are multiples of this: patch size x merge size."
     )
     max_crops: int = Field(6, ge=0, description="Crops per trajectory; asking for more ends it.")
-    max_turns: int = Field(12, ge=1, description="Stretches of generation per trajectory.")
+    max_turns: int = Field(
+        12, ge=1, description="Turns per trajectory: crop commands, refused ones too, and the answer."
+    )
     max_sampled_tokens: int = Field(2048, ge=1, description="Sampled tokens per trajectory.")
     min_side: float = Field(
         4.0, ge=0, description="Shortest side of a box, seen pixels; shorter is too_small."

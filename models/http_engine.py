@@ -258,7 +258,7 @@ def _cut(piece: Piece, stops: Sequence[str]) -> Piece:
     """
     text = piece.span.text
     for end in sorted(found.end() for stop in stops for found in re.finditer(re.escape(stop), text)):
-        if text[:end].endswith(ANSWER_STOP) or box_request(text[:end]) is not None:
+        if text[:end].endswith(ANSWER_STOP) or box_request(text[:end], seen=end - 1) is not None:
             return replace(piece, span=replace(piece.span, text=text[:end]), finish="stop")
     return piece
 

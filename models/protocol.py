@@ -63,28 +63,41 @@ def render_box(box: Box) -> str:
     return f'{{"bbox_2d": [{numbers}]}}'
 
 
-def box_request(text: str) -> BoxRequest | BadJSON | None:
+def box_request(text: str, *, seen: int = 0) -> BoxRequest | BadJSON | None:
     """The crop command that ``text`` closes with; None when its last JSON object is not one.
 
     Generation pauses at every closing brace, so this is asked of prose and other JSON too. Text around the
-    object does not matter; a tokenizer may have glued characters to the closing brace.
+    object does not matter; a tokenizer may have glued characters to the closing brace, more braces among
+    them. What closes within the first ``seen`` characters was asked about before. A command within another
+    object (``{"arguments": {"bbox_2d": ...}}``) is one command, that of the inner object.
     """
     end = text.rfind(BOX_STOP)
-    start = _opening_brace(text, end)
-    if start is None:
-        return None
-    literal = text[start : end + 1]
+    while end >= seen:
+        start = _opening_brace(text, end)
+        found = None if start is None else _command(text[start : end + 1])
+        if found is not None:
+            return found
+        end = len(text[:end].rstrip()) - 1
+        if not text[: end + 1].endswith(BOX_STOP):
+            return None
+    return None
+
+
+def _command(literal: str) -> BoxRequest | BadJSON | None:
+    """The command that a text in braces is; None when it is another object, or only holds one."""
     if "bbox_2d" not in literal:
         return None
+    bad = None if _BOX_LITERAL.search(literal, 1) else BadJSON(literal)
     try:
         found = json.loads(literal)
     except (ValueError, RecursionError):  # ValueError: no JSON, or an integer of thousands of digits
-        return BadJSON(literal)
-    numbers = found.get("bbox_2d")
+        return bad
+    if "bbox_2d" not in found:
+        return bad
+    numbers, image = found["bbox_2d"], found.get("image", 1)
     if not isinstance(numbers, list) or len(numbers) != 4 or not all(_is_number(value) for value in numbers):
         return BadJSON(literal)
-    image = found.get("image", 1)
-    if not isinstance(image, int) or isinstance(image, bool):
+    if not isinstance(image, int) or not _is_number(image):
         return BadJSON(literal)
     x1, y1, x2, y2 = map(float, numbers)
     return BoxRequest(Box(x1, y1, x2, y2, space="seen"), image)

@@ -247,7 +247,8 @@ class Episode:
         self._rng = np.random.default_rng(self._seed)
         self._spans: list[Span] = []
         self._events: list[BoxEvent] = []
-        self._turns = 0
+        self._turns = 0  # stretches of generation
+        self._commands = 0
         self._sampled = 0
         self._given = 0
         self._prompted = 0
@@ -305,8 +306,9 @@ class Episode:
         elif piece.finish == "length" or self._sampled >= self._look.max_sampled_tokens:
             self._end(StopReason.TOKEN_LIMIT)
         else:
-            self._answer_command()
-            if self.stop is None and self._turns >= self._look.max_turns:
+            self._answer_command(piece.span.text)
+            # Generation pauses at every closing brace, and formulas are full of them: only commands count.
+            if self.stop is None and self._commands >= self._look.max_turns:
                 self._end(StopReason.TURN_LIMIT)
 
     def trajectory(self) -> Trajectory:
@@ -324,12 +326,13 @@ class Episode:
             num_prompt_tokens=self._prompted,
         )
 
-    def _answer_command(self) -> None:
-        """Give the crop that the text so far asks for, if it asks for one."""
+    def _answer_command(self, newest: str) -> None:
+        """Give the crop that the text so far asks for, if it asks for one within its ``newest`` end."""
         written = "".join(span.text for span in self._spans if not isinstance(span, CropSpan))
-        asked = box_request(written)
+        asked = box_request(written, seen=len(written) - len(newest))
         if asked is None:
             return
+        self._commands += 1
         if isinstance(asked, BadJSON):
             self._refuse(BoxEvent(None, TurnError.BAD_JSON), asked.text)
             return

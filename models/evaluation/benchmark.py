@@ -237,8 +237,7 @@ def rules(config: BenchmarkRun) -> Look:
     """The rules of looking again for a benchmark.
 
     A direct answer has no crops, and no system prompt but the model's own. Only the context and the number of
-    crops bound a rationale: a cap on tokens would cut it off before its answer, and so would one on turns,
-    because every closing brace pauses generation and formulas are full of them.
+    crops bound a rationale: a cap on tokens or turns would cut it off before its answer.
     """
     unbounded = {"max_sampled_tokens": AS_MANY_AS_FIT, "max_turns": AS_MANY_AS_FIT}
     if config.style == "direct":

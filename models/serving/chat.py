@@ -168,7 +168,7 @@ def _look(request: ChatRequest, num_images: int, config: ServingConfig) -> Look:
         max_crops = min(limits.max_crops, config.look.max_crops, room)
     direct: dict[str, Any] = {"system": None, "max_crops": 0} if asked is False else {"max_crops": max_crops}
     most = num_tokens or min(config.look.max_sampled_tokens, limits.max_tokens)
-    # Only tokens and crops bound an answer: generation pauses at every brace, and formulas are full of them.
+    # Only tokens and crops bound an answer, not the commands that were refused.
     return config.look.model_copy(update=direct | {"max_sampled_tokens": most, "max_turns": most})
 
 

@@ -69,7 +69,7 @@ def test_other_ways_to_write_the_same_command(text):
     assert box_request(text) == of_first_image(28, 30, 56, 60)
 
 
-@pytest.mark.parametrize("number", [1, 2, 7, 0, -1, 10**30])
+@pytest.mark.parametrize("number", [1, 2, 7, 0, -1, 10**8])
 def test_a_command_may_name_a_picture(number):
     # Whether there is such a picture is for the loop to say.
     text = f'{{"bbox_2d": [28, 30, 56, 60], "image": {number}}}'
@@ -99,6 +99,7 @@ MALFORMED = {
     "a picture by name": '{"bbox_2d": [1, 2, 3, 4], "image": "2"}',
     "half a picture": '{"bbox_2d": [1, 2, 3, 4], "image": 1.5}',
     "true is no picture": '{"bbox_2d": [1, 2, 3, 4], "image": true}',
+    "a picture beyond all numbers": '{"bbox_2d": [1, 2, 3, 4], "image": 3000000000}',
     "no picture": '{"bbox_2d": [1, 2, 3, 4], "image": null}',
 }
 
@@ -106,6 +107,20 @@ MALFORMED = {
 @pytest.mark.parametrize("name", MALFORMED)
 def test_a_malformed_command_is_named_and_kept(name):
     assert box_request("Look: " + MALFORMED[name]) == BadJSON(MALFORMED[name])
+
+
+@pytest.mark.parametrize("before", ['{"name": "crop", "arguments": ', "{", '{"a": {"b": ', "{the box "])
+@pytest.mark.parametrize("after", ["}", "}}", "} }", " }\n"])
+def test_a_command_within_an_object_is_one_command(before, after):
+    assert box_request(before + GOOD) == of_first_image(28, 30, 56, 60)
+    assert box_request(before + GOOD + after) == of_first_image(28, 30, 56, 60)
+    # Asked about before, at its own brace: what closes around it adds nothing.
+    assert box_request(before + GOOD + after, seen=len(before + GOOD)) is None
+
+
+def test_braces_that_nothing_opened_do_not_hide_a_command():
+    assert box_request(GOOD + "}}") == of_first_image(28, 30, 56, 60)
+    assert box_request(GOOD + "}}", seen=len(GOOD)) is None
 
 
 def test_a_deeply_nested_command_is_no_crash():
@@ -123,6 +138,7 @@ def test_a_deeply_nested_command_is_no_crash():
         "}",
         '"bbox_2d": [1, 2, 3, 4]}',
         GOOD + " and the set {1, 2}",
+        '{"why": "bbox_2d", "a": {}',
     ],
 )
 def test_prose_and_other_objects_ask_for_nothing(text):

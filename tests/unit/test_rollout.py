@@ -28,6 +28,7 @@ LOOK = Look(min_pixels=3136, max_pixels=12544, max_crops=3, max_turns=8, max_sam
 COMMAND = '{"bbox_2d": [28, 28, 56, 56]}'
 OTHER = '{"bbox_2d": [56, 0, 112, 56]}'
 THIRD = '{"bbox_2d": [0, 70, 40, 110]}'
+BROKEN = '{"bbox_2d": [1, 2, 3]}'
 ANSWER = " It says K7.</think><answer>K7</answer>"
 
 
@@ -139,13 +140,36 @@ def test_no_crop_is_allowed_when_the_limit_is_zero():
 
 
 def test_the_turn_limit_ends_the_trajectory():
-    trajectory = play(*["{}"] * 9)
+    trajectory = play(*[BROKEN] * 9)
     assert trajectory.stop is StopReason.TURN_LIMIT
-    assert len(trajectory.spans) == LOOK.max_turns == 8
+    assert len(trajectory.events) == LOOK.max_turns == 8
 
 
 def test_an_answer_in_the_last_turn_counts():
-    assert play(*["{}"] * 7, ANSWER).stop is StopReason.ANSWERED
+    assert play(*[BROKEN] * 7, ANSWER).stop is StopReason.ANSWERED
+
+
+def test_formulas_use_up_no_turns():
+    trajectory = play(*[r"\frac{1}", "{2}"] * 20, ANSWER)
+    assert trajectory.stop is StopReason.ANSWERED
+    assert trajectory.events == ()
+
+
+@pytest.mark.parametrize("closing", [("}",), ("}", "}"), ("}}",), ("} ]}",)])
+def test_a_command_within_an_object_gets_one_crop(closing):
+    """Whether the tokenizer glues the braces or not."""
+    wrapped = '{"name": "crop", "arguments": ' + COMMAND
+    apart = play(wrapped, *closing, ANSWER)
+    glued = play(wrapped + closing[0], *closing[1:], ANSWER)
+    for trajectory in (apart, glued):
+        assert trajectory.stop is StopReason.ANSWERED
+        assert [event.error for event in trajectory.events] == [None]
+
+
+def test_a_refused_command_within_an_object_is_refused_once():
+    trajectory = play('{"arguments": ' + BROKEN, "}", ANSWER)
+    assert trajectory.stop is StopReason.ANSWERED
+    assert len(trajectory.events) == 1
 
 
 def test_the_token_limit_ends_the_trajectory():
@@ -181,7 +205,7 @@ def test_ending_without_an_answer_is_named():
 
 # Every way to break the protocol; the second turn repairs it.
 ERRORS = {
-    TurnError.BAD_JSON: ['{"bbox_2d": [1, 2, 3]}'],
+    TurnError.BAD_JSON: [BROKEN],
     TurnError.NO_SUCH_IMAGE: ['{"bbox_2d": [28, 28, 56, 56], "image": 2}'],
     TurnError.INVERTED_BOX: ['{"bbox_2d": [56, 28, 28, 56]}'],
     TurnError.OUTSIDE_IMAGE: ['{"bbox_2d": [28, 28, 113, 56]}'],
