@@ -6,6 +6,7 @@
 """
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -24,7 +25,9 @@ from models.errors import RunDirError
 CHECKPOINTS = "checkpoints"
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what a disk that is full says
 ROLLOUTS = "rollouts"  # the folder with every step's rollouts
-_METRIC_NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_@.]+)+")
+_METRIC_PART = r"[A-Za-z0-9_@](?:[A-Za-z0-9_@. -]*[A-Za-z0-9_@])?"  # the tracker takes no more
+_METRIC_NAME = re.compile(rf"[a-z0-9_]+(?:/{_METRIC_PART})+")
+_LONGEST_PART = 60
 _STEP = re.compile(r"step-\d+")
 _REMOVED, _PARTIAL = ".removed", ".partial"
 
@@ -96,7 +99,7 @@ class RunDir:
         """
         wrong = [name for name in metrics if not _METRIC_NAME.fullmatch(name)]
         if wrong:
-            raise RunDirError(f"Metric names {wrong} are not of the form area/name (lower case, digits, _).")
+            raise RunDirError(f"Metric names {wrong} are not of the form area/name (letters, digits, _).")
         values = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         line = json.dumps({"step": step, "time": round(time.time(), 3), **values})
         with self.metrics_path.open("a+b") as file:
@@ -200,6 +203,17 @@ def link_or_copy(source: Path, target: Path) -> None:
         target.hardlink_to(source)
     except OSError:  # another file system, or one without links
         shutil.copyfile(source, target)
+
+
+def metric_part(text: str) -> str:
+    """What a user named, such as a kind of question, as part of a metric's name.
+
+    As it is where the tracker takes that, else readable with a digest: two texts never have one name.
+    """
+    if len(text) <= _LONGEST_PART and re.fullmatch(_METRIC_PART, text):
+        return text
+    readable = re.sub(r"[^A-Za-z0-9]+", "_", text[:_LONGEST_PART]).strip("_")
+    return f"{readable}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _cut_unfinished_line(file: BinaryIO) -> None:

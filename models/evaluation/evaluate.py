@@ -26,7 +26,7 @@ from models.evaluation.switch import Engines, EngineSwitch, folder_digest
 from models.records import Question
 from models.rollout import derive_seed
 from models.run_config import EvaluationRun, EvaluationVariant
-from models.rundir import RunDir
+from models.rundir import RunDir, metric_part
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def variant_metrics(row: VariantResult) -> Mapping[str, float]:
     overall, sampled, area = row.overall, row.sampled, f"evaluation/{row.name}"
     found: dict[str, float | None] = {
         "accuracy": overall.accuracy.value,
-        **{f"accuracy_{kind}": scores.accuracy.value for kind, scores in row.kinds.items()},
+        **{f"accuracy_{metric_part(kind)}": scores.accuracy.value for kind, scores in row.kinds.items()},
         "format_rate": overall.format_rate,
         "protocol_error_rate": overall.protocol_error_rate,
         "truncation_rate": overall.truncation_rate,

@@ -17,6 +17,7 @@ from models.records import Question
 from models.region import Box
 from models.rgrpo.advantages import Advantages
 from models.rgrpo.rewards import differ_in_length_only
+from models.rundir import metric_part
 from models.trajectory import Reward, SampledSpan, StopReason, Trajectory
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def _accuracy_by_kind(outcomes: Sequence[Outcome]) -> dict[str, float]:
     for outcome in outcomes:
         if outcome.reward is not None and outcome.kind:
             correct.setdefault(outcome.kind, []).append(outcome.reward.accuracy > 0)
-    return {f"rgrpo/correct/{kind}": _mean(found) for kind, found in sorted(correct.items())}
+    return {f"rgrpo/correct/{metric_part(kind)}": _mean(found) for kind, found in sorted(correct.items())}
 
 
 def _is_all_wrong(group: Sequence[Outcome]) -> bool:

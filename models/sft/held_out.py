@@ -19,6 +19,7 @@ from models.policy import Policy, collate
 from models.protocol import extract_answer
 from models.records import Question, read_questions, read_records
 from models.rollout import Asked, Episode, Loop
+from models.rundir import metric_part
 from models.shuffling import endless_shuffle
 from models.trajectory import Trajectory
 from models.transformers_engine import TransformersEngine
@@ -45,6 +46,11 @@ def load_questions(
         else [record.question for record in read_records(Path(records_path))]
     )
     unique = list({question.id: question for question in found}.values())
+    if not unique:
+        raise TrainingError(
+            f"sft.accuracy_questions is {config.accuracy_questions}, and {questions_path or records_path} "
+            "holds no question. Set it to 0, or give it held-out questions."
+        )
     count = min(config.accuracy_questions, len(unique))
     chosen = endless_shuffle(len(unique), start=0, count=count, seed=seed)
     return [unique[index] for index in chosen[world.rank :: world.size]]
@@ -72,7 +78,9 @@ def look_again_metrics(
     kinds: dict[str, list[bool]] = {}
     for kind, is_correct, _ in scored:
         kinds.setdefault(kind, []).append(is_correct)
-    by_kind = {f"sft/accuracy/{kind}": sum(found) / len(found) for kind, found in kinds.items() if kind}
+    by_kind = {
+        f"sft/accuracy/{metric_part(kind)}": sum(found) / len(found) for kind, found in kinds.items() if kind
+    }
     return {
         **metrics,
         "sft/accuracy": sum(is_correct for _, is_correct, _ in scored) / len(scored),

@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from mlflow.utils.validation import _validate_metric_name
 
 from models.config import Look
 from models.errors import RunDirError
-from models.rundir import Result, RunDir, link_or_copy, write_atomically
+from models.rundir import Result, RunDir, link_or_copy, metric_part, write_atomically
 from models.trajectory import TurnError
 
 
@@ -76,11 +77,28 @@ def test_metrics_are_lines_with_step_and_time(run):
     assert len(run.metrics_path.read_text().splitlines()) == 2
 
 
-@pytest.mark.parametrize("name", ["loss", "Train/loss", "train/", "/loss", "train/lo ss", "train//loss"])
+@pytest.mark.parametrize(
+    "name", ["loss", "Train/loss", "train/", "/loss", "train/lo\tss", "train/ ", "train//loss"]
+)
 def test_a_metric_name_has_an_area(run, name):
     with pytest.raises(RunDirError, match="area/name"):
         run.log(1, {name: 1.0})
     assert list(run.metrics()) == []
+
+
+@pytest.mark.parametrize("kind", ["read", "Chart-QA", "multi choice", "v1.5", "OCR_2"])
+def test_a_kind_is_its_own_part_of_a_name(run, kind):
+    assert metric_part(kind) == kind
+    run.log(1, {f"rgrpo/correct/{metric_part(kind)}": 1.0})
+
+
+@pytest.mark.parametrize("kind", ["chart/bar", "math (hard)", "\u56fe\u8868", "..", " ", "50%", "x" * 300])
+def test_a_kind_that_no_name_may_hold_is_written_otherwise(run, kind):
+    assert metric_part(kind) != metric_part(kind + "!") != metric_part(kind + "?")
+    name = f"rgrpo/correct/{metric_part(kind)}"
+    run.log(1, {name: 1.0})
+    assert len(name) < 100
+    _validate_metric_name(name)
 
 
 def test_values_that_json_cannot_hold_are_left_out(run):

@@ -10,6 +10,7 @@ from models.records import Question
 from models.region import Box, Picture
 from models.rgrpo.advantages import group_advantages
 from models.rgrpo.outcomes import Outcome, batch_metrics, check_failures
+from models.rundir import RunDir
 from models.trajectory import BoxEvent, Prompt, Reward, StopReason, Trajectory, TurnError
 
 RIGHT = Outcome(
@@ -102,6 +103,12 @@ def test_kinds_are_reported_apart():
     found = metrics(RIGHT, replace(WRONG, kind="add"), RIGHT, replace(RIGHT, kind="add"))
     assert found["rgrpo/correct/read"] == 1
     assert found["rgrpo/correct/add"] == 0.5
+
+
+def test_a_kind_may_have_any_name(tmp_path):
+    found = metrics(replace(RIGHT, kind="Chart/Bar"), replace(WRONG, kind="chart bar"))
+    assert {value for name, value in found.items() if "correct/" in name} == {0.0, 1.0}
+    RunDir(tmp_path).log(1, found)  # refuses names that the tracker would
 
 
 def test_a_batch_that_failed_whole_has_no_means():
