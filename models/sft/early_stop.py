@@ -41,11 +41,15 @@ class EarlyStop:
         return EarlyStop(self.metric, (*self.checks, Check(step, value)))
 
     def resumed(self, lines: Iterable[Mapping[str, Any]], *, step: int) -> "EarlyStop":
-        """With the checks of a metrics file, up to the step of the checkpoint that a run goes on from."""
+        """With the checks of a metrics file, up to the step of the checkpoint that a run goes on from.
+
+        Of a step that was taken again the last line counts: the one before is of a try that was lost.
+        """
+        name, _ = _METRICS[self.metric]
+        last = {line["step"]: line for line in lines if line["step"] <= step and name in line}
         found = self
-        for line in lines:
-            if line["step"] <= step:
-                found = found.seen(line["step"], line)
+        for number in sorted(last):
+            found = found.seen(number, last[number])
         return found
 
     @property

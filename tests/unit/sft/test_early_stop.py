@@ -48,6 +48,20 @@ def test_a_run_that_goes_on_finds_its_checks_up_to_the_checkpoint():
     assert found.seen(10, {"sft/validation_loss": 9.0}) == found
 
 
+def test_of_a_step_that_was_taken_again_the_last_try_counts():
+    """The first went on to step 30 without a checkpoint; the second was interrupted after that of step 20."""
+    lines = [
+        {"step": 0, "sft/validation_loss": 2.0},
+        {"step": 10, "sft/validation_loss": 0.1},
+        {"step": 20, "sft/validation_loss": 0.2},
+        {"step": 30, "sft/validation_loss": 0.3},
+        {"step": 10, "sft/validation_loss": 1.5},
+        {"step": 10, "progress/done": 10.0},
+        {"step": 20, "sft/validation_loss": 1.0},
+    ]
+    assert EarlyStop("validation_loss").resumed(lines, step=20) == after("validation_loss", 2.0, 1.5, 1.0)
+
+
 def test_the_reason_names_the_step_and_why():
     found = after("accuracy", 0.1, 0.5, 0.4, 0.3)
     assert found.reason(stopped_at=30, num_steps=90) == (
