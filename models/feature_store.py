@@ -33,17 +33,19 @@ class FeatureStore:
     """Features by picture digest; in memory the least recently used go first.
 
     Without ``folder`` they are then forgotten. ``folder`` belongs to one tower in one precision, and holds at
-    most ``max_file_bytes``.
+    most ``max_file_bytes``. ``on_host`` keeps them off the device that computed them.
     """
 
-    def __init__(self, *, max_bytes: int, folder: Path | None = None, max_file_bytes: int = 0) -> None:
+    def __init__(
+        self, *, max_bytes: int, folder: Path | None = None, max_file_bytes: int = 0, on_host: bool = False
+    ) -> None:
         self._max_bytes, self._max_file_bytes = max_bytes, max_file_bytes
-        self._folder = folder
+        self._folder, self._on_host = folder, on_host
         self._may_write = True
         self._bytes = 0
         self._entries: OrderedDict[str, Tensor] = OrderedDict()
         self._known: set[Path] = set()
-        self._places: dict[str, Path] = {}
+        self._places: dict[str, list[Path]] = {}
         self._refused: set[str] = set()
         if folder is not None:
             _remove_abandoned(folder)
@@ -61,7 +63,11 @@ class FeatureStore:
 
     def put(self, entries: Mapping[str, Tensor]) -> None:
         """Keep features; every tensor must have its memory for itself."""
-        new = {digest: tensor for digest, tensor in entries.items() if digest not in self._entries}
+        new = {
+            digest: tensor.cpu() if self._on_host else tensor
+            for digest, tensor in entries.items()
+            if digest not in self._entries
+        }
         self._entries.update(new)
         self._bytes += sum(tensor.nbytes for tensor in new.values())
         if self._bytes <= self._max_bytes:
@@ -88,20 +94,14 @@ class FeatureStore:
             return None
         if digest not in self._places:
             self._look_for_files()
-        path = self._places.get(digest)
-        if path is None:
-            return None
-        try:
-            with safe_open(path, framework="pt") as opened:
-                # A copy: what safetensors gives is the file itself, which may be cut or changed meanwhile.
-                found: Tensor = opened.get_tensor(digest).clone()
-                if opened.metadata()[digest] == check_sum(found):
-                    return found
-        except (OSError, SafetensorError, KeyError) as error:
-            log.warning("%s cannot be read: %s", path, error)
-        log.warning("the features of %s in %s are damaged; they are computed again", digest, path)
-        del self._places[digest]
-        self._refused.add(digest)
+        places = self._places.pop(digest, [])
+        for path in places:
+            found = _features_in(path, digest)
+            if found is not None:
+                self._places[digest] = [path]
+                return found
+        if places:
+            self._refused.add(digest)
         return None
 
     def _look_for_files(self) -> None:
@@ -111,8 +111,8 @@ class FeatureStore:
             self._known.add(path)
             try:
                 with safe_open(path, framework="pt") as opened:
-                    digests: list[str] = opened.keys()
-                    self._places.update(dict.fromkeys(digests, path))
+                    for digest in opened.keys():  # noqa: SIM118 - it is no dict
+                        self._places.setdefault(digest, []).append(path)
             except (OSError, SafetensorError) as error:
                 log.warning("%s is left out, its features are computed again: %s", path, error)
 
@@ -120,6 +120,7 @@ class FeatureStore:
         """Put into one new file what no file holds, if there is room."""
         if self._folder is None or not self._may_write:
             return
+        self._look_for_files()
         new = {digest: tensor for digest, tensor in entries.items() if digest not in self._places}
         if not new:
             return
@@ -140,8 +141,22 @@ class FeatureStore:
             self._may_write = False
             return
         self._known.add(path)
-        self._places.update(dict.fromkeys(new, path))
+        self._places.update((digest, [path]) for digest in new)
         self._refused.difference_update(new)
+
+
+def _features_in(path: Path, digest: str) -> Tensor | None:
+    """One picture's features, if the file holds them whole."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            # A copy: what safetensors gives is the file itself, which may be cut or changed meanwhile.
+            found: Tensor = opened.get_tensor(digest).clone()
+            if (opened.metadata() or {}).get(digest) == check_sum(found):
+                return found
+    except (OSError, SafetensorError) as error:
+        log.warning("%s cannot be read: %s", path, error)
+    log.warning("the features of %s in %s are damaged; they are computed again", digest, path)
+    return None
 
 
 def check_sum(tensor: Tensor) -> str:

@@ -94,6 +94,7 @@ class Policy(nn.Module):
             del model.model.visual
         self._store = FeatureStore(max_bytes=FEATURE_CACHE_BYTES)
         self._grouping: Grouping = "one"
+        self.num_looked_at = 0  # pictures whose features were computed
         self.gradients = GradientWatch()
         self.register_buffer("_banned", torch.tensor(encoder.banned_ids), persistent=False)
 
@@ -117,20 +118,25 @@ class Policy(nn.Module):
         digests = {picture.digest for picture in pictures}
         cached = {digest: self._store.get(digest) for digest in digests}
         missing = {picture.digest: picture for picture in pictures if cached[picture.digest] is None}
-        # What was read from a file is on the CPU, what is computed where the policy is.
+        # What was kept may be on the host, what is computed is where the policy is.
         found = {digest: one.to(self.device) for digest, one in cached.items() if one is not None}
         if missing:
+            self.num_looked_at += len(missing)
             computed = dict(zip(missing, self._look_at(list(missing.values())), strict=True))
             found |= computed
             if self.tower_is_frozen:
                 self._store.put(computed)
         return [found[picture.digest] for picture in pictures]
 
-    def keep_features(self, folder: Path, *, max_bytes: int, max_file_bytes: int) -> FeatureStore:
-        """Keep a frozen tower's features also in files: in a folder of ``folder`` for this tower, of at most
-        ``max_file_bytes``, when they take more than ``max_bytes`` of memory. Returns the store."""
+    def keep_features(self, folder: Path | None, *, max_bytes: int, max_file_bytes: int) -> FeatureStore:
+        """Keep a frozen tower's features in ``max_bytes`` of the host's memory, not of a GPU's, and beyond
+        that in files: in a folder of ``folder`` for this tower, of at most ``max_file_bytes``. Without
+        ``folder`` the rest is forgotten. Returns the store."""
         self._store = FeatureStore(
-            max_bytes=max_bytes, folder=folder / self._tower_digest(), max_file_bytes=max_file_bytes
+            max_bytes=max_bytes,
+            folder=folder and folder / self._tower_digest(),
+            max_file_bytes=max_file_bytes,
+            on_host=True,
         )
         return self._store
 

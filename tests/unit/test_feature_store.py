@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from models.feature_store import FeatureStore
 
@@ -65,6 +66,37 @@ def test_nothing_is_written_twice(tmp_path):
     store.flush()
     store.flush()
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_another_store_wrote_meanwhile_is_not_written_again(tmp_path):
+    stores = [FeatureStore(max_bytes=PLENTY, folder=tmp_path, max_file_bytes=PLENTY) for _ in range(2)]
+    for store in stores:
+        store.put({"1": features(1)})
+    for store in stores:
+        store.flush()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_damaged_file_does_not_hide_a_good_one(tmp_path):
+    """In either order of their names."""
+    for number, name in enumerate(("0", "f")):
+        folder = tmp_path / str(number)
+        path = written(folder, 1)
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        (folder / f"{name}.safetensors").write_bytes(data)
+        store = FeatureStore(max_bytes=PLENTY, folder=folder, max_file_bytes=PLENTY)
+        assert torch.equal(store.get("1"), features(1))
+        store.forget()
+        assert torch.equal(store.get("1"), features(1))
+        store.flush()
+        assert len(list(folder.iterdir())) == 2
+
+
+def test_a_file_of_somebody_else_counts_as_absent(tmp_path):
+    save_file({"1": features(1)}, tmp_path / "theirs.safetensors")
+    store = FeatureStore(max_bytes=PLENTY, folder=tmp_path, max_file_bytes=PLENTY)
+    assert store.get("1") is None
 
 
 def test_a_file_that_was_cut_off_counts_as_absent(tmp_path):

@@ -217,7 +217,8 @@ def test_features_from_files_go_where_those_are_that_were_just_computed(policy, 
     policy.features([read])
     store.flush()
     store.forget()
-    policy.to("meta")  # a device that is not the files'
+    policy.to("meta")  # a device that is not the files', and has nothing to keep
+    monkeypatch.setattr(store, "put", lambda entries: None)
     monkeypatch.setattr(policy, "_look_at", lambda shown: [torch.empty(4, 8, device="meta") for _ in shown])
     assert [one.device for one in policy.features([read, new])] == [policy.device] * 2
 
