@@ -80,7 +80,10 @@ class SFTConfig(Config):
 
     num_epochs: int = Field(3, ge=1, description="Passes over the records (paper A.2).")
     batch_size: int = Field(
-        64, ge=1, description="Records per optimiser step, over all ranks (paper A.2: 2 x 8 x 4)."
+        64,
+        ge=1,
+        description="Records per optimiser step, over all ranks (paper A.2: 2 x 8 x 4); the last step of an "
+        "epoch takes what is left of it.",
     )
     tokens_per_micro_batch: int = Field(
         8192, ge=64, description="Token budget of one forward pass; samples are packed, without padding."
@@ -127,7 +130,9 @@ class SFTConfig(Config):
         "the result. 0: never, the last model is. Not with max_seconds, whose time is the point.",
     )
     feature_memory_gib: float = Field(
-        4.0, gt=0, description="Memory per rank for the features of pictures; what is more goes to files."
+        4.0,
+        gt=0,
+        description="The host's memory per rank for the features of pictures; what is more goes to files.",
     )
     feature_disk_gib: float = Field(
         32.0, ge=0, description="Room for files of features, all runs of a tower together; 0 keeps none."

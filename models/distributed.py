@@ -187,15 +187,14 @@ def in_lockstep(items: Sequence[T]) -> list[T | None]:
 
 def require_finite(ids: Sequence[str], values: Tensor, *, what: str) -> None:
     """Raise TrainingError on every rank when any rank holds a value that is not finite; ``values`` (N,), one
-    per
-    sample. The message names the samples."""
+    per sample. The message names the samples."""
     bad = [name for name, ok in zip(ids, values.isfinite().tolist(), strict=True) if not ok]
     everywhere = [name for names in from_all_ranks(bad) for name in names]
     if everywhere:
         raise TrainingError(
-            f"{what} is not finite for {len(everywhere)} samples: {', '.join(everywhere[:10])}. The step was "
-            "stopped before the optimiser; the last checkpoint is sound. Look at these samples, or lower the "
-            "learning rate."
+            f"{what} is not finite for {len(everywhere)} samples: {', '.join(everywhere[:10])}. The run was "
+            "stopped before the next update; the last checkpoint is sound. Look at these samples, or lower "
+            "the learning rate."
         )
 
 

@@ -54,6 +54,7 @@ class ValidationRun(Config):
 _HOW_IT_IS_RUN = (
     *("num_ranks", "num_threads", "zero_stage", "gradient_checkpointing"),
     *("checkpoint_every", "keep_checkpoints"),
+    *("feature_memory_gib", "feature_disk_gib"),
     *("placement", "engine_devices", "engine_timeout_seconds"),
     *("max_mismatch_kl", "max_failed_share"),  # limits that end a run, and change nothing while they hold
 )

@@ -116,10 +116,10 @@ def check_sft(model: Path, *, precision: Precision, zero_stage: int = 2) -> dict
     encoded = [policy.encoder.encode_record(record, LOOK) for record in records(BATCH_SIZE)]
     tower = {name: tensor.cpu().clone() for name, tensor in policy.tower.state_dict().items()}
     masters = dict(_masters(engine))
-    together = validation_loss(engine, encoded, max_tokens=BUDGET)
-    alone = validation_loss(engine, encoded, max_tokens=max(map(len, encoded)))
-    assert abs(together - alone) < SAME_LOSS[precision], f"packed {together}, one by one {alone}"
     ids = [str(number) for number in range(BATCH_SIZE)]
+    together = validation_loss(engine, encoded, ids, max_tokens=BUDGET)
+    alone = validation_loss(engine, encoded, ids, max_tokens=max(map(len, encoded)))
+    assert abs(together - alone) < SAME_LOSS[precision], f"packed {together}, one by one {alone}"
     step = partial(sft_step, engine, encoded, ids, learning_rate=LEARNING_RATE, max_tokens=BUDGET)
     losses = [step()["sft/loss"] for _ in range(2)]
     assert all(np.isfinite(losses)), losses

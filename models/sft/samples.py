@@ -1,7 +1,7 @@
 """Rationale records ready for training, in one order for all ranks; over-long ones dropped and counted.
 
 The order is of all samples, and a rank takes its share of each batch: so a run goes on with another number of
-ranks where it stopped, and no sample is seen twice in an epoch or skipped.
+ranks where it stopped. An epoch sees every sample once, and no batch reaches into the next one.
 """
 
 import logging
@@ -13,6 +13,7 @@ from models.config import Look, SFTConfig
 from models.distributed import World
 from models.encoding import Encoded, Encoder
 from models.errors import EncodingError, RegionError, TrainingError
+from models.protocol import SPECIAL_TOKEN
 from models.records import VLIRRecord, read_records
 from models.shuffling import endless_shuffle
 
@@ -59,12 +60,15 @@ class Samples:
             )
         self._usable = sorted(index for share in distributed.from_all_ranks(usable) for index in share)
 
-    def batch(self, start: int, *, size: int, seed: int) -> list[int]:
-        """This rank's share of the ``size`` samples from position ``start`` of the order on.
+    def num_in_batch(self, start: int, *, size: int) -> int:
+        """Samples of all ranks in the batch that starts at a position of the order: ``size``, or what is left
+        of the epoch."""
+        return min(size, len(self._usable) - start % len(self._usable))
 
-        Every epoch has an order of its own.
-        """
-        chosen = endless_shuffle(len(self._usable), start=start, count=size, seed=seed)
+    def batch(self, start: int, *, size: int, seed: int) -> list[int]:
+        """This rank's share of that batch, which may be none of it. Every epoch has an order of its own."""
+        count = self.num_in_batch(start, size=size)
+        chosen = endless_shuffle(len(self._usable), start=start, count=count, seed=seed)
         return [self._usable[place] for place in chosen[self._world.rank :: self._world.size]]
 
     def share(self) -> list[int]:
@@ -80,6 +84,7 @@ class Samples:
         found = self._kept.get(index)
         if found is None:
             try:
+                _require_plain_text(self._records[index])
                 found = self._encoder.encode_record(self._records[index], self._look)
             except (EncodingError, RegionError) as error:
                 raise TrainingError(
@@ -90,6 +95,16 @@ class Samples:
             if self._kept_bytes <= _KEPT_BYTES:
                 self._kept[index] = found
         return found
+
+
+def _require_plain_text(record: VLIRRecord) -> None:
+    """Raise EncodingError where a record says what only we and the tokenizer may: a mark of the chat or of a
+    picture."""
+    for text in (record.question.text, *(step.text for step in record.steps)):
+        if found := SPECIAL_TOKEN.search(text):
+            raise EncodingError(
+                f"It holds the special token {found[0]!r}, which is read as a mark of the chat."
+            )
 
 
 def load_samples(path: Path, *, encoder: Encoder, look: Look, config: SFTConfig, world: World) -> Samples:

@@ -63,11 +63,8 @@ def train(run: RunDir, config: SFTRun) -> Result:
     )
     engine = distributed.initialise(policy.to(world.device), config.sft)
     policy.look_in_bunches()
-    store = _keep_features(policy, config)
-    training = Training(run, config, engine, samples, held_out)
+    training = Training(run, config, engine, samples, held_out, _keep_features(policy, config))
     training.run_to_the_end(checkpoints.resume(run, engine, keep=config.sft.keep_checkpoints))
-    if store is not None:
-        store.flush()  # for the next stage that sees the same pictures
     return training.finish()
 
 
@@ -83,11 +80,12 @@ def _require_what_is_watched(config: SFTRun) -> None:
 
 
 def _keep_features(policy: Policy, config: SFTRun) -> FeatureStore | None:
-    """Where the run's folder of features is used, the store that writes it."""
-    if not (config.features_path and config.freeze_vision and config.sft.feature_disk_gib):
+    """The store of what a frozen tower sees, which writes into the run's folder of features."""
+    if not config.freeze_vision:
         return None
+    on_disk = config.features_path and config.sft.feature_disk_gib
     return policy.keep_features(
-        Path(config.features_path),
+        Path(config.features_path) if on_disk else None,
         max_bytes=int(config.sft.feature_memory_gib * _GIB),
         max_file_bytes=int(config.sft.feature_disk_gib * _GIB),
     )
@@ -111,15 +109,19 @@ class Training:
         engine: DeepSpeedEngine,
         samples: Samples,
         held_out: HeldOut,
+        features: FeatureStore | None,
     ) -> None:
         self._run, self._config, self._seed, self._look = run, config.sft, config.seed, config.look
         self._engine, self._samples, self._held_out = engine, samples, held_out
+        self._features = features
         self._steps_per_epoch = math.ceil(samples.num_total / config.sft.batch_size)
         self._num_steps = config.sft.num_epochs * self._steps_per_epoch
         self._began = time.monotonic()
         self._checks = EarlyStop(config.sft.early_stop_metric)
         self._progress = Progress()
         self._seen_until = 0
+        self._looked_at = 0  # at the last check
+        self._spare = samples.share()[0]  # for a rank with nothing to do: one whose pictures it has seen
         self.last_metrics: dict[str, float] = {}
 
     def run_to_the_end(self, progress: Progress) -> None:
@@ -136,6 +138,7 @@ class Training:
         self._log(progress, {} if progress.step else begun | self._check(progress))
         while not self._is_over(self._progress):
             self._progress = self._step(self._progress)
+        self._share_features()
 
     def finish(self) -> Result:
         """Leave the model in ``model/``: the best check's where runs stop early, else the last."""
@@ -157,16 +160,21 @@ class Training:
 
     def _step(self, progress: Progress) -> Progress:
         config, samples = self._config, self._samples
+        if progress.num_samples % samples.num_total == 0:
+            self._share_features()
         self._look_ahead(progress)
-        chosen = samples.batch(progress.num_samples, size=config.batch_size, seed=self._seed)
+        start, size = progress.num_samples, config.batch_size
+        chosen = samples.batch(start, size=size, seed=self._seed)
+        self._spare = chosen[0] if chosen else self._spare
         metrics = sft_step(
             self._engine,
             [samples.encoded(index) for index in chosen],
             [samples.id(index) for index in chosen],
             learning_rate=self._learning_rate(progress),
             max_tokens=config.tokens_per_micro_batch,
+            spare=samples.encoded(self._spare),
         )
-        seen = progress.num_samples + config.batch_size
+        seen = start + samples.num_in_batch(start, size=size)
         progress = Progress(progress.step + 1, self._seconds(), num_samples=seen)
         every = config.check_every or self._steps_per_epoch
         if progress.step % every == 0 or self._is_over(progress):
@@ -203,9 +211,22 @@ class Training:
         policy, samples, size = self._engine.module, self._samples, self._config.batch_size
         if progress.step < self._seen_until or not policy.tower_is_frozen or policy.device.type != "cpu":
             return
-        self._seen_until = progress.step + LOOK_AHEAD
-        chosen = samples.batch(progress.num_samples, size=LOOK_AHEAD * size, seed=self._seed)
+        chosen: list[int] = []
+        step, start = progress.step, progress.num_samples
+        # In the next epoch other ranks may have seen the pictures that this one needs.
+        while step < progress.step + LOOK_AHEAD and (step == progress.step or start % samples.num_total):
+            chosen += samples.batch(start, size=size, seed=self._seed)
+            start += samples.num_in_batch(start, size=size)
+            step += 1
+        self._seen_until = step
         policy.features([picture for index in chosen for picture in samples.encoded(index).pictures])
+
+    def _share_features(self) -> None:
+        """Leave what this rank's tower has seen to the other ranks, which get its samples in the next epoch,
+        and to the next stage."""
+        if self._features is not None:
+            self._features.flush()
+            distributed.barrier()
 
     def _is_over(self, progress: Progress) -> bool:
         if self._config.max_seconds:
@@ -234,22 +255,29 @@ class Training:
 
     def _check(self, progress: Progress) -> dict[str, float]:
         """Metrics on held-out data; the best model so far is kept in a folder where runs stop early."""
-        config, held_out = self._config, self._held_out
+        config, held_out, policy = self._config, self._held_out, self._engine.module
         metrics: dict[str, float] = {}
-        if held_out.samples is not None:
-            encoded = [held_out.samples.encoded(index) for index in held_out.samples.share()]
-            budget = config.tokens_per_micro_batch
-            metrics["sft/validation_loss"] = validation_loss(self._engine, encoded, max_tokens=budget)
+        if (samples := held_out.samples) is not None:
+            metrics["sft/validation_loss"] = validation_loss(
+                self._engine,
+                [samples.encoded(index) for index in samples.share()],
+                [samples.id(index) for index in samples.share()],
+                max_tokens=config.tokens_per_micro_batch,
+            )
         if config.accuracy_questions:
             began = time.monotonic()
             metrics |= look_again_metrics(
-                self._engine.module,
+                policy,
                 held_out.questions,
-                spare=self._samples.encoded(self._samples.share()[0]),
+                spare=self._samples.encoded(self._spare),
                 look=self._look,
                 config=config,
             )
             metrics["time/accuracy_seconds"] = time.monotonic() - began
+        if policy.tower_is_frozen:
+            (looked_at,) = distributed.global_sums([policy.num_looked_at - self._looked_at])
+            metrics["time/pictures_looked_at"] = looked_at
+            self._looked_at = policy.num_looked_at
         if config.stops_early:
             self._checks = self._checks.seen(progress.step, metrics)
             if self._checks.is_at_its_best and self._checks.best.step == progress.step:

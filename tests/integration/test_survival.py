@@ -39,8 +39,9 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    # Ten in batches of four: epochs end in the midst of a batch, and pictures come again after a restart.
-    write_records(folder / "records.parquet", records(10))
+    # Nine in batches of four: epochs end with one, which leaves a second rank without any, and pictures come
+    # again after a restart.
+    write_records(folder / "records.parquet", records(9))
     write_questions(folder / "questions.parquet", questions(10))
     return folder
 

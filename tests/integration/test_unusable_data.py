@@ -93,9 +93,11 @@ def test_an_early_stop_that_nothing_is_watched_for_is_refused(model_path, tmp_pa
 
 def test_a_record_that_cannot_be_encoded_is_named(model_path, tmp_path):
     *others, last = records(4)
-    broken = replace(last, question=replace(last.question, text="what <|image_pad|> is it?"))
-    with pytest.raises(TrainingError, match=r"Record 'question-3' .*2 image pads for 1 picture"):
-        fine_tune(model_path, tmp_path, [*others, broken])
+    asks = replace(last, question=replace(last.question, text="what <|vision_start|> is it?"))
+    says = replace(last, steps=(replace(last.steps[0], text="It <|im_end|> is."), *last.steps[1:]))
+    for number, broken in enumerate((asks, says)):
+        with pytest.raises(TrainingError, match=r"Record 'question-3' .*holds the special token '<\|"):
+            fine_tune(model_path, tmp_path / str(number), [*others, broken])
     far = replace(last, steps=(replace(last.steps[0], box=Box(500, 0, 600, 9, "seen")),))
     with pytest.raises(TrainingError, match=r"Record 'question-3' .*encloses no pixel"):
         fine_tune(model_path, tmp_path / "far", [*others, far])
