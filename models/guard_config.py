@@ -8,7 +8,8 @@ from models.base_config import Config
 class GuardsConfig(Config):
     """Limits on how R-GRPO goes; one that is broken pauses the run (:mod:`models.rgrpo.guards`).
 
-    Of all but the probe's numbers the mean of the last ``window`` steps counts, once there are so many.
+    The mean of the last ``window`` steps counts, of the probe's numbers that of the last ``probe_window``
+    probes, once there are so many.
     """
 
     enabled: bool = Field(True, description="False: nothing is probed, and no limit but the trainer's own.")
@@ -39,6 +40,9 @@ class GuardsConfig(Config):
         20, ge=0, description="Steps between probes of what crops are worth; 0: none is made."
     )
     probe_questions: int = Field(32, ge=1, description="Held-out questions of a probe, asked twice.")
+    probe_window: int = Field(
+        3, ge=1, description="Probes whose mean is looked at: one of few questions says little."
+    )
     min_crop_gain: float = Field(
         0.02,
         ge=-1,

@@ -2,9 +2,9 @@
 
 Reward may rise while the model gets worse: it stops to look, pads its boxes, collapses, or learns form from
 groups in which nobody was right. Each of these has a number that shows it early. A guard looks at the mean of
-the last ``window`` steps, for one step says little. Two kinds of limit exist: what must never be (a share of
-cut-off trajectories, the entropy), and what a policy must not lose, which binds only where it had it: a base
-that never looked cannot stop to look.
+the last ``window`` steps (``probe_window`` probes), for one says little; a value that is no number breaks it
+at once. Two kinds of limit exist: what must never be (a share of cut-off trajectories, the entropy), and what
+a policy must not lose, which binds only where it had it: a base that never looked cannot stop to look.
 
 The mismatch between engine and trainer is a guard too, in :mod:`models.rgrpo.update`: it must be seen before
 the optimiser's step. What is measured here is deterministic, so a run that goes on from a checkpoint under
@@ -31,8 +31,8 @@ class Rule(NamedTuple):
     """What a field of :class:`GuardsConfig` limits (from the side in its name), and what breaking it means.
 
     ``binds``: always, only if the run ``began`` within it, or as soon as a window was within it (``once``).
-    ``is_relative``: it looks at how many times larger or smaller a mean is than the first window's. Without
-    ``is_mean`` every value counts alone. ``remedy``: what may be changed besides the limit.
+    ``is_relative``: it looks at how many times larger or smaller a mean is than the first window's.
+    ``is_probed``: it has a value per probe, not per step. ``remedy``: what may be changed besides the limit.
     """
 
     setting: str
@@ -40,7 +40,7 @@ class Rule(NamedTuple):
     danger: str
     binds: Literal["always", "began", "once"] = "always"
     is_relative: bool = False
-    is_mean: bool = True
+    is_probed: bool = False
     remedy: str = "change what is rewarded"
 
 
@@ -52,7 +52,7 @@ _RULES = (
         "crops no longer help: blank ones give the same answers",
         # Not "once": a probe of few questions is within it now and then where crops never helped.
         binds="began",
-        is_mean=False,
+        is_probed=True,
     ),
     Rule("max_all_wrong_share", "rgrpo/all_wrong_share", "most groups teach form without one right answer"),
     Rule("max_truncated_share", "rgrpo/truncated_share", "most trajectories never end"),
@@ -93,7 +93,7 @@ class Limit:
 
     def __str__(self) -> str:
         what = "change of its mean" if self.rule.is_relative else "mean"
-        steps = f"{what} over {self.window} steps " if self.rule.is_mean else ""
+        steps = f"{what} over {self.window} {'probes' if self.rule.is_probed else 'steps'} "
         where = {"always": "", "began": ", where it began so", "once": ", once it was so"}[self.rule.binds]
         return f"{steps}at {'most' if self.is_upper else 'least'} {self.bound:g}{where}"
 
@@ -127,7 +127,11 @@ def limits(config: GuardsConfig) -> list[Limit]:
     if not config.enabled:
         return []
     return [
-        Limit(rule, bound=getattr(config, rule.setting), window=config.window if rule.is_mean else 1)
+        Limit(
+            rule,
+            bound=getattr(config, rule.setting),
+            window=config.probe_window if rule.is_probed else config.window,
+        )
         for rule in _RULES
     ]
 
@@ -152,8 +156,9 @@ class Guards:
             # Only a step that has the metric can break its limit.
             if limit.metric not in metrics:
                 continue
-            found = limit.judged(self._values[limit.metric])[-1:]
-            if not all(map(limit.allows, found)):
+            is_number = np.isfinite(metrics[limit.metric])
+            found = limit.judged(self._values[limit.metric])[-1:] if is_number else [metrics[limit.metric]]
+            if not is_number or not all(map(limit.allows, found)):
                 yield (
                     f"{limit.rule.danger}. {limit.metric} came to {found[0]:.4g}, and the rule "
                     f"is: {limit}. Look at the rollouts of this step; {limit.rule.remedy}, or go on with "

@@ -13,7 +13,7 @@ HEALTHY = {
     "rgrpo/entropy": 0.4,
     "rgrpo/box_share": 0.03,
 }
-CONFIG = GuardsConfig(window=3)
+CONFIG = GuardsConfig(window=3, probe_window=2)
 
 
 def watch(name, values, *, config=CONFIG, beside=None):
@@ -36,7 +36,7 @@ def test_a_healthy_run_is_left_alone():
     [
         # Crops fall to zero: the mean of three is below 0.05 at the third step without any.
         ("rgrpo/crops_per_trajectory", [1.0, 1.0, 1.0, 0.0, 0.0, 0.0], 6, "min_crops"),
-        (CROP_GAIN, [0.6, 0.4, 0.01], 3, "min_crop_gain"),
+        (CROP_GAIN, [0.6, 0.4, 0.01, 0.02], 4, "min_crop_gain"),
         ("rgrpo/all_wrong_share", [0.1, 0.9, 0.9, 0.9], 4, "max_all_wrong_share"),
         ("rgrpo/truncated_share", [0.0, 0.6, 0.6, 0.6], 4, "max_truncated_share"),
         ("rgrpo/entropy", [0.4, 0.001, 0.001, 0.001], 4, "min_entropy"),
@@ -69,7 +69,11 @@ def test_a_policy_that_learned_to_look_and_stops_again_is_paused():
 
 
 def test_a_probe_by_chance_does_not_bind_a_policy_whose_crops_never_helped():
-    assert watch(CROP_GAIN, [0.0, 0.03, 0.0, 0.03, 0.0]) is None
+    assert watch(CROP_GAIN, [0.0, 0.03, 0.03, 0.0, 0.0]) is None
+
+
+def test_one_unlucky_probe_is_not_a_loss_of_sight():
+    assert watch(CROP_GAIN, [0.1, 0.12, 0.0, 0.1, -0.02, 0.11]) is None
 
 
 def test_one_bad_step_says_little():
@@ -90,7 +94,7 @@ def test_a_guard_says_what_else_may_be_changed():
 @pytest.mark.parametrize("window", [6, 10, 19])
 def test_a_mean_at_its_limit_is_within_it_however_it_was_rounded(window):
     """Ten times 0.8, over ten, is 0.8000000000000003 when it is added up so."""
-    config = GuardsConfig(window=window)
+    config = GuardsConfig(window=window, probe_window=window)
     for limit in limits(config):
         values = [limit.bound] * (3 * window)
         if not limit.rule.is_relative:
@@ -117,16 +121,24 @@ def test_guards_that_are_off_say_nothing():
     assert watch("rgrpo/truncated_share", [1.0] * 50, config=off) is None
 
 
-def test_a_metric_that_is_no_number_is_no_value():
-    assert watch("rgrpo/entropy", [0.4, math.nan, math.nan, 0.4, 0.4]) is None
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_metric_that_is_no_number_breaks_its_limit_at_once(value):
+    """Also one that nothing else looks at: of rollouts that no update takes, or of the first step."""
+    for name in ("rgrpo/entropy", "rgrpo/stale_kl"):
+        for before in (0, 5):
+            step, told = watch(name, [0.04] * before + [value])
+            assert step == before + 1
+            assert f"{name} came to {value}" in told
 
 
 def test_a_step_without_probe_does_not_judge_the_last_probe_again():
     guards = Guards(CONFIG)
-    guards.check(1, {**HEALTHY, CROP_GAIN: 0.5})
+    for step in (1, 2):
+        guards.check(step, {**HEALTHY, CROP_GAIN: 0.5})
+    guards.check(3, {**HEALTHY, CROP_GAIN: 0.0})
     with pytest.raises(GuardError):
-        guards.check(2, {**HEALTHY, CROP_GAIN: 0.0})
-    guards.check(3, HEALTHY)
+        guards.check(4, {**HEALTHY, CROP_GAIN: 0.0})
+    guards.check(5, HEALTHY)
 
 
 def test_a_resumed_run_remembers_the_steps_before_its_checkpoint():
