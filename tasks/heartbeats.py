@@ -12,6 +12,8 @@ from pathlib import Path
 
 _BEAT_SECONDS = 2.0
 _LOOK_SECONDS = 1.0
+# When the file of a node had been touched when this process first looked at it.
+_FIRST_SEEN: dict[Path, int] = {}
 # Below it a busy host or a cache of the file system would pass for a loss.
 LEAST_SILENCE_SECONDS = 10
 
@@ -40,14 +42,18 @@ class Watch:
     """Which of the ``others`` has been silent for ``seconds``; 0 never gives anybody up.
 
     Looks are counted, not the time between them: while the shared file system hangs, nobody can look, and
-    nobody can beat. A node counts from its first beat on, for it may be started later than this one.
+    nobody can beat. A node counts from its first beat in the life of this process on, for it may be started
+    later than this one; what an earlier launch of the job has left is no beat.
     """
 
     def __init__(self, folder: Path, others: Sequence[int], *, seconds: int) -> None:
         self._paths = {index: _file(folder, index) for index in others} if seconds else {}
         self._most = seconds / _LOOK_SECONDS
         self._seen = {index: _touched(path) for index, path in self._paths.items()}
-        self._unchanged: dict[int, int] = {}
+        first = {
+            index: _FIRST_SEEN.setdefault(path, self._seen[index]) for index, path in self._paths.items()
+        }
+        self._unchanged = {index: 0 for index in first if self._seen[index] != first[index]}
         self._last = time.monotonic()
 
     def lost(self) -> int | None:

@@ -69,10 +69,12 @@ class Nodes:
     def watch(self, num_ranks: int) -> Watch:
         """What tells when one of the other nodes that share ``num_ranks`` ranks is lost.
 
-        All matter to the first one, which runs the command; the others only follow the first.
+        All matter to the first one, which runs the command; the others only follow the first. Whoever shares
+        nothing is remembered all the same: it may be gone when there is something to share.
         """
         others = range(1, self.count) if self.index == 0 else [0]
-        return Watch(self.folder, others if num_ranks > 1 else [], seconds=self.silence_seconds)
+        watch = Watch(self.folder, others, seconds=self.silence_seconds)
+        return watch if num_ranks > 1 else Watch(self.folder, [], seconds=0)
 
     def launcher(self, num_ranks: int) -> list[str]:
         """Arguments of Python that start this node's part of the ranks.

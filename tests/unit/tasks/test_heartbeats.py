@@ -64,6 +64,16 @@ def test_a_node_that_has_not_come_yet_is_waited_for(tmp_path: Path, clock: Clock
     assert clock.looks(watch, 500) == [None] * 500
 
 
+def test_a_node_that_went_between_two_stages_counts_from_the_second_on(tmp_path: Path, clock: Clock) -> None:
+    """During a stage of one rank nobody watches; what an earlier launch has left is no sign of life."""
+    beat(tmp_path, 1, 5)
+    beat(tmp_path, 2, 5)
+    assert clock.looks(Watch(tmp_path, [1, 2], seconds=10), 1) == [None]
+    beat(tmp_path, 1, 6)
+    found = clock.looks(Watch(tmp_path, [1, 2], seconds=10), 10)
+    assert found == [None] * 9 + [1]
+
+
 def test_a_clock_that_is_set_back_is_a_sign_of_life_as_well(tmp_path: Path, clock: Clock) -> None:
     watch = Watch(tmp_path, [1], seconds=10)
     for second in range(40):
