@@ -6,6 +6,7 @@ the stage trains; what it cannot do now it tries again, and training never waits
 """
 
 import logging
+import re
 import shutil
 import threading
 from collections import defaultdict
@@ -21,6 +22,7 @@ from tasks.uris import S3Uri
 
 log = logging.getLogger(__name__)
 
+_STEP = re.compile(r"step-\d+")
 _LOOK_SECONDS = 2.0
 _LONGEST_PAUSE_SECONDS = 120.0
 
@@ -107,12 +109,18 @@ class CheckpointCopies:
             self._s3.put(place.child(MANIFEST), manifest.text().encode())
         finally:
             shutil.rmtree(links.parent, ignore_errors=True)
-        self._remove(count=-self._keep)
+        self._remove(count=-self._keep, newest=_step(folder.name))
 
-    def _remove(self, *, count: int | None) -> None:
-        """Remove the oldest copies, all but so many; each by its manifest first, so that none is in part."""
+    def _remove(self, *, count: int | None, newest: int | None = None) -> None:
+        """Remove the oldest copies, all but so many; each by its manifest first, so that none is in part.
+
+        So go those of steps after the ``newest``: they are damaged, the run went on from an older one.
+        """
         try:
-            for objects in list(self._complete().values())[:count]:
+            copies = self._complete()
+            later = [name for name in copies if newest is not None and _step(name) > newest]
+            kept = [name for name in copies if name not in later]
+            for objects in [copies[name] for name in (*later, *kept[:count])]:
                 for found in sorted(objects.values(), key=lambda found: not found.uri.key.endswith(MANIFEST)):
                     self._s3.remove(found.uri)
             if count is None:
@@ -135,7 +143,8 @@ class CheckpointCopies:
         copies: dict[str, dict[str, RemoteObject]] = defaultdict(dict)
         for found in self._s3.objects(self._place):
             name, _, file = self._place.name_of(found.uri).partition("/")
-            copies[name][file] = found
+            if _STEP.fullmatch(name):  # what else lies there is somebody else's
+                copies[name][file] = found
         return {name: copies[name] for name in sorted(copies, key=_step) if MANIFEST in copies[name]}
 
 

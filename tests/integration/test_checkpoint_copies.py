@@ -136,6 +136,29 @@ def test_a_damaged_copy_is_passed_over(s3: S3Server, root: str, tmp_path: Path) 
     s3.client().put_object(Bucket=BUCKET, Key=key, Body=bytes(100_000))
     CheckpointCopies(root, there, keep=2).restore()
     assert [path.name for path in there.checkpoints()] == ["step-9"]
+    # What went on from the older one keeps no copy that nobody can use instead of its own.
+    save(there, 7)
+    again = CheckpointCopies(root, there, keep=1)
+    again.start()
+    again.stop()
+    assert steps(s3, root) == ["step-9"]
+
+
+def test_what_else_lies_there_is_left_alone(s3: S3Server, root: str, tmp_path: Path) -> None:
+    here, there = run_of(tmp_path / "here"), run_of(tmp_path / "there")
+    prefix = root.removeprefix(f"s3://{BUCKET}/")
+    key = f"{prefix}/checkpoints/{here.path.name}/notes/artifact.json"
+    s3.client().put_object(Bucket=BUCKET, Key=key, Body=b"{}")
+    copies = CheckpointCopies(root, here, keep=1)
+    copies.start()
+    for count, step in enumerate((3, 4), start=1):
+        save(here, step)
+        wait_for(copies, count)
+    copies.stop()
+    assert (copies.num_made, copies.num_failed) == (2, 0)
+    assert steps(s3, root) == ["notes", "step-4"]
+    CheckpointCopies(root, there, keep=1).restore()
+    assert [path.name for path in there.checkpoints()] == ["step-4"]
 
 
 def test_a_copy_without_its_manifest_is_none(s3: S3Server, root: str, tmp_path: Path) -> None:
