@@ -9,7 +9,7 @@ from models.encoding import Encoded, Encoder
 from models.records import Question
 from models.rgrpo.advantages import group_advantages
 from models.rgrpo.objective import Totals
-from models.rgrpo.outcomes import Outcome, batch_metrics, check_failures, outcomes_of
+from models.rgrpo.outcomes import Outcome, batch_metrics, outcomes_of
 from models.rgrpo.rewards import score
 from models.rgrpo.update import Sample
 from models.trajectory import Trajectory
@@ -27,12 +27,14 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's rollouts on this rank, in group order; ``totals`` and ``metrics`` are those of all ranks.
+    """One step's rollouts on this rank, in group order; ``outcomes``, ``totals`` and ``metrics`` are those of
+    all ranks.
 
     ``spare`` is some sequence of this rank, trained on or not.
     """
 
     rollouts: tuple[Rollout, ...]
+    outcomes: tuple[Outcome, ...]
     samples: tuple[Sample, ...]
     spare: Encoded
     totals: Totals
@@ -49,8 +51,8 @@ def score_and_compare(
 ) -> Batch:
     """Score this rank's trajectories (``group_size`` per question, in order) and compare them within groups.
 
-    ``max_tokens`` is the constant that ``seq-mean-token-sum-norm`` divides by. Raises TrainingError when we
-    broke too many of them.
+    ``max_tokens`` is the constant that ``seq-mean-token-sum-norm`` divides by. Those that we broke have no
+    reward; whether they are too many is for the caller to ask (:func:`models.rgrpo.outcomes.check_failures`).
     """
     asked = [question for question in questions for _ in range(config.group_size)]
     scored = [
@@ -60,7 +62,6 @@ def score_and_compare(
     outcomes = outcomes_of(scored, asked, encoder)
     ranks = distributed.from_all_ranks(outcomes)
     everywhere = [outcome for share in ranks for outcome in share]
-    check_failures(everywhere, config)
     advantages = group_advantages(
         [None if outcome.reward is None else outcome.reward.total for outcome in everywhere],
         group_size=config.group_size,
@@ -75,6 +76,7 @@ def score_and_compare(
     )
     return Batch(
         rollouts=rollouts,
+        outcomes=tuple(everywhere),
         samples=tuple(_sample(rollout, encoder) for rollout in rollouts if rollout.is_trained),
         spare=encoder.encode(min(scored, key=lambda trajectory: trajectory.num_sampled_tokens)),
         totals=_totals(everywhere, config, max_tokens=max_tokens),

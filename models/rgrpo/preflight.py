@@ -10,7 +10,8 @@ pads, rotary positions that fall back to one dimension, text of ours that is tra
 boxes in the wrong pixels, caches that outlive the weights they were made with, and rewards from which nothing
 can be learned, or the wrong thing.
 
-``preflight.json`` in the run directory keeps what was found (:class:`models.check.Preflight`).
+``preflight.json`` in the run directory keeps what was found (:class:`models.check.Preflight`),
+``preflight.parquet`` the batch.
 """
 
 import logging
@@ -27,7 +28,7 @@ from torch import Tensor
 from models import distributed
 from models.check import PREFLIGHT, Check, Preflight
 from models.child import run_stage
-from models.config import Look
+from models.config import Look, RGRPOConfig
 from models.distributed import DeepSpeedEngine
 from models.encoding import Encoded
 from models.errors import GateError, RegionError
@@ -37,7 +38,9 @@ from models.region import Size, View, look
 from models.rgrpo.actors import Actors, opened
 from models.rgrpo.batch import score_and_compare
 from models.rgrpo.mismatch import measure_mismatch
+from models.rgrpo.outcomes import Outcome
 from models.rgrpo.rewards import reward_floor
+from models.rgrpo.rollouts import write_rollouts
 from models.rgrpo.samplers import Sampler
 from models.rollout import derive_seed
 from models.run_config import RGRPORun
@@ -46,6 +49,8 @@ from models.shuffling import endless_shuffle
 from models.trajectory import SampledSpan, Trajectory
 
 log = logging.getLogger(__name__)
+
+PREFLIGHT_ROLLOUTS = "preflight.parquet"  # as a step's
 
 # Norm weights times 1 + this times a standard normal: enough to change every log-prob, not to overflow.
 _NOISE = 0.5
@@ -67,7 +72,7 @@ def check_before(run: RunDir, config: RGRPORun, actors: Actors) -> None:
 
     The engine is left with the policy's weights and empty caches. Raises GateError that names what is broken.
     """
-    found = Preflight(checks=tuple(_checks(config, actors)))
+    found = Preflight(checks=tuple(_checks(run, config, actors)))
     if distributed.is_main():
         write_atomically(run.path / PREFLIGHT, found.model_dump_json(indent=2))
         for check in found.checks:
@@ -78,12 +83,13 @@ def check_before(run: RunDir, config: RGRPORun, actors: Actors) -> None:
     if broken:
         raise GateError(
             f"R-GRPO is not begun, for on one real batch {len(broken)} of {len(found.checks)} checks fail. "
-            f"{'; '.join(broken)}. All that was found is in {PREFLIGHT} of the run directory; the limits are "
-            "rgrpo.preflight.* and rgrpo.max_mismatch_kl."
+            f"{'; '.join(broken)}. All that was found is in {PREFLIGHT} of the run directory, the batch in "
+            f"{PREFLIGHT_ROLLOUTS}; the limits are rgrpo.preflight.*, rgrpo.max_mismatch_kl and "
+            "rgrpo.max_failed_share."
         )
 
 
-def _checks(config: RGRPORun, actors: Actors) -> Iterator[Check]:
+def _checks(run: RunDir, config: RGRPORun, actors: Actors) -> Iterator[Check]:
     engine, sampler, training = actors.engine, actors.sampler, config.rgrpo
     policy: Policy = engine.module
     questions = _share(actors.questions, config)
@@ -101,6 +107,11 @@ def _checks(config: RGRPORun, actors: Actors) -> Iterator[Check]:
         encoder=policy.encoder,
         max_tokens=config.look.max_sampled_tokens,
     )
+    write_rollouts(run.path / PREFLIGHT_ROLLOUTS, batch.rollouts, step=0)
+    failures = _failures(batch.outcomes, training)
+    yield failures
+    if not failures.passed:  # there may be nothing left to look at
+        return
     scored = [one for one in trajectories if not one.stop.is_our_failure and one.num_sampled_tokens]
     pairs = [(one, policy.encoder.encode(one)) for one in scored]
     asked = {question.id: question for question in questions}
@@ -148,6 +159,18 @@ def _share(questions: Sequence[Question], config: RGRPORun) -> list[Question]:
     per_rank = min(max(1, config.rgrpo.preflight.num_questions // num_ranks), len(questions) // num_ranks)
     chosen = endless_shuffle(len(questions), start=0, count=per_rank * num_ranks, seed=config.seed)
     return [questions[index] for index in chosen[distributed.rank() * per_rank :][:per_rank]]
+
+
+def _failures(outcomes: Sequence[Outcome], training: RGRPOConfig) -> Check:
+    """What the training looks at in every step: attempts that we broke earn nothing and teach nothing."""
+    failed = [outcome for outcome in outcomes if outcome.reward is None]
+    first = f": {failed[0].stop}, {failed[0].detail or 'no detail'}" if failed else ""
+    return Check(
+        name="engine",
+        value=f"{len(failed)} of {len(outcomes)} trajectories failed{first}",
+        rule=f"at most a share of {training.max_failed_share:g} of the trajectories fails on our side",
+        passed=len(failed) <= training.max_failed_share * len(outcomes),
+    )
 
 
 def _mismatch(engine: DeepSpeedEngine, encoded: Sequence[Encoded], spare: Encoded, config: RGRPORun) -> Check:

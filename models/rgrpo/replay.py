@@ -8,6 +8,7 @@ the last checkpoint before it, or from the model that the run began with, and fr
 rollouts kept since then give once more: nothing has to be sampled.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -103,7 +104,7 @@ def replay(
     that is made again. Raises RunDirError when the step was not kept, ConfigError or RecordError when the
     model or the questions are no longer there.
     """
-    config = _config_of(run)
+    config = _without_limits(_config_of(run))
     kept = steps_kept(run.path)
     if step not in kept:
         raise RunDirError(f"{run.path} keeps no rollouts of step {step}; it has {_ranges(kept)}.")
@@ -158,6 +159,12 @@ def _config_of(run: RunDir) -> RGRPORun:
         return RGRPORun.model_validate_json(run.config_text())
     except ValidationError as error:
         raise RunDirError(f"{run.path} is no run of R-GRPO: its config.json is another stage's.") from error
+
+
+def _without_limits(config: RGRPORun) -> RGRPORun:
+    """What ended the run, or would end it now, is what one wants to look at."""
+    limits = {"max_mismatch_kl": math.inf, "max_failed_share": 1.0}
+    return config.model_copy(update={"rgrpo": config.rgrpo.model_copy(update=limits)})
 
 
 def _update_again(

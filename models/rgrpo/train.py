@@ -29,6 +29,7 @@ from models.rgrpo.actors import Actors, opened
 from models.rgrpo.batch import Batch, score_and_compare
 from models.rgrpo.dedicated import DedicatedSampler
 from models.rgrpo.guards import Guards, steps_so_far
+from models.rgrpo.outcomes import check_failures
 from models.rgrpo.overlap import compare_like_with_like, read_ahead, staleness, write_ahead
 from models.rgrpo.preflight import check_before
 from models.rgrpo.probe import measure_crop_gain
@@ -89,6 +90,10 @@ class Training:
         self._sampler, self._questions = actors.sampler, actors.questions
         self._held_out = actors.held_out[: config.rgrpo.guards.probe_questions]
         self._guards = Guards(config.rgrpo.guards)
+        if self._probes and not self._held_out and distributed.is_main():
+            log.warning(
+                "no held-out questions: nobody measures what crops are worth (rgrpo.guards.min_crop_gain)"
+            )
         self._watch = Stopwatch()
         self._ahead: list[Trajectory] | None = None  # rollouts of the next step, with overlap
         self.last_metrics: dict[str, float] = {}
@@ -199,12 +204,15 @@ class Training:
 
     def _probe(self, step: int) -> dict[str, float]:
         """What crops are worth, now and then. Before the step, so that a resumed run does the same."""
-        guards = self._config.guards
-        if not (guards.enabled and guards.probe_every and self._held_out) or step % guards.probe_every:
+        if not (self._probes and self._held_out) or step % self._config.guards.probe_every:
             return {}
         share = self._held_out[distributed.rank() :: self._config.num_ranks]
         with self._watch("probe"):
             return measure_crop_gain(self._sampler, share, look=self._look)
+
+    @property
+    def _probes(self) -> bool:
+        return self._config.guards.enabled and self._config.guards.probe_every > 0
 
     def _next_questions(self, step: int) -> list[Question]:
         """This rank's share of the step's questions. None comes twice in a step: groups are by question."""
@@ -260,9 +268,10 @@ class Training:
             self._sampler.update_weights(weights, version=version)
 
     def _record(self, batch: Batch, step: int) -> None:
-        """Before the update, which may refuse what was sampled: it is what has to be looked at then."""
+        """Before anybody refuses what was sampled: it is what has to be looked at then."""
         with self._watch("record"):
             write_rollouts(rollouts_path(self._run.path, step), batch.rollouts, step=step)
+        check_failures(batch.outcomes, self._config)
 
     def _log(self, step: int, metrics: dict[str, float]) -> None:
         self.last_metrics |= metrics

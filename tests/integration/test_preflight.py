@@ -18,9 +18,11 @@ from models.records import write_questions
 from models.region import Box, Size, View, look
 from models.rgrpo import train as rgrpo
 from models.rgrpo.actors import opened
-from models.rgrpo.preflight import boxes_are_right, check_before
+from models.rgrpo.preflight import PREFLIGHT_ROLLOUTS, boxes_are_right, check_before
+from models.rgrpo.rollouts import read_rollouts
 from models.run_config import RGRPORun
 from models.rundir import RunDir
+from models.trajectory import StopReason
 from tests.tiny_models import save_random_model
 from tests.training_data import LOOK, questions, rgrpo_run
 
@@ -36,7 +38,7 @@ TRAINING = RGRPOConfig(
     precision="float32",
     preflight=LENIENT,
 )
-NAMES = ["image pads", "sampled mask", "boxes", "rotary positions", "engine and trainer", "caches"]
+NAMES = ["engine", "image pads", "sampled mask", "boxes", "rotary positions", "engine and trainer", "caches"]
 NAMES += ["spread of rewards", "reward floor"]
 
 
@@ -74,9 +76,32 @@ def test_a_sound_run_passes_and_says_what_was_looked_at(tmp_path, model_path, da
     checks = json.loads((run.path / PREFLIGHT).read_text())["checks"]
     assert [check["name"] for check in checks] == NAMES
     assert all(check["passed"] for check in checks)
-    values = {check["name"]: check["value"] for check in checks[:4]}
+    values = {check["name"]: check["value"] for check in checks[:5]}
+    assert values.pop("engine") == "0 of 4 trajectories failed"
+    assert len(read_rollouts(run.path / PREFLIGHT_ROLLOUTS)) == 4
     assert values.pop("boxes") == "4 of 4 trajectories, 0 crops"  # a random model asks for none
     assert set(values.values()) == {"4 of 4 trajectories"}
+
+
+def fail_every_second(actors):
+    roll_out = actors.sampler.roll_out
+
+    def fails(*asked, **settings):
+        broken = {"stop": StopReason.ENGINE_ERROR, "detail": "the test says so"}
+        made = roll_out(*asked, **settings)
+        return [one if number % 2 else replace(one, **broken) for number, one in enumerate(made)]
+
+    actors.sampler.roll_out = fails
+
+
+def test_an_engine_that_fails(tmp_path, model_path, data):
+    """The batch is kept, and nothing is made of it."""
+    run, config = make_run(tmp_path, model_path, data)
+    assert found_broken(run, config, fail_every_second) == ["engine"]
+    (check,) = json.loads((run.path / PREFLIGHT).read_text())["checks"]
+    assert check["value"] == "2 of 4 trajectories failed: engine_error, the test says so"
+    kept = read_rollouts(run.path / PREFLIGHT_ROLLOUTS)
+    assert [one.transcript.reward is None for one in kept] == [True, False, True, False]
 
 
 def spoil_encoder(change):
@@ -191,7 +216,7 @@ def test_with_vllm_stale_caches_and_wrong_crops_are_seen(tmp_path, data, monkeyp
         look_at = policy._look_at
         policy.look_afresh()
         monkeypatch.setattr(policy, "_look_at", lambda shown: [-one for one in look_at(shown)])
-        with pytest.raises(GateError, match=r"1 of 9 checks fail\. vision towers"):
+        with pytest.raises(GateError, match=r"1 of 10 checks fail\. vision towers"):
             check_before(run, config, actors)
 
 
