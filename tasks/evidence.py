@@ -88,7 +88,7 @@ def evidence_of(
             passed=validation.passed,
             summary=validation.summary(),
         ),
-        preflight=Preflight(checks=(*preflight.checks, *Preflight.read(record).checks)),
+        preflight=Preflight(checks=(*preflight.checks, *batch_checks(record))),
         guards=guards_of(record, preset.rgrpo),
         evaluation=evaluation,
         parent_version=_parent(evaluation, champion),
@@ -116,6 +116,12 @@ def read_evidence(version: Version) -> Evidence:
         )
     ref = ArtifactRef(uri=uri, sha256=digest, kind="evidence")
     return Evidence.read(store_of(uri, Settings.read()).fetch(ref))
+
+
+def batch_checks(record: Path) -> tuple[Check, ...]:
+    """What R-GRPO looked at before it began; a check that fails where it did not look."""
+    rule = "one real batch was looked at before R-GRPO began (rgrpo.preflight)"
+    return Preflight.read(record).checks or (Check(name="batch", value="none", rule=rule, passed=False),)
 
 
 def guards_of(record: Path, config: RGRPOConfig) -> Guards:
@@ -151,6 +157,9 @@ def _limits(values: Mapping[str, list[float]], config: RGRPOConfig) -> Iterator[
         if name in values:
             worst = max(values[name])
             yield Check(name=name, value=f"{worst:.3g}", rule=what.format(limit), passed=worst <= limit)
+    if not config.guards.enabled:
+        rule = "the guards watched the training (rgrpo.guards)"
+        yield Check(name="guards", value="off", rule=rule, passed=False)
     for guard in limits(config.guards):
         found = guard.worst(values.get(guard.metric, []))
         if found is not None:

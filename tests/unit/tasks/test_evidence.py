@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
+from models.check import PREFLIGHT, Check, Preflight
 from models.config import GuardsConfig, RGRPOConfig
-from tasks.evidence import guards_of
+from tasks.evidence import batch_checks, guards_of
 
 CONFIG = RGRPOConfig(max_mismatch_kl=0.01, max_failed_share=0.02)
 
@@ -41,6 +42,21 @@ def test_a_broken_limit_and_missing_metrics_are_no_pass(tmp_path: Path) -> None:
     assert [limit.passed for limit in broken.limits] == [False]
     assert not broken.passed
     assert not guards_of(record(tmp_path), CONFIG).passed
+
+
+def test_guards_that_were_off_and_a_batch_that_nobody_looked_at_are_no_pass(tmp_path: Path) -> None:
+    """What other rules say does not stand for them."""
+    off = CONFIG.model_copy(update={"guards": GuardsConfig(enabled=False)})
+    found = guards_of(record(tmp_path, {"step": 1, "rgrpo/mismatch_kl": 0.001}), off)
+    assert [(limit.name, limit.passed) for limit in found.limits] == [
+        ("rgrpo/mismatch_kl", True),
+        ("guards", False),
+    ]
+    assert not found.passed
+    assert [check.passed for check in batch_checks(tmp_path)] == [False]
+    kept = Preflight(checks=(Check(name="boxes", value="4 of 4", rule="all", passed=True),))
+    (tmp_path / PREFLIGHT).write_text(kept.model_dump_json())
+    assert batch_checks(tmp_path) == kept.checks
 
 
 def test_the_limits_of_the_guards_are_looked_at_once_more(tmp_path: Path) -> None:
