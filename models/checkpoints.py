@@ -9,7 +9,8 @@
 * ``state-NUMBER.safetensors``: master weights and AdamW's state, whole, by parameter name
   (:mod:`models.training_state`), in files of about a GiB that the ranks share out among them;
 * ``rng-RANK.json``: every rank's random generators (Python, NumPy, torch, CUDA);
-* ``metrics.jsonl``: the metrics so far, for a run that goes on in another directory;
+* ``metrics.jsonl``, ``preflight.json``: the metrics so far and what R-GRPO was begun upon, for a run that
+  goes on in another directory;
 * what the stage has more to keep (``beside``): R-GRPO, rollouts that are sampled and not yet trained on; SFT
   that stops early, the best check's model (``best-NAME``, the same files on the disk, linked).
 
@@ -33,10 +34,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models import distributed, randomness, training_state
+from models.check import PREFLIGHT
 from models.distributed import DeepSpeedEngine
 from models.errors import RunDirError, TrainingError
 from models.policy import save_policy
-from models.rundir import CHECKPOINTS, NO_ROOM, RunDir
+from models.rundir import CHECKPOINTS, NO_ROOM, RunDir, flush, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +83,9 @@ def save(
         run.checkpoint(progress.step) if is_main else nullcontext(partial) as folder,
     ):
         distributed.barrier()  # the folder exists
-        if is_main and run.metrics_path.exists():
-            shutil.copyfile(run.metrics_path, folder / _METRICS)
+        for name in (_METRICS, PREFLIGHT):
+            if is_main and (run.path / name).exists():
+                shutil.copyfile(run.path / name, folder / name)
         randomness.write(folder / f"rng-{distributed.rank()}.json")
         _write_state(folder, engine)
         if beside is not None:
@@ -111,12 +114,21 @@ def resume(
     with _whole(found):
         progress = _restored(folder, engine)
     # Not within: a run directory that takes no file is no fault of the checkpoint.
-    if distributed.is_main() and not run.metrics_path.exists() and (folder / _METRICS).exists():
-        shutil.copyfile(folder / _METRICS, run.metrics_path)
+    if distributed.is_main():
+        _restore_records(run, folder, progress.step)
     if distributed.is_main() and keep is not None:
         run.keep_checkpoints(keep)
     log.info("resumed from %s", folder)
     return progress
+
+
+def _restore_records(run: RunDir, folder: Path, step: int) -> None:
+    """Put into the run directory what it lacks of a checkpoint's records: it may be another one, or have lost
+    its last lines with the machine's power."""
+    if (folder / _METRICS).exists() and max((line["step"] for line in run.metrics()), default=-1) < step:
+        write_atomically(run.metrics_path, (folder / _METRICS).read_text())
+    if (folder / PREFLIGHT).exists() and not (run.path / PREFLIGHT).exists():
+        write_atomically(run.path / PREFLIGHT, (folder / PREFLIGHT).read_text())
 
 
 def _restored(folder: Path, engine: DeepSpeedEngine) -> Progress:
@@ -149,7 +161,7 @@ def _whole(found: Sequence[Path]) -> Iterator[None]:
     file of it is damaged: its name says that it was whole, so nothing is passed over in silence."""
     try:
         yield
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         folder, *before = reversed(found)
         if not folder.exists():
             raise RunDirError(
@@ -200,6 +212,8 @@ def save_model(run: RunDir, engine: DeepSpeedEngine, *, name: str = "model") -> 
             for leftover in (partial, target):
                 shutil.rmtree(leftover, ignore_errors=True)
             save_policy(engine.module, partial)
+            for path in (*partial.iterdir(), partial):
+                flush(path)
             partial.rename(target)
 
 

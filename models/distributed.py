@@ -10,6 +10,7 @@ gathers and reduces in each of them.
 
 import atexit
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -39,6 +40,8 @@ if _mlflow is None:
     del sys.modules["mlflow"]
 
 from models import training_state  # noqa: E402
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -150,6 +153,7 @@ def update(engine: DeepSpeedEngine, *, learning_rate: float, ids: Sequence[str] 
     is_finite = not norms or bool(torch.stack(norms).isfinite().all())
     if any(global_sums([not is_finite])):
         names = [name for names in from_all_ranks(list(ids)) for name in names]
+        log.error("the samples of the step: %s", ", ".join(names))
         raise TrainingError(
             "The gradient of the weights is not finite, though that of every single sample is. The step was "
             f"stopped before the optimiser; the last checkpoint is sound. It had {', '.join(names[:10])}."
@@ -191,6 +195,7 @@ def require_finite(ids: Sequence[str], values: Tensor, *, what: str) -> None:
     bad = [name for name, ok in zip(ids, values.isfinite().tolist(), strict=True) if not ok]
     everywhere = [name for names in from_all_ranks(bad) for name in names]
     if everywhere:
+        log.error("%s is not finite for: %s", what, ", ".join(everywhere))
         raise TrainingError(
             f"{what} is not finite for {len(everywhere)} samples: {', '.join(everywhere[:10])}. The run was "
             "stopped before the next update; the last checkpoint is sound. Look at these samples, or lower "

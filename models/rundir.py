@@ -147,10 +147,10 @@ class RunDir:
         partial.mkdir(parents=True)
         yield partial
         for path in (*partial.iterdir(), partial):
-            _flush(path)
+            flush(path)
         remove(target)
         partial.rename(target)
-        _flush(target.parent)
+        flush(target.parent)
 
     def checkpoints(self) -> list[Path]:
         """The folders of the complete checkpoints, the newest last."""
@@ -163,7 +163,8 @@ class RunDir:
             remove(path)
         for path in self._in_checkpoints():
             if path.name.endswith((_REMOVED, _PARTIAL)):
-                shutil.rmtree(path)
+                # NFS keeps what somebody reads: it goes with a later checkpoint.
+                shutil.rmtree(path, ignore_errors=True)
 
     def _in_checkpoints(self) -> list[Path]:
         folder = self.path / CHECKPOINTS
@@ -224,7 +225,7 @@ def _cut_unfinished_line(file: BinaryIO) -> None:
         file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Have the disk keep a file, or the names in a folder."""
     file = os.open(path, os.O_RDONLY)
     try:

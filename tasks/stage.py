@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from models import locks
 from models.check import PREFLIGHT
 from models.config import Preset
-from models.errors import TrackingError
+from models.errors import RunDirError, TrackingError
 from models.rundir import Result, RunDir
 from tasks import tracking
 from tasks.artifacts import ArtifactRef, Store, open_store
@@ -88,7 +88,7 @@ class StageRun:
         unfinished run goes on from there when the directory has gone.
         """
         run = await self.directory(module, config, inputs, named_by=named_by)
-        if _is_done(run) and not is_repeated:
+        if is_done(run) and not is_repeated:
             for line in run.metrics():  # nothing of it has reached this tracked run
                 self.tracked.forward(line)
             return run, run.result()
@@ -267,8 +267,13 @@ def read_store() -> Store:
     return open_store(settings.artifacts, cache=settings.fetched)
 
 
-def _is_done(run: RunDir) -> bool:
-    return (run.path / "result.json").is_file() and run.result().status == "done"
+def is_done(run: RunDir) -> bool:
+    """A result that cannot be read is none: the stage goes on from its last checkpoint."""
+    try:
+        return (run.path / "result.json").is_file() and run.result().status == "done"
+    except RunDirError as error:
+        _logger().warning("%s", error)
+        return False
 
 
 def _gathered(root: Path, paths: Iterable[str], *, name: str) -> Path:

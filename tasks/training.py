@@ -1,6 +1,7 @@
 """Tasks of the stages sft and rgrpo: train in a child process, keep the model."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from models.config import EngineConfig, Look, ModelConfig, RGRPOConfig, SFTConfi
 from models.errors import TrainingError
 from models.records import count_questions, count_records
 from models.run_config import RGRPORun, SFTRun
-from models.rundir import ROLLOUTS
+from models.rundir import ROLLOUTS, RunDir
 from models.vlir.layout import QUESTIONS, RECORDS, VALIDATION
 from tasks.artifacts import ArtifactRef, reference
 from tasks.caching import cached
 from tasks.stage import StageOutput, StageRun, read_store, stage_run
+
+log = logging.getLogger(__name__)
 
 _SFT = "models.sft.train"
 _RGRPO = "models.rgrpo.train"
@@ -100,7 +103,8 @@ async def train_rgrpo(
     label: str = "rgrpo",
     parent: str = "",
 ) -> StageOutput:
-    """A model improved by R-GRPO on the training questions; artifacts ``model`` and ``rollouts``."""
+    """A model improved by R-GRPO on the training questions; artifacts ``model`` and, if any were sampled
+    here, ``rollouts``."""
     async with stage_run("rgrpo", label=label, parent=parent, params=config.model_dump()) as stage:
         request = _rgrpo_run(
             stage, model, data, rgrpo=config, engine=engine, look=look, freeze_vision=freeze_vision, seed=seed
@@ -115,8 +119,15 @@ async def train_rgrpo(
             keep_checkpoints=config.keep_checkpoints,
         )
         trained = stage.publish(run, [result.artifacts["model"]], kind="model")
-        sampled = stage.publish(run, [ROLLOUTS], kind=ROLLOUTS)
-        return stage.output(run, result, {"model": trained, ROLLOUTS: sampled})
+        return stage.output(run, result, {"model": trained, **publish_rollouts(stage, run)})
+
+
+def publish_rollouts(stage: StageRun, run: RunDir) -> dict[str, ArtifactRef]:
+    """The rollouts that were sampled here; none where a run only ended that another machine had trained."""
+    if not (run.path / ROLLOUTS).is_dir():
+        log.warning("%s keeps no rollouts: its steps were taken elsewhere", run.path)
+        return {}
+    return {ROLLOUTS: stage.publish(run, [ROLLOUTS], kind=ROLLOUTS)}
 
 
 @task

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from models import checkpoints, distributed
+from models.check import PREFLIGHT
 from models.checkpoints import Progress
 from models.distributed import DeepSpeedEngine
 from models.errors import RunDirError
@@ -171,12 +172,56 @@ def test_a_run_directory_that_takes_no_file_is_no_damage_of_its_checkpoint(
     run, engine = saved_twice(model_path, tmp_path)
     (run.checkpoints()[-1] / "metrics.jsonl").write_text("")
 
-    def full(*_: Path) -> None:
+    def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shutil, "copyfile", full)
+    monkeypatch.setattr(checkpoints, "write_atomically", full)
     with pytest.raises(OSError, match="No space left"):
         checkpoints.resume(run, engine)
+
+
+@pytest.mark.parametrize("lines_left", [0, 1, 3])
+def test_a_run_directory_gets_the_records_that_it_lacks(
+    model_path: Path, tmp_path: Path, lines_left: int
+) -> None:
+    """All of them on another machine, the last ones where the power failed, none where there are more."""
+    engine = state_of_ranks.engine_of(model_path, "float32", 2)
+    here, there = RunDir(tmp_path / "here"), RunDir(tmp_path / "there")
+    here.path.mkdir()
+    (here.path / PREFLIGHT).write_text("looked at")
+    for step in (1, 2):
+        here.log(step, {"sft/loss": 1.0 / step})
+    checkpoints.save(here, engine, Progress(2))
+    shutil.copytree(here.path / "checkpoints", there.path / "checkpoints")
+    for step in range(1, lines_left + 1):
+        there.log(step, {"sft/loss": 5.0})
+    checkpoints.resume(there, engine)
+    found = [(line["step"], line["sft/loss"]) for line in there.metrics()]
+    assert found == ([(step, 5.0) for step in (1, 2, 3)] if lines_left == 3 else [(1, 1.0), (2, 0.5)])
+    assert (there.path / PREFLIGHT).read_text() == "looked at"
+
+
+def test_a_folder_that_cannot_be_removed_yet_ends_no_run(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS keeps a file that somebody reads, and with it the folder."""
+    run, engine = saved_twice(model_path, tmp_path)
+    kept = run.path / "checkpoints" / "step-0.removed"
+    kept.mkdir()
+    rmtree = shutil.rmtree
+
+    def refuse(path: Path, ignore_errors: bool = False) -> None:
+        if path == kept and not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+        if path != kept:
+            rmtree(path, ignore_errors=ignore_errors)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", refuse)
+        checkpoints.save(run, engine, Progress(3), keep=1)
+    assert [path.name for path in run.checkpoints()] == ["step-3"]
+    checkpoints.save(run, engine, Progress(4), keep=1)
+    assert not kept.exists()
 
 
 def test_a_checkpoint_that_goes_while_it_is_read_is_not_damaged(

@@ -154,6 +154,7 @@ def test_rgrpo_that_was_killed_goes_on_as_if_nothing_had_happened(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", ["sft", "sft-best", "rgrpo", "rgrpo-ahead"])
 def test_a_kill_before_any_operation_on_files_changes_nothing(tmp_path: Path, kind: str) -> None:
     command = [sys.executable, "-m", "tests.killed_at_every_operation", kind, str(tmp_path)]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,9 +34,10 @@ from models.run_config import RGRPORun, SFTRun
 from models.rundir import RunDir
 from models.sft import step as sft_step
 from models.sft import train as sft
-from models.trajectory import SampledSpan
+from models.trajectory import SampledSpan, StopReason
 from models.transcripts import read_transcripts
 from models.transformers_engine import TransformersEngine
+from tasks.training import publish_rollouts
 from tests.tiny_models import save_random_model
 from tests.training_data import LOOK, questions, records, rgrpo_config, rgrpo_run, sft_run
 
@@ -372,6 +374,40 @@ def test_accuracy_is_measured_and_disturbs_nothing(tmp_path, model_path, data):
     assert [line["step"] for line in found] == [0, 2, 4]
     assert all(line["sft/accuracy"] == line["sft/accuracy/read"] for line in found)
     assert all(line["sft/unscored_share"] == 0 for line in found)
+
+
+def test_a_step_that_is_refused_for_failures_of_ours_leaves_its_rollouts(
+    tmp_path, model_path, data, monkeypatch
+):
+    roll_out = Colocated.roll_out
+
+    def fails(*asked, **settings):
+        first, *others = roll_out(*asked, **settings)
+        return [replace(first, stop=StopReason.ENGINE_ERROR, detail="out of memory"), *others]
+
+    monkeypatch.setattr(Colocated, "roll_out", fails)
+    config = make_run(model_path, data, num_steps=2)
+    run = RunDir.create(tmp_path / "run", config)
+    with pytest.raises(TrainingError, match=r"1 of 6 trajectories failed .* engine_error, out of memory"):
+        rgrpo.train(run, config)
+    first, *others = [one.transcript for one in read_rollouts(rollouts_path(run.path, 0))]
+    assert (first.reward, first.detail) == (None, "out of memory")
+    assert all(one.reward is not None for one in others)
+
+
+def test_a_run_that_only_ends_on_another_machine_has_its_model_and_no_rollouts(tmp_path, model_path, data):
+    """Its last checkpoint was copied, and the machine was lost before the model was kept."""
+    config = make_run(model_path, data, num_steps=2, checkpoint_every=2)
+    here, there = (RunDir.create(tmp_path / name, config) for name in ("here", "there"))
+    rgrpo.train(here, config)
+    shutil.copytree(here.path / "checkpoints", there.path / "checkpoints")
+    result = rgrpo.train(there, config)
+    assert result.status == "done"
+    assert result.metrics == here.last_metrics(2)
+    assert_equal(weights(there.path / "model"), weights(here.path / "model"), tolerance=0)
+    stage = SimpleNamespace(publish=lambda run, paths, kind: (run, *paths, kind))
+    assert publish_rollouts(stage, here) == {"rollouts": (here, "rollouts", "rollouts")}
+    assert publish_rollouts(stage, there) == {}
 
 
 @pytest.mark.parametrize("stage", ["sft", "rgrpo"])
