@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -52,6 +53,16 @@ def test_what_was_kept_comes_out_again(run, step, started_from, updates_again):
     assert found.largest_difference < 1e-4
     assert found.mismatch_kl < 1e-8
     assert found.diverging == ()
+
+
+def test_limits_of_the_run_pause_no_replay(run, tmp_path):
+    """What one looks for is often why it paused; and another machine may be further apart."""
+    shutil.copytree(run.path, tmp_path / "run")
+    config = json.loads(run.config_text())
+    config["rgrpo"]["max_mismatch_kl"] = 1e-30
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    found = replay(RunDir.open(tmp_path / "run"), 1)
+    assert (found.updates_again, found.diverging) == (1, ())
 
 
 def test_without_the_updates_the_step_diverges(run):
