@@ -22,7 +22,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-demo: env  ## install, then run the whole pipeline with preset tiny (eleven to seventeen minutes)
+demo: env  ## install, then run the whole pipeline with preset tiny (nine to seventeen minutes)
 	$(BIN)/vlm-r3 run --preset $(PRESET)
 
 env: compiler $(VENV)/.ok  ## install the locked environment into .venv
