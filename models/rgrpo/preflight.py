@@ -36,7 +36,7 @@ from models.policy import Policy
 from models.records import Question
 from models.region import Size, View, look
 from models.rgrpo.actors import Actors, opened
-from models.rgrpo.batch import score_and_compare
+from models.rgrpo.batch import Batch, score_and_compare
 from models.rgrpo.mismatch import measure_mismatch
 from models.rgrpo.outcomes import Outcome
 from models.rgrpo.rewards import reward_floor
@@ -93,21 +93,7 @@ def _checks(run: RunDir, config: RGRPORun, actors: Actors) -> Iterator[Check]:
     engine, sampler, training = actors.engine, actors.sampler, config.rgrpo
     policy: Policy = engine.module
     questions = _share(actors.questions, config)
-    trajectories = sampler.roll_out(
-        questions,
-        look=config.look,
-        num_samples=training.group_size,
-        temperature=training.temperature,
-        seed=derive_seed(config.seed, "preflight", 0),
-    )
-    batch = score_and_compare(
-        trajectories,
-        questions,
-        training,
-        encoder=policy.encoder,
-        max_tokens=config.look.max_sampled_tokens,
-    )
-    write_rollouts(run.path / PREFLIGHT_ROLLOUTS, batch.rollouts, step=0)
+    trajectories, batch = _sampled(run, config, actors, questions)
     failures = _failures(batch.outcomes, training)
     yield failures
     if not failures.passed:  # there may be nothing left to look at
@@ -142,15 +128,41 @@ def _checks(run: RunDir, config: RGRPORun, actors: Actors) -> Iterator[Check]:
     yield _canary(engine, sampler, questions[0], config)
     if sampler.shares_tower:
         yield _towers(sampler, questions[0], config)
-    share = batch.metrics["rgrpo/zero_variance_share"]
-    limit = training.preflight.max_zero_variance_share
-    yield Check(
+    yield _spread(batch, training)
+    yield _floor(config)
+
+
+def _sampled(
+    run: RunDir, config: RGRPORun, actors: Actors, questions: Sequence[Question]
+) -> tuple[list[Trajectory], Batch]:
+    """The batch as a step would have it, kept in the run directory."""
+    training = config.rgrpo
+    trajectories = actors.sampler.roll_out(
+        questions,
+        look=config.look,
+        num_samples=training.group_size,
+        temperature=training.temperature,
+        seed=derive_seed(config.seed, "preflight", 0),
+    )
+    batch = score_and_compare(
+        trajectories,
+        questions,
+        training,
+        encoder=actors.engine.module.encoder,
+        max_tokens=config.look.max_sampled_tokens,
+    )
+    write_rollouts(run.path / PREFLIGHT_ROLLOUTS, batch.rollouts, step=0)
+    return trajectories, batch
+
+
+def _spread(batch: Batch, training: RGRPOConfig) -> Check:
+    share, limit = batch.metrics["rgrpo/zero_variance_share"], training.preflight.max_zero_variance_share
+    return Check(
         name="spread of rewards",
         value=f"a share of {share:.2f}",
         rule=f"at most a share of {limit:g} of the groups has equal rewards",
         passed=share <= limit,
     )
-    yield _floor(config)
 
 
 def _share(questions: Sequence[Question], config: RGRPORun) -> list[Question]:
