@@ -5,7 +5,9 @@ ranks where it stopped. An epoch sees every sample once, and no batch reaches in
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from models import distributed
@@ -19,7 +21,7 @@ from models.shuffling import endless_shuffle
 
 log = logging.getLogger(__name__)
 
-# Encoded samples hold their pictures; what does not fit here is encoded again when it is needed.
+# Encoded samples hold their pictures; what does not fit here is encoded again shortly before it is needed.
 _KEPT_BYTES = 4 << 30
 
 
@@ -33,6 +35,8 @@ class Samples:
         self._records, self._encoder, self._look, self._world = records, encoder, look, world
         self._kept: dict[int, Encoded] = {}
         self._kept_bytes = 0
+        self._wanted: frozenset[int] = frozenset()
+        self._ready: dict[int, Encoded] = {}  # of the wanted ones those that are not kept for good
         self._usable: list[int] = []
 
     @property
@@ -81,20 +85,46 @@ class Samples:
 
     def encoded(self, index: int) -> Encoded:
         """A sample as the trainer takes it. Raises TrainingError that names the record when it cannot be."""
-        found = self._kept.get(index)
+        found = self._kept.get(index, self._ready.get(index))
         if found is None:
-            try:
-                _require_plain_text(self._records[index])
-                found = self._encoder.encode_record(self._records[index], self._look)
-            except (EncodingError, RegionError) as error:
-                raise TrainingError(
-                    f"Record {self.id(index)!r} cannot be trained on: {error} Take it out, or build the set "
-                    "again."
-                ) from error
-            self._kept_bytes += 3 * sum(picture.size.area for picture in found.pictures)
-            if self._kept_bytes <= _KEPT_BYTES:
+            found = self._encode(index)
+            num_bytes = 3 * sum(picture.size.area for picture in found.pictures)
+            if self._kept_bytes + num_bytes <= _KEPT_BYTES:
                 self._kept[index] = found
+                self._kept_bytes += num_bytes
+            elif index in self._wanted:
+                self._ready[index] = found
         return found
+
+    def want(self, indices: Collection[int]) -> None:
+        """Keep these once they are encoded, until others are wanted."""
+        self._wanted = frozenset(indices)
+        self._ready = {index: one for index, one in self._ready.items() if index in self._wanted}
+
+    @contextmanager
+    def getting_ready(self) -> Iterator[None]:
+        """Encode what is wanted in another thread while the body runs, which must not use the tokenizer.
+
+        Decoding a page and cutting a crop of it takes 0.1 s, for which an accelerator would stand still.
+        """
+        missing = [i for i in self._wanted if i not in self._kept and i not in self._ready]
+        if not missing:
+            yield
+            return
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="samples") as pool:
+            encoding = pool.submit(lambda: [self.encoded(index) for index in missing])
+            yield
+        encoding.result()
+
+    def _encode(self, index: int) -> Encoded:
+        try:
+            _require_plain_text(self._records[index])
+            return self._encoder.encode_record(self._records[index], self._look)
+        except (EncodingError, RegionError) as error:
+            raise TrainingError(
+                f"Record {self.id(index)!r} cannot be trained on: {error} Take it out, or build the set "
+                "again."
+            ) from error
 
 
 def _require_plain_text(record: VLIRRecord) -> None:

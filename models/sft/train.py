@@ -120,6 +120,7 @@ class Training:
         self._checks = EarlyStop(config.sft.early_stop_metric)
         self._progress = Progress()
         self._seen_until = 0
+        self._bunch: list[int] = []  # the samples of the steps whose pictures were looked at together
         self._looked_at = 0  # at the last check
         self._spare = samples.share()[0]  # for a rank with nothing to do: one whose pictures it has seen
         self.last_metrics: dict[str, float] = {}
@@ -162,19 +163,23 @@ class Training:
         config, samples = self._config, self._samples
         if progress.num_samples % samples.num_total == 0:
             self._share_features()
-        self._look_ahead(progress)
         start, size = progress.num_samples, config.batch_size
+        seen = start + samples.num_in_batch(start, size=size)
         chosen = samples.batch(start, size=size, seed=self._seed)
         self._spare = chosen[0] if chosen else self._spare
-        metrics = sft_step(
-            self._engine,
-            [samples.encoded(index) for index in chosen],
-            [samples.id(index) for index in chosen],
-            learning_rate=self._learning_rate(progress),
-            max_tokens=config.tokens_per_micro_batch,
-            spare=samples.encoded(self._spare),
-        )
-        seen = start + samples.num_in_batch(start, size=size)
+        self._look_ahead(progress)
+        following = samples.batch(seen, size=size, seed=self._seed) if self._share(progress) < 1 else []
+        samples.want({*self._bunch, *chosen, *following, self._spare})
+        encoded, spare = [samples.encoded(index) for index in chosen], samples.encoded(self._spare)
+        with samples.getting_ready():
+            metrics = sft_step(
+                self._engine,
+                encoded,
+                [samples.id(index) for index in chosen],
+                learning_rate=self._learning_rate(progress),
+                max_tokens=config.tokens_per_micro_batch,
+                spare=spare,
+            )
         progress = Progress(progress.step + 1, self._seconds(), num_samples=seen)
         every = config.check_every or self._steps_per_epoch
         if progress.step % every == 0 or self._is_over(progress):
@@ -218,7 +223,8 @@ class Training:
             chosen += samples.batch(start, size=size, seed=self._seed)
             start += samples.num_in_batch(start, size=size)
             step += 1
-        self._seen_until = step
+        self._seen_until, self._bunch = step, chosen
+        samples.want(chosen)
         policy.features([picture for index in chosen for picture in samples.encoded(index).pictures])
 
     def _share_features(self) -> None:

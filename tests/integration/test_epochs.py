@@ -1,15 +1,18 @@
 """What fine-tuning sees, on any number of ranks: each record once in an epoch, each picture once in a run."""
 
+import threading
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from models.config import SFTConfig
+from models.encoding import Encoder
 from models.policy import load_policy
 from models.records import write_records
 from models.run_config import SFTRun
 from models.rundir import RunDir
+from models.sft import samples
 from models.sft import train as sft
 from tests.killed import stage
 from tests.tiny_models import save_random_model
@@ -59,6 +62,35 @@ def test_fewer_records_than_a_batch_are_a_batch(config: SFTRun, tmp_path: Path) 
     run = RunDir.create(tmp_path / "run", wide)
     sft.train(run, wide)
     assert [line["step"] for line in steps(run)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("num_bytes", [0, 150_000], ids=["none is kept", "some are kept"])
+def test_samples_that_memory_cannot_hold_are_encoded_once_an_epoch_and_change_nothing(
+    config: SFTRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_bytes: int
+) -> None:
+    expected = RunDir.create(tmp_path / "expected", config)
+    sft.train(expected, config)
+    encoded: Counter[str] = Counter()
+    elsewhere: set[str] = set()
+    encode_record = Encoder.encode_record
+
+    def counted(self, record, look):
+        encoded[record.question.id] += 1
+        if threading.current_thread() is not threading.main_thread():
+            elsewhere.add(record.question.id)
+        return encode_record(self, record, look)
+
+    monkeypatch.setattr(Encoder, "encode_record", counted)
+    monkeypatch.setattr(samples, "_KEPT_BYTES", num_bytes)
+    monkeypatch.setattr(sft, "LOOK_AHEAD", 1)
+    run = RunDir.create(tmp_path / "run", config)
+    sft.train(run, config)
+    for one, other in zip(steps(expected), steps(run), strict=True):
+        assert one["sft/loss"] == other["sft/loss"]
+    # Once at the start, to learn its length, and at most once in each epoch.
+    assert all(count <= 1 + NUM_EPOCHS for count in encoded.values())
+    assert elsewhere
+    assert (min(encoded.values()) == 1) == bool(num_bytes)
 
 
 def test_two_ranks_see_each_picture_once_and_learn_what_one_learns(config: SFTRun, tmp_path: Path) -> None:
