@@ -87,6 +87,8 @@ class Policy(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.model = model
+        # Asked of the weights: published config files name it elsewhere than transformers writes it.
+        self._is_tied = model.lm_head.weight is model.get_input_embeddings().weight
         self._frozen_tower: tuple[nn.Module, ...] = ()
         if freeze_vision:
             # In a tuple it is no submodule: nobody partitions, casts, optimises or saves it by mistake.
@@ -211,9 +213,8 @@ class Policy(nn.Module):
 
         Under ZeRO-3 call it inside ``deepspeed.zero.GatheredParameters``.
         """
-        tied = self.model.config.get_text_config().tie_word_embeddings
         for name, tensor in self.model.state_dict().items():
-            if not (tied and name == "lm_head.weight"):
+            if not (self._is_tied and name == "lm_head.weight"):
                 yield name, tensor
         for tower in () if trained_only else self._frozen_tower:
             for name, tensor in tower.state_dict().items():

@@ -1,11 +1,13 @@
 """A random tiny Qwen2.5-VL in Hugging Face layout (the real classes, made in a second), and turns for it."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from models.encoding import Encoder  # before transformers: it declares torchvision's operators
 from models.engine import Engine
@@ -91,6 +93,28 @@ def save_random_model(folder: Path, *, tied: bool, seed: int = 0) -> Path:
         chat_template=tokenizer.chat_template,
     )
     processor.save_pretrained(folder)
+    return folder
+
+
+def as_published(folder: Path) -> Path:
+    """Lay a model's files out as those of Qwen/Qwen2.5-VL are, which older transformers wrote: the language
+    model's settings stand beside the others, and weights have other names; returns ``folder``.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    for name in ("model_type", "dtype", "tie_word_embeddings"):
+        text.pop(name, None)
+    text["rope_theta"] = rope["rope_theta"]
+    text["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    config["torch_dtype"] = config.pop("dtype", "float32")
+    (folder / "config.json").write_text(json.dumps({**text, **config}, indent=2))
+    weights = load_file(folder / "model.safetensors")
+    older = {
+        name.replace("model.language_model.", "model.").replace("model.visual.", "visual."): tensor
+        for name, tensor in weights.items()
+    }
+    save_file(older, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 

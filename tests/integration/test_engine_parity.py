@@ -20,7 +20,7 @@ from models.policy import Policy, collate, load_policy, save_policy
 from models.trajectory import GenerationRequest, Piece, Prompt, SampledSpan
 from models.transformers_engine import TransformersEngine
 from models.vllm_engine import LLMEngine, VLLMEngine, _start, can_sleep
-from tests.tiny_models import finish, picture, save_random_model, turn_with_crops
+from tests.tiny_models import as_published, finish, picture, save_random_model, turn_with_crops
 
 from vllm import envs  # isort: skip
 from vllm.engine import arg_utils  # isort: skip
@@ -65,9 +65,10 @@ class Pair:
         self.engine.update_weights(weights, version=self.engine.version + 1)
 
 
-@pytest.fixture(params=["untied", "tied"], scope="module")
+@pytest.fixture(params=["untied", "tied", "tied, as published"], scope="module")
 def model_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_random_model(tmp_path_factory.mktemp("model"), tied=request.param == "tied")
+    folder = save_random_model(tmp_path_factory.mktemp("model"), tied=request.param.startswith("tied"))
+    return as_published(folder) if request.param.endswith("published") else folder
 
 
 @pytest.fixture(scope="module")

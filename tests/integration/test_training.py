@@ -38,7 +38,7 @@ from models.trajectory import SampledSpan, StopReason
 from models.transcripts import read_transcripts
 from models.transformers_engine import TransformersEngine
 from tasks.training import publish_rollouts
-from tests.tiny_models import save_random_model
+from tests.tiny_models import as_published, save_random_model
 from tests.training_data import LOOK, questions, records, rgrpo_config, rgrpo_run, sft_run
 
 from transformers import Qwen2_5_VLForConditionalGeneration  # isort: skip
@@ -108,6 +108,19 @@ def assert_equal(found, expected, tolerance=1e-5):
         torch.testing.assert_close(
             found[name], tensor, rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_as_published_goes_through_both_stages(tmp_path, data, tied):
+    model_path = as_published(save_random_model(tmp_path / "model", tied=tied))
+    config = make_sft_run(model_path, data, num_epochs=1)
+    run = RunDir.create(tmp_path / "sft", config)
+    sft.train(run, config)
+    config = make_run(model_path, data, num_steps=1)
+    run = RunDir.create(tmp_path / "rgrpo", config)
+    assert rgrpo.train(run, config).status == "done"
+    assert weights(run.path / "model").keys() == weights(tmp_path / "sft" / "model").keys()
+    assert ("lm_head.weight" in weights(run.path / "model")) != tied
 
 
 def test_every_parameter_moves_and_the_tower_stays(model_path):

@@ -17,6 +17,14 @@ def tied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _save(tmp_path_factory, tied=True)
 
 
+@pytest.fixture(scope="session")
+def published_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with the files of Qwen2.5-VL-7B: older names, and a flat configuration."""
+    from tests.tiny_models import as_published
+
+    return as_published(_save(tmp_path_factory, tied=False))
+
+
 def _save(tmp_path_factory: pytest.TempPathFactory, *, tied: bool) -> Path:
     # transformers takes seconds to import: only the tests that need a model pay for it.
     from tests.tiny_models import save_random_model
