@@ -22,7 +22,7 @@ def test_text_shows_each_row_with_its_numbers(results):
     assert "mean@8" in lines[1]
     # Gold boxes found, crops with the answer, cut off, protocol errors, tokens and seconds per question.
     assert cost.split() == ["R-GRPO", "88.0", "91.0", "2.0", "1.0", "31.5", "0.25"]
-    assert f"questions {'d' * 12}, scorer exact-match 2, seed 0." in lines
+    assert f"questions {'d' * 12}, scorer exact-match 3, seed 0." in lines
 
 
 def test_text_fits_150_columns_and_any_encoding(results):
