@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from models.errors import RecordError
+from models.pixels import as_rgb
 from models.records import png_bytes
 from models.region import MAX_ASPECT_RATIO, Size
 
@@ -141,7 +141,7 @@ def _decoded(image: Image.Image, data: bytes) -> ReadPicture:
             upright = ImageOps.exif_transpose(image)
     if orientation > 1:
         changes.append("upright")
-    return ReadPicture(_rgb(upright, changes), data, tuple(changes))
+    return ReadPicture(as_rgb(upright, changes), data, tuple(changes))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -151,26 +151,6 @@ def _orientation(image: Image.Image) -> int:
     except _UNREADABLE:
         return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
-
-
-def _rgb(image: Image.Image, changes: list[str]) -> Image.Image:
-    if image.mode == "RGB" and not image.has_transparency_data:
-        return image
-    if image.mode.startswith("I"):
-        pixels = np.asarray(image)
-        high = pixels >> 8 if int(pixels.max(initial=0)) > 255 else pixels
-        return Image.fromarray(high.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode == "CMYK":
-        changes.append("cmyk_to_rgb")
-    elif image.mode == "F":
-        changes.append("float_to_8_bit")
-    elif image.has_transparency_data:
-        layered = image.convert("RGBA")
-        if layered.getchannel("A").getextrema() != (255, 255):
-            changes.append("alpha_on_white")
-            white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
-            return Image.alpha_composite(white, layered).convert("RGB")
-    return image.convert("RGB")
 
 
 def _fault(error: Exception, data: bytes) -> PictureFault:

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from models.errors import RecordError
 from models.features import IMAGE, file_extension, with_features
+from models.pixels import as_rgb
 from models.region import Box, PixelBudget, Size, Space, View
 
 SCHEMA_VERSION = "vlir/1"
@@ -81,7 +82,7 @@ class Question:
         cls, image: Image.Image, text: str, *, id: str = "question", answers: Sequence[str] = ()
     ) -> "Question":
         """A question about a picture in memory, for interactive use; EXIF orientation is applied."""
-        upright = ImageOps.exif_transpose(image).convert("RGB")
+        upright = as_rgb(ImageOps.exif_transpose(image))
         data = png_bytes(upright)
         return cls(
             id=id,
@@ -99,7 +100,8 @@ class Question:
         """The decoded RGB picture. Raises RecordError when the bytes are not the declared picture."""
         opened = self._opened()
         try:
-            return opened.convert("RGB")
+            opened.load()
+            return as_rgb(opened)
         except _UNREADABLE as error:
             raise self._undecodable(error) from error
 
@@ -325,6 +327,8 @@ def _question_row(question: Question) -> dict[str, object]:
 
 
 def _question(row: dict) -> Question:
+    if missing := [name for name in ("image", "text", "answers", "gold_boxes") if row[name] is None]:
+        raise RecordError(f"Question {row['id']!r} has no {missing[0]}: the cell is null. Fill it in.")
     data = row["image"]["bytes"]
     if sha256(data) != row["image_sha256"]:
         raise RecordError(

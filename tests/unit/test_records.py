@@ -1,6 +1,8 @@
+import io
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -189,6 +191,17 @@ def test_a_question_about_a_picture_in_memory():
     asked = Question.of_image(Image.new("L", (5, 7), 9), "what?", answers=["nothing"])
     assert (asked.width, asked.height, asked.answers) == (5, 7, ("nothing",))
     assert asked.image().getpixel((0, 0)) == (9, 9, 9)
+
+
+def test_pixels_of_16_bits_and_transparent_ones_are_read_right():
+    deep = Image.fromarray(np.full((4, 4), 0x4020, dtype=np.uint16))
+    assert Question.of_image(deep, "what?").image().getpixel((0, 0)) == (0x40,) * 3
+    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    assert Question.of_image(clear, "what?").image().getpixel((0, 0)) == (255, 255, 255)
+    file = io.BytesIO()
+    deep.save(file, "PNG")
+    stored = question(image_bytes=file.getvalue(), width=4, height=4)
+    assert stored.image().getpixel((0, 0)) == (0x40,) * 3
 
 
 def test_a_photograph_is_turned_upright():
