@@ -17,7 +17,7 @@ _NUM_SHOWN = 5
 
 
 def replay(options: argparse.Namespace) -> int:
-    """Replay and print. Raises GateError when a rollout diverges."""
+    """Replay and print. Raises GateError when a rollout diverges, or all of them do a little."""
     settings = prepare(options.work_dir)
     run = find_run(options.run, settings.runs)
     board = progress.Board(say, ("replay",))
@@ -42,6 +42,12 @@ def replay(options: argparse.Namespace) -> int:
             f"{len(found.diverging)} of {len(found.rollouts)} rollouts of step {found.step} do not come out "
             "as they were kept."
         )
+    if not found.agrees:
+        raise GateError(
+            f"Engine and policy disagree in step {found.step}: KL {found.mismatch_kl:.3g} nats per token, at "
+            f"most {found.max_mismatch_kl:g} is allowed (rgrpo.max_mismatch_kl). No single token is "
+            f"{found.tolerance:g} nats apart; a lower --tolerance shows where they begin to differ."
+        )
     return 0
 
 
@@ -53,10 +59,8 @@ def _told(found: "Replay", run: Path) -> str:
         f"engine     KL {found.mismatch_kl:.3g} nats per token, largest difference "
         f"{found.largest_difference:.3g} nats (tolerance {found.tolerance:g})",
     ]
-    if not found.diverging:
-        return "\n".join(
-            [*lines, "every token, reward, advantage, picture and crop comes out as it was kept"]
-        )
+    if found.agrees:
+        lines.append("every token, reward, advantage, picture and crop comes out as it was kept")
     for one in found.diverging[:_NUM_SHOWN]:
         lines += _about(one)
     if len(found.diverging) > _NUM_SHOWN:

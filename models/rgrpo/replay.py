@@ -73,7 +73,8 @@ class ReplayedRollout(Part):
 
 class Replay(Part):
     """What a step came to. ``started_from`` and ``updates_again`` say where the policy comes from;
-    ``mismatch_kl`` is KL(engine || policy), k3, nats per token.
+    ``mismatch_kl`` is KL(engine || policy), k3, nats per token; more than ``max_mismatch_kl`` would have
+    paused the run.
     """
 
     step: int
@@ -82,6 +83,7 @@ class Replay(Part):
     tolerance: float
     num_tokens: int
     mismatch_kl: float
+    max_mismatch_kl: float
     largest_difference: float
     rollouts: tuple[ReplayedRollout, ...]
 
@@ -89,6 +91,11 @@ class Replay(Part):
     def diverging(self) -> tuple[ReplayedRollout, ...]:
         """The rollouts with a token that diverges, or a fault."""
         return tuple(one for one in self.rollouts if one.divergence or one.faults)
+
+    @property
+    def agrees(self) -> bool:
+        """No rollout diverges, nor do all of them a little."""
+        return not self.diverging and self.mismatch_kl <= self.max_mismatch_kl
 
 
 def replay(
@@ -100,11 +107,12 @@ def replay(
 ) -> Replay:
     """Replay the rollouts that were sampled for update ``step`` (from 0) of a run directory.
 
-    ``tolerance`` is in nats, by default that of the engine's precision. ``on_update`` hears of every update
-    that is made again. Raises RunDirError when the step was not kept, ConfigError or RecordError when the
-    model or the questions are no longer there.
+    ``tolerance`` is in nats, by default that of the coarser precision of engine and policy. ``on_update``
+    hears of every update that is made again. Raises RunDirError when the step was not kept, ConfigError or
+    RecordError when the model or the questions are no longer there.
     """
-    config = _without_limits(_config_of(run))
+    asked = _config_of(run)
+    config = _without_limits(asked)
     kept = steps_kept(run.path)
     if step not in kept:
         raise RunDirError(f"{run.path} keeps no rollouts of step {step}; it has {_ranges(kept)}.")
@@ -128,7 +136,8 @@ def replay(
     for again in range(found.step, version):
         _update_again(engine, run, again, config, questions, reference)
         on_update(again + 1 - found.step, version - found.step)
-    limit = TOLERANCES[config.engine.dtype] if tolerance is None else tolerance
+    coarser = max(TOLERANCES[config.engine.dtype], TOLERANCES[config.rgrpo.precision])
+    limit = coarser if tolerance is None else tolerance
     rollouts, gaps = _replayed(engine, run, step, config, questions, tolerance=limit)
     differences = np.concatenate([*gaps, np.zeros(0)])
     return Replay(
@@ -138,6 +147,7 @@ def replay(
         tolerance=limit,
         num_tokens=len(differences),
         mismatch_kl=float(np.mean(np.expm1(differences) - differences)) if len(differences) else 0.0,
+        max_mismatch_kl=asked.rgrpo.max_mismatch_kl,
         largest_difference=float(np.abs(differences).max(initial=0.0)),
         rollouts=tuple(rollouts),
     )

@@ -63,6 +63,20 @@ def test_limits_of_the_run_pause_no_replay(run, tmp_path):
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     found = replay(RunDir.open(tmp_path / "run"), 1)
     assert (found.updates_again, found.diverging) == (1, ())
+    assert not found.agrees  # no token is far off, and yet all together are beyond the limit
+
+
+def test_the_coarser_precision_says_how_far_log_probs_may_be_apart(tmp_path):
+    """Here the engine's is float32, and samples from a policy in bfloat16."""
+    write_questions(tmp_path / "questions.parquet", questions(2))
+    training = rgrpo_config(num_steps=1, precision="bfloat16", max_mismatch_kl=1.0)
+    model_path = save_random_model(tmp_path / "base", tied=False)
+    config = rgrpo_run(model_path, tmp_path / "questions.parquet", training)
+    made = RunDir.create(tmp_path / "rgrpo", config)
+    rgrpo.train(made, config)
+    found = replay(made, 0)
+    assert (found.tolerance, found.diverging) == (0.5, ())
+    assert found.agrees
 
 
 def test_without_the_updates_the_step_diverges(run):
