@@ -41,7 +41,7 @@ async def what_it_takes(
 ) -> dict[str, Any]:
     """The inputs of R-GRPO's tasks; data and model are made where they are not given."""
     run = load_preset(preset, overrides or ())
-    run.rgrpo.require_room_for(run.engine)  # before data are made, which takes long
+    run.rgrpo.require_fit_with(run.engine)  # before data are made, which takes long
     if data is None:
         data = await build_vlir(preset, overrides, parent=parent)
         await validate(preset, overrides, data=data, parent=parent)

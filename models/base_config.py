@@ -18,6 +18,8 @@ CorruptionWay = Literal["replace", "perturb"]
 Precision = Literal["float32", "bfloat16"]
 # Fields of a chat request that not every endpoint takes.
 RequestField = Literal["temperature", "stop", "seed"]
+# Of AdamW: how much of a running mean stays.
+Beta = Annotated[float, Field(ge=0, lt=1)]
 # How a model is asked: with the look-again prompt, or directly.
 Style = Literal["look-again", "direct"]
 
@@ -27,9 +29,19 @@ Endpoint = Annotated[str, AfterValidator(check_no_password)]
 
 
 class Config(BaseModel):
-    """Base of all configuration: immutable, no unknown keys."""
+    """Base of all configuration: immutable, no unknown keys, and no infinity, which JSON cannot hold."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _some_kind(kinds: dict[str, float]) -> dict[str, float]:
+    if not sum(kinds.values()):
+        raise ValueError("at least one kind of question needs a weight above 0")
+    return kinds
+
+
+# How often each kind of question is drawn, relative to the others.
+Kinds = Annotated[dict[str, Annotated[float, Field(ge=0)]], AfterValidator(_some_kind)]
 
 
 class BoxCorruption(Config):

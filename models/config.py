@@ -10,12 +10,14 @@ from pydantic import Field, model_validator
 
 from models.base_config import (
     EMBEDDED_MODEL,
+    Beta,
     BoxCorruption,
     Config,
     CorruptionWay,
     CropSourceName,
     EngineConfig,
     JudgeConfig,
+    Kinds,
     Look,
     ModelConfig,
     Precision,
@@ -95,7 +97,7 @@ class SFTConfig(Config):
         0.1, ge=0, le=1, description="Final over peak learning rate, cosine in between."
     )
     weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping.")
     precision: Precision = Field("bfloat16", description="Compute precision; master weights are float32.")
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage.")
@@ -168,11 +170,12 @@ class RGRPOConfig(Config):
     num_steps: int = Field(300, ge=1, description="Optimiser steps (paper A.3).")
     questions_per_step: int = Field(16, ge=1)
     group_size: int = Field(5, ge=2, description="Rollouts per question, M (paper A.3).")
-    kinds: dict[str, float] = Field(
-        {"read": 0.6, "add": 0.25, "where": 0.15}, description="Mix of question kinds."
-    )
+    kinds: Kinds = Field({"read": 0.6, "add": 0.25, "where": 0.15}, description="Mix of question kinds.")
     temperature: float = Field(
-        1.0, gt=0, le=2, description="Sampling temperature; also divides the trainer's logits."
+        1.0,
+        ge=0.01,  # vLLM takes less for this much, and the trainer would divide by another number
+        le=2,
+        description="Sampling temperature; also divides the trainer's logits.",
     )
     learning_rate: float = Field(1e-6, gt=0, description="Paper A.3.")
     warmup_steps: int = Field(5, ge=0)
@@ -180,7 +183,7 @@ class RGRPOConfig(Config):
         1.0, ge=0, le=1, description="Final over peak learning rate, cosine in between; 1 keeps it constant."
     )
     weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     max_grad_norm: float = Field(1.0, gt=0)
     tokens_per_micro_batch: int = Field(
         8192, ge=64, description="Token budget of one forward pass, padding included."
@@ -232,9 +235,17 @@ class RGRPOConfig(Config):
             update={"preflight": PreflightConfig(enabled=False), "guards": GuardsConfig(enabled=False)}
         )
 
-    def require_room_for(self, engine: EngineConfig) -> None:
+    def require_fit_with(self, engine: EngineConfig) -> None:
         """Raise ConfigError where a rollout of this engine, which alone bounds it for certain, may become
-        longer than a micro-batch: it would end the run late, and again whenever the run goes on."""
+        longer than a micro-batch: it would end the run late, and again whenever the run goes on. Or where
+        ranks that share one sharded policy would sample from it, each as many times as it needs to."""
+        alone = self.zero_stage < 3 or self.num_ranks == 1 or self.placement == "dedicated"
+        if engine.kind == "transformers" and not alone:
+            raise ConfigError(
+                "engine.kind 'transformers' cannot sample from a policy that rgrpo.zero_stage 3 shards over "
+                f"{self.num_ranks} ranks: each would wait for the others' passes. Use 'vllm', a lower stage, "
+                "or rgrpo.placement=dedicated."
+            )
         if self.tokens_per_micro_batch < engine.max_model_len:
             raise ConfigError(
                 f"rgrpo.tokens_per_micro_batch {self.tokens_per_micro_batch} must be at least "
@@ -284,9 +295,7 @@ class EvaluationConfig(Config):
     """Stage evaluate: what is measured, on how many held-out questions."""
 
     num_questions: int = Field(600, ge=20, description="Held-out questions of the test split.")
-    kinds: dict[str, float] = Field(
-        {"read": 0.84, "add": 0.08, "where": 0.08}, description="Mix of question kinds."
-    )
+    kinds: Kinds = Field({"read": 0.84, "add": 0.08, "where": 0.08}, description="Mix of question kinds.")
     num_samples: int = Field(8, ge=1, description="Samples per question for mean@k at temperature 1.")
     num_sampled_questions: int = Field(100, ge=0, description="Questions that are sampled num_samples times.")
     num_ablation_questions: int = Field(
@@ -342,7 +351,7 @@ class Preset(Config):
     """A complete run."""
 
     name: str
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     look: Look
     model: ModelConfig
     engine: EngineConfig

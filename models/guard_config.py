@@ -1,6 +1,6 @@
 """What a preset says about trust in R-GRPO: limits that end a run, and what is looked at before one."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from models.base_config import Config
 
@@ -50,6 +50,15 @@ class GuardsConfig(Config):
         description="Accuracy with crops minus accuracy with blank ones; a policy that began with more no "
         "longer uses what it sees.",
     )
+
+    @model_validator(mode="after")
+    def _some_entropy_is_allowed(self) -> "GuardsConfig":
+        if self.min_entropy >= self.max_entropy:
+            raise ValueError(
+                f"min_entropy {self.min_entropy:g} must be below max_entropy {self.max_entropy:g}: every "
+                "step would be outside"
+            )
+        return self
 
 
 class PreflightConfig(Config):

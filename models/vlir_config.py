@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from models.base_config import Config, Endpoint, EngineConfig
+from models.base_config import Config, Endpoint, EngineConfig, Kinds
 
 SourceKind = Literal[
     "tiny",
@@ -179,7 +179,7 @@ class VLIRConfig(Config):
     num_questions: int = Field(
         2000, ge=1, description="Drawn world: questions for the teacher, from the training split."
     )
-    kinds: dict[str, float] = Field(
+    kinds: Kinds = Field(
         {"read": 0.6, "add": 0.25, "where": 0.15}, description="Drawn world: mix of question kinds."
     )
     num_validation_questions: int = Field(

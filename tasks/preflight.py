@@ -28,7 +28,7 @@ def check_preset(preset: Preset) -> tuple[Check, ...]:
             f"engine.kind is {preset.engine.kind!r}. Training and evaluation load checkpoints into the "
             "engine, which a server cannot do. Use 'vllm' or 'transformers'."
         )
-    preset.rgrpo.require_room_for(preset.engine)
+    preset.rgrpo.require_fit_with(preset.engine)
     return (
         _kept("base model", folder.name, "a folder in Hugging Face layout without pickled weights"),
         _kept("engine", preset.engine.kind, "an engine that takes checkpoints"),

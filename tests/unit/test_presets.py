@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from models.config import EMBEDDED_MODEL, EngineConfig, Look, resolve_model_path
+from models.config import EMBEDDED_MODEL, EngineConfig, Look, RGRPOConfig, resolve_model_path
 from models.errors import ConfigError
 from models.presets import PRESETS_FOLDER, load_preset, preset_names
 from models.trajectory import TurnError
@@ -78,6 +78,12 @@ REFUSED = {
     "engine.max_images=2": ["engine.max_images 2", "look.max_crops + 1"],
     "look.max_sampled_tokens=100000": ["look.max_sampled_tokens 100000", "below engine.max_model_len"],
     "promotion.min_questions=100000": ["promotion.min_questions 100000", "no version could ever be promoted"],
+    "sft.max_grad_norm=.inf": ["sft.max_grad_norm", "finite number", "found inf"],
+    "seed=-1": ["seed", "greater than or equal to 0", "found -1"],
+    "sft.betas=[1.5, 0.9]": ["sft.betas", "less than 1", "found 1.5"],
+    "rgrpo.kinds={read: 0}": ["rgrpo.kinds", "a weight above 0"],
+    "rgrpo.temperature=0.001": ["rgrpo.temperature", "greater than or equal to 0.01"],
+    "rgrpo.guards.min_entropy=9": ["min_entropy 9", "max_entropy"],
     "seed=": ["seed", "integer", "None"],
     "seed": ["'seed'", "stage.key=value"],
     "=3": ["'=3'", "stage.key=value"],
@@ -165,3 +171,11 @@ def test_reading_a_preset_imports_nothing_heavy():
     root = Path(__file__).parents[2]
     found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_an_engine_cannot_sample_from_a_policy_that_is_spread_over_ranks():
+    shared = RGRPOConfig(num_ranks=2, zero_stage=3)
+    with pytest.raises(ConfigError, match=r"'transformers' cannot sample .* over 2 ranks.* Use 'vllm'"):
+        shared.require_fit_with(EngineConfig(kind="transformers"))
+    shared.require_fit_with(EngineConfig())
+    shared.model_copy(update={"zero_stage": 2}).require_fit_with(EngineConfig(kind="transformers"))
