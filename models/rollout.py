@@ -302,7 +302,8 @@ class Episode:
         elif piece.finish == "end":
             self._end(StopReason.END_WITHOUT_ANSWER)
         elif piece.finish == "context":
-            self._end(StopReason.CONTEXT_LIMIT)
+            full = "" if self._sampled else "what it was given fills the context (engine.max_model_len)"
+            self._end(StopReason.CONTEXT_LIMIT, full)
         elif piece.finish == "length" or self._sampled >= self._look.max_sampled_tokens:
             self._end(StopReason.TOKEN_LIMIT)
         else:

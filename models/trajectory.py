@@ -194,6 +194,16 @@ class Trajectory:
     num_prompt_tokens: int = 0
 
     @property
+    def is_unasked(self) -> bool:
+        """What the model was given filled its context, so that it never got to write a word."""
+        return self.stop is StopReason.CONTEXT_LIMIT and not self.sampled_text
+
+    @property
+    def is_our_failure(self) -> bool:
+        """We broke, or asked what does not fit: no reward and no score may be drawn from it."""
+        return self.stop.is_our_failure or self.is_unasked
+
+    @property
     def text(self) -> str:
         """The assistant's turn as text: what was sampled and what we told it; crops leave no text."""
         return "".join(span.text for span in self.spans if not isinstance(span, CropSpan))

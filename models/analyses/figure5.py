@@ -74,7 +74,7 @@ def roll_out(engine: Engine, questions: Sequence[Asked], look: Look) -> dict[str
     Raises ScoringError when it looked at none.
     """
     interleaved = rollout(engine, questions, look=look)
-    looked = [one for one in interleaved if one.crops and not one.stop.is_our_failure]
+    looked = [one for one in interleaved if one.crops and not one.is_our_failure]
     if not looked:
         raise ScoringError(
             f"The model asked for no crop in {len(questions)} questions, so no chain is interleaved. Give a "
@@ -86,7 +86,7 @@ def roll_out(engine: Engine, questions: Sequence[Asked], look: Look) -> dict[str
         [question for question in questions if question.id in wanted],
         look=get_variant("no_crop").look(look),
     )
-    answered = [one for one in text_only if not one.stop.is_our_failure]
+    answered = [one for one in text_only if not one.is_our_failure]
     return dict(zip(CHAINS, (looked, answered, [without_crops(one) for one in looked]), strict=True))
 
 

@@ -19,7 +19,7 @@ from models.config import Style
 from models.errors import ScoringError
 from models.evaluation.ledger import RowFiles
 from models.records import read_rows, write_rows
-from models.trajectory import StopReason, Trajectory
+from models.trajectory import Trajectory
 from models.transcripts import (
     TRANSCRIPT_FIELDS,
     TRANSCRIPT_VERSION,
@@ -133,7 +133,7 @@ ASKED = RowFiles(read=read_asked, write=write_asked, is_broken=lambda row: row.o
 def _outcome(trajectory: Trajectory) -> tuple[Outcome, str]:
     if trajectory.stop.is_our_failure:
         return "failed", f"{trajectory.stop}: {trajectory.detail}"
-    if trajectory.stop is StopReason.CONTEXT_LIMIT and not trajectory.sampled_text:
+    if trajectory.is_unasked:
         return "unasked", "The prompt fills engine.max_model_len, so nothing could be sampled. Raise it."
     return "scored", ""
 

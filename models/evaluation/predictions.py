@@ -126,7 +126,7 @@ def score(
         style=style,
         temperature=temperature,
         answer=answer,
-        correct=None if trajectory.stop.is_our_failure else matches(answer, question.answers),
+        correct=None if trajectory.is_our_failure else matches(answer, question.answers),
         needs_look=bool(question.gold_boxes),
         # Of several gold boxes, any may be looked at first.
         first_box_iou=max(first.iou(gold) for gold in golds) if first else None,

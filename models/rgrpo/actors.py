@@ -1,23 +1,27 @@
 """Who acts in R-GRPO, opened together: the policy that is trained, the engine that samples, the reference."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from models import distributed
 from models.config import Look, resolve_model_path
 from models.distributed import DeepSpeedEngine, World
+from models.encoding import Encoder
 from models.errors import ConfigError, RecordError, RegionError
 from models.policy import Policy, load_reference, load_to_train
 from models.protocol import SPECIAL_TOKEN
 from models.records import Question, read_questions
+from models.region import Picture
 from models.rgrpo.dedicated import DedicatedSampler, engine_device
 from models.rgrpo.engine_process import Opening
 from models.rgrpo.samplers import Sampler, open_beside
 from models.run_config import RGRPORun
+from models.trajectory import Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ def opened(config: RGRPORun) -> Iterator[Actors]:
     Raises ConfigError when there are fewer questions than a step takes, no place for the engine, or rollouts
     may become longer than a micro-batch; RecordError for a question that cannot be trained on.
     """
-    config.rgrpo.require_room_for(config.engine)
+    config.rgrpo.require_fit_with(config.engine)
     questions = _questions(config)
     held_out = _usable(config.probe_path, config.look) if config.probe_path else []
     world = distributed.start(num_threads=config.rgrpo.num_threads)
@@ -49,6 +53,8 @@ def opened(config: RGRPORun) -> Iterator[Actors]:
         if apart is not None:
             stack.callback(apart.close)
         policy = load_to_train(model_path, config.rgrpo, freeze_vision=config.freeze_vision)
+        _require_room(config.questions_path, questions, policy.encoder, config)
+        _require_room(config.probe_path, held_out, policy.encoder, config)
         engine = distributed.initialise(policy.to(world.device), config.rgrpo)
         reference = open_reference(config, policy)
         sampler: Sampler
@@ -82,7 +88,7 @@ def _usable(path: str, look: Look) -> list[Question]:
     for question in questions:
         if question.id in seen:
             fault = "is there twice; rollouts are compared by question, so ids must be unique"
-        elif not question.answers:
+        elif not any(answer.strip() for answer in question.answers):
             fault = "has no answer to compare with"
         elif found := SPECIAL_TOKEN.search(question.text):
             fault = f"holds the special token {found[0]!r}, which the model would read as a mark of the chat"
@@ -91,6 +97,22 @@ def _usable(path: str, look: Look) -> list[Question]:
             continue
         raise RecordError(f"{path}: question {question.id!r} {fault}. Take it out, or build the set again.")
     return questions
+
+
+def _require_room(path: str, questions: Sequence[Question], encoder: Encoder, config: RGRPORun) -> None:
+    """Raise RecordError for a question that fills the engine's context, so that nothing could be sampled."""
+    unit = encoder.patch_size * encoder.merge_size
+    one_token = Picture.of(Image.new("RGB", (unit, unit)))
+    for question in questions:
+        prompt = Prompt(question.text, (one_token,), config.look.system)
+        num_visual = question.view(config.look.budget).seen.area // unit**2
+        num_tokens = len(encoder.collapse(prompt, []).ids) - 1 + num_visual
+        if num_tokens >= config.engine.max_model_len:
+            raise RecordError(
+                f"{path}: question {question.id!r} takes {num_tokens} tokens with its picture, and "
+                f"engine.max_model_len is {config.engine.max_model_len}: nothing could be sampled. Raise it, "
+                "lower look.max_pixels, or take the question out."
+            )
 
 
 def _picture_fault(question: Question, look: Look) -> str:

@@ -61,9 +61,7 @@ def compare_like_with_like(
     Raises GuardError when they are further apart than ``max_mismatch_kl``.
     """
     usable = [
-        one
-        for one in trajectories[:: config.group_size]
-        if not one.stop.is_our_failure and one.num_sampled_tokens
+        one for one in trajectories[:: config.group_size] if not one.is_our_failure and one.num_sampled_tokens
     ]
     encoded = [encoder.encode(one) for one in usable[:_COMPARED]]
     found = measure_mismatch(engine, encoded, config, spare=spare)

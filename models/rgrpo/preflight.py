@@ -98,7 +98,7 @@ def _checks(run: RunDir, config: RGRPORun, actors: Actors) -> Iterator[Check]:
     yield failures
     if not failures.passed:  # there may be nothing left to look at
         return
-    scored = [one for one in trajectories if not one.stop.is_our_failure and one.num_sampled_tokens]
+    scored = [one for one in trajectories if not one.is_our_failure and one.num_sampled_tokens]
     pairs = [(one, policy.encoder.encode(one)) for one in scored]
     asked = {question.id: question for question in questions}
     with distributed.gathered(engine):

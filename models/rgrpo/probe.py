@@ -40,6 +40,6 @@ def _counts(trajectories: Sequence[Trajectory], questions: Sequence[Question]) -
     right = [
         matches(extract_answer(trajectory.sampled_text), question.answers)
         for trajectory, question in zip(trajectories, questions, strict=True)
-        if not trajectory.stop.is_our_failure
+        if not trajectory.is_our_failure
     ]
     return sum(right), len(right)

@@ -42,14 +42,14 @@ _MANY_CHARACTERS = 10_000
 
 
 def score(trajectory: Trajectory, question: Question, config: RewardConfig) -> Reward | None:
-    """The weighted and capped parts of r_i; None when we broke (engine failure, abort): such a trajectory
-    stays unscored, for a reward of 0 would teach the model our failure.
+    """The weighted and capped parts of r_i; None when we broke (engine failure, abort, a prompt that fills
+    the context): such a trajectory stays unscored, for a reward of 0 would teach the model our failure.
 
     Raises ValueError when the question has no gold answer or is not the trajectory's.
     """
     if trajectory.question_id != question.id:
         raise ValueError(f"Trajectory of question {trajectory.question_id!r} scored against {question.id!r}.")
-    if trajectory.stop.is_our_failure:
+    if trajectory.is_our_failure:
         return None
     correct = matches(extract_answer(trajectory.sampled_text), question.answers)
     return reward_of(trajectory, is_correct=correct, config=config)

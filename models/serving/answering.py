@@ -23,7 +23,6 @@ from models.serving.images import decode, from_data_uri, is_data_uri
 from models.serving.messages import Question
 from models.serving.metrics import Metrics
 from models.serving.replies import Choice, Reply
-from models.trajectory import StopReason
 
 
 class Answerer:
@@ -172,7 +171,7 @@ class Answer:
         trajectory = ended.trajectory
         if trajectory.stop.is_our_failure:
             raise APIError(500, f"No answer: {trajectory.detail or trajectory.stop}", code="engine_error")
-        if trajectory.stop is StopReason.CONTEXT_LIMIT and not trajectory.num_sampled_tokens:
+        if trajectory.is_unasked:
             raise bad_request(
                 "The conversation with its images is longer than the model's context of "
                 f"{self._answerer.config.engine.max_model_len} tokens. Shorten it, leave out old turns, or "

@@ -68,7 +68,7 @@ def look_again_metrics(
     mine = [
         (question.kind, matches(extract_answer(one.sampled_text), question.answers), len(one.crops))
         for question, one in zip(questions, trajectories, strict=True)
-        if not one.stop.is_our_failure
+        if not one.is_our_failure
     ]
     scored = [outcome for share in distributed.from_all_ranks(mine) for outcome in share]
     (num_asked,) = distributed.global_sums([len(questions)])

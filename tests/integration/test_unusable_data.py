@@ -38,6 +38,8 @@ def picture(width, height):
         ({"text": "what <|image_pad|> is it?"}, r"'question-3' holds the special token '<\|image_pad\|>'"),
         ({"id": "question-0"}, r"'question-0' is there twice"),
         ({"answers": ()}, r"'question-3' has no answer to compare with"),
+        ({"answers": (" ",)}, r"'question-3' has no answer to compare with"),
+        ({"text": "K7 " * 300}, r"'question-3' takes \d+ tokens .*engine.max_model_len is 512"),
         (file(b"no picture"), r"'question-3' has a picture that cannot be used .*does not decode"),
         (file(picture(70, 84)), r"'question-3' has a picture .*is 70x84, the record says"),
         (

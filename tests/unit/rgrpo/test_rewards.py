@@ -82,6 +82,12 @@ def test_our_failure_is_unscored_not_zero(stop):
     assert score(trajectory(GOOD, (BOX,), stop=stop), QUESTION, RewardConfig()) is None
 
 
+def test_a_prompt_that_left_no_room_for_a_word_is_unscored():
+    assert score(trajectory("", stop=StopReason.CONTEXT_LIMIT), QUESTION, RewardConfig()) is None
+    assert score(trajectory("<think>", stop=StopReason.CONTEXT_LIMIT), QUESTION, RewardConfig()).total == 0
+    assert score(trajectory("", stop=StopReason.END_WITHOUT_ANSWER), QUESTION, RewardConfig()).total == 0
+
+
 @pytest.mark.parametrize("stop", [stop for stop in StopReason if stop.is_truncated])
 def test_a_truncated_trajectory_has_no_format_reward(stop):
     assert score(trajectory(GOOD, (BOX,), stop=stop), QUESTION, RewardConfig()).format == 0
@@ -221,6 +227,9 @@ def test_parsed_boxes_count_once_and_only_if_all_are_sound(boxes):
 def test_no_part_of_any_profile_leaves_its_bounds(profile, text, events, stop):
     config = PROFILES[profile].reward
     found = score(trajectory(text, events, stop), QUESTION, config)
+    if stop is StopReason.CONTEXT_LIMIT and not text:  # it was never asked
+        assert found is None
+        return
     assert found.accuracy in (0, config.accuracy)
     assert found.format in ((0,) if stop.is_truncated else (0, config.format))
     assert 0 <= found.validity <= config.validity_cap
