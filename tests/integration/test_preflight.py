@@ -18,7 +18,8 @@ from models.records import write_questions
 from models.region import Box, Size, View, look
 from models.rgrpo import train as rgrpo
 from models.rgrpo.actors import opened
-from models.rgrpo.preflight import PREFLIGHT_ROLLOUTS, boxes_are_right, check_before
+from models.rgrpo.box_check import boxes_are_right
+from models.rgrpo.preflight import PREFLIGHT_ROLLOUTS, check_before
 from models.rgrpo.rollouts import read_rollouts
 from models.run_config import RGRPORun
 from models.rundir import RunDir
@@ -220,23 +221,50 @@ def test_with_vllm_stale_caches_and_wrong_crops_are_seen(tmp_path, data, monkeyp
             check_before(run, config, actors)
 
 
-def test_crops_that_are_not_what_the_box_encloses(tmp_path, data, monkeypatch):
-    """Boxes in the pixels of the seen picture, cut from the original: the usual mistake."""
-
-    def cut_in_wrong_pixels(image, box, budget, rng):
-        return look(image, Box(*box.corners(), space="original"), budget), box
-
+def play(*script):
+    """The trajectory of a script, and whether its boxes are right."""
     (question,) = questions(1)
-    script = ['<think>{"bbox_2d": [10, 10, 60, 60]}', "</think><answer>x</answer>"]
     assert View.of(Size(question.width, question.height), LOOK.budget).seen.width < question.width
+    pieces = iter(script)
+    rules = LOOK.model_copy(update={"max_sampled_tokens": 500})
+    (trajectory,) = loop.rollout(ScriptedEngine(lambda request: next(pieces)), [question], look=rules)
+    return trajectory, boxes_are_right(trajectory, question, rules)
 
-    def play():
-        pieces = iter(script)
-        rules = LOOK.model_copy(update={"max_sampled_tokens": 500})
-        (trajectory,) = loop.rollout(ScriptedEngine(lambda request: next(pieces)), [question], look=rules)
-        assert len(trajectory.crops) == 1
-        return boxes_are_right(trajectory, question, rules)
 
-    assert play()
-    monkeypatch.setattr(loop, "CROP_SOURCES", {**CROP_SOURCES, "original": cut_in_wrong_pixels})
-    assert not play()
+def cut_in_wrong_pixels(image, box, budget, rng):
+    """Boxes in the pixels of the seen picture, cut from the original: the usual mistake."""
+    return look(image, Box(*box.corners(), space="original"), budget), box
+
+
+def swapped(box):
+    return replace(box, x1=box.y1, y1=box.x1, x2=box.y2, y2=box.x2)
+
+
+CONVERT, REQUEST = View.convert, loop.box_request
+FAULTS = {
+    "cut in other pixels": (loop, "CROP_SOURCES", {**CROP_SOURCES, "original": cut_in_wrong_pixels}),
+    "not scaled": (View, "convert", lambda view, box, space: replace(box, space=space)),
+    "x is y": (View, "convert", lambda view, box, space: swapped(CONVERT(view, box, space))),
+    "read as y, x": (
+        loop,
+        "box_request",
+        lambda text, seen=0: (found := REQUEST(text, seen=seen)) and replace(found, box=swapped(found.box)),
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_crops_that_are_not_what_the_numbers_enclose(monkeypatch, fault):
+    script = ['<think>{"bbox_2d": [10, 20, 60, 50]}', "</think><answer>x</answer>"]
+    trajectory, is_right = play(*script)
+    assert is_right
+    monkeypatch.setattr(*FAULTS[fault])
+    trajectory, is_right = play(*script)
+    assert len(trajectory.crops) == 1
+    assert not is_right
+
+
+def test_a_batch_without_crops_says_something_about_boxes_too(monkeypatch):
+    assert play("<think></think><answer>x</answer>")[1]
+    monkeypatch.setattr(*FAULTS["not scaled"])
+    assert not play("<think></think><answer>x</answer>")[1]
