@@ -176,7 +176,7 @@ def _whole(found: Sequence[Path]) -> Iterator[None]:
 
 
 def _is_at_most(folder: Path, step: int | None) -> bool:
-    return step is None or int(folder.name.removeprefix("step-")) <= step
+    return step is None or step_of(folder) <= step
 
 
 def _write_state(folder: Path, engine: DeepSpeedEngine) -> None:
@@ -267,3 +267,8 @@ def _size(engine: DeepSpeedEngine, *, with_optimizer: bool) -> int:
 def folder_of(run: RunDir, step: int) -> Path:
     """Where the checkpoint after so many steps is."""
     return run.path / CHECKPOINTS / f"step-{step}"
+
+
+def step_of(folder: Path) -> int:
+    """After how many steps a checkpoint was written."""
+    return int(folder.name.removeprefix("step-"))

@@ -48,14 +48,15 @@ class TrainingError(VLMR3Error):
 
 
 class GuardError(TrainingError):
-    """A guard paused the training; ``checkpoint`` is the last good one, relative to the run directory, empty
-    where there is none."""
+    """A guard paused the training, for what the last ``num_steps`` steps came to; ``checkpoint`` is the last
+    good one, relative to the run directory, empty where there is none."""
 
     exit_code = 3
 
-    def __init__(self, message: str, *, checkpoint: str = "") -> None:
+    def __init__(self, message: str, *, checkpoint: str = "", num_steps: int = 1) -> None:
         super().__init__(message)
         self.checkpoint = checkpoint
+        self.num_steps = num_steps
 
 
 class ScoringError(VLMR3Error):

@@ -141,6 +141,7 @@ class Guards:
 
     def __init__(self, config: GuardsConfig, earlier: Iterable[Mapping[str, float]] = ()) -> None:
         self._limits = limits(config)
+        self._probe_every = config.probe_every
         self._values: dict[str, list[float]] = {limit.metric: [] for limit in self._limits}
         for metrics in earlier:
             self._note(metrics)
@@ -148,10 +149,12 @@ class Guards:
     def check(self, step: int, metrics: Mapping[str, float]) -> None:
         """Note a step's metrics. Raises GuardError that names every limit that is broken."""
         self._note(metrics)
-        if broken := list(self._broken(metrics)):
-            raise GuardError(f"Step {step}: {' Besides, '.join(broken)}")
+        if broken := dict(self._broken(metrics)):
+            num_steps = max(broken.values())
+            raise GuardError(f"Step {step}: {' Besides, '.join(broken)}", num_steps=num_steps)
 
-    def _broken(self, metrics: Mapping[str, float]) -> Iterator[str]:
+    def _broken(self, metrics: Mapping[str, float]) -> Iterator[tuple[str, int]]:
+        """What is wrong, and over how many steps."""
         for limit in self._limits:
             # Only a step that has the metric can break its limit.
             if limit.metric not in metrics:
@@ -159,10 +162,12 @@ class Guards:
             is_number = np.isfinite(metrics[limit.metric])
             found = limit.judged(self._values[limit.metric])[-1:] if is_number else [metrics[limit.metric]]
             if not is_number or not all(map(limit.allows, found)):
+                num_steps = limit.window * (self._probe_every if limit.rule.is_probed else 1)
                 yield (
                     f"{limit.rule.danger}. {limit.metric} came to {found[0]:.4g}, and the rule "
                     f"is: {limit}. Look at the rollouts of this step; {limit.rule.remedy}, or go on with "
-                    f"another rgrpo.guards.{limit.rule.setting}."
+                    f"another rgrpo.guards.{limit.rule.setting}.",
+                    num_steps if is_number else 1,
                 )
 
     def _note(self, metrics: Mapping[str, float]) -> None:

@@ -119,7 +119,7 @@ class Training:
             self._log(step + 1, metrics | self._watch.lap())
             self._guards.check(step + 1, metrics)
         except GuardError as error:
-            raise self._paused(error) from error
+            raise self._paused(error, step) from error
 
     def _resume_sampling(self, progress: Progress) -> None:
         if progress.step == self._config.num_steps:
@@ -145,13 +145,23 @@ class Training:
     def _write_ahead(self, folder: Path) -> None:
         write_ahead(folder, self._ahead or [])
 
-    def _paused(self, error: GuardError) -> GuardError:
-        """The same with the last good checkpoint: no guard has spoken when it was written."""
+    def _paused(self, error: GuardError, step: int) -> GuardError:
+        """The same with the last good checkpoint: one from before all that the guard has looked at, for a
+        mean takes some steps to fall."""
         found = distributed.from_main(self._run.checkpoints)
         if not found:
             return GuardError(f"{error} No checkpoint had been written.")
-        name = found[-1].relative_to(self._run.path).as_posix()
-        return GuardError(f"{error} The last good checkpoint is {name}.", checkpoint=name)
+        before = step + 1 - error.num_steps
+        good = [path for path in found if checkpoints.step_of(path) <= before]
+        name = (good or found)[-1].relative_to(self._run.path).as_posix()
+        if good:
+            said = f"The last good checkpoint is {name}."
+        else:
+            said = (
+                f"The last checkpoint is {name}; none is left from before these {error.num_steps} steps "
+                "(rgrpo.checkpoint_every, rgrpo.keep_checkpoints)."
+            )
+        return GuardError(f"{error} {said}", checkpoint=name)
 
     def _step(self, step: int) -> dict[str, float]:
         self._policy.look_afresh()  # pictures come again within a step, hardly from one to the next
@@ -181,26 +191,32 @@ class Training:
             self._begin_ahead(step + 1)
         batch = self._compare(trajectories, questions)
         self._record(batch, step)
-        metrics = self._update(batch, step, before_step=dict if is_last else lambda: self._receive(batch))
+        metrics = self._update(
+            batch, step, before_step=dict if is_last else lambda: self._receive(batch, step)
+        )
         return {**probed, **staleness(trajectories, step=step), **batch.metrics, **metrics}
 
     def _begin_ahead(self, step: int) -> None:
         assert isinstance(self._sampler, DedicatedSampler), "overlap goes with a dedicated engine"
         self._sampler.begin(self._next_questions(step), **self._how_to_roll_out(step))
 
-    def _receive(self, batch: Batch) -> dict[str, float]:
+    def _receive(self, batch: Batch, step: int) -> dict[str, float]:
         """Take the next step's rollouts, and look whether engine and trainer agree on them."""
         assert isinstance(self._sampler, DedicatedSampler), "overlap goes with a dedicated engine"
         with self._watch("rollout"):
             self._ahead = self._sampler.collect()
         with self._watch("compare"):
-            return compare_like_with_like(
-                self._engine,
-                self._ahead,
-                self._config,
-                encoder=self._policy.encoder,
-                spare=batch.spare,
-            )
+            try:
+                return compare_like_with_like(
+                    self._engine,
+                    self._ahead,
+                    self._config,
+                    encoder=self._policy.encoder,
+                    spare=batch.spare,
+                )
+            except GuardError:  # about rollouts that no step has recorded yet
+                self._record(self._compare(self._ahead, self._next_questions(step + 1)), step + 1)
+                raise
 
     def _probe(self, step: int) -> dict[str, float]:
         """What crops are worth, now and then. Before the step, so that a resumed run does the same."""

@@ -137,6 +137,16 @@ def test_a_policy_that_outruns_its_rollouts_pauses_the_run(tmp_path: Path, model
     assert caught.value.checkpoint == "checkpoints/step-1"
 
 
+def test_rollouts_ahead_on_which_engine_and_trainer_disagree_are_kept(
+    tmp_path: Path, model_path: Path
+) -> None:
+    run = make_run(tmp_path / "all", model_path, max_mismatch_kl=1e-30)
+    with pytest.raises(GuardError, match="on one trajectory of rollouts/"):
+        rgrpo.train(run, RGRPORun.model_validate_json(run.config_text()))
+    found = replay(run, 1)
+    assert (found.updates_again, found.diverging) == (0, ())
+
+
 @pytest.mark.parametrize("step", [0, 1, 3])
 def test_replay_takes_the_policy_that_sampled(unbroken: RunDir, step: int) -> None:
     found = replay(unbroken, step)

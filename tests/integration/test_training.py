@@ -590,7 +590,7 @@ def test_a_guard_pauses_the_run_and_it_goes_on_under_another_limit(tmp_path, mod
     with pytest.raises(GuardError, match=r"Step 2: most trajectories never end.*max_trunc") as caught:
         rgrpo.train(run, paused)
     assert caught.value.checkpoint == "checkpoints/step-1"
-    assert "The last good checkpoint is checkpoints/step-1." in str(caught.value)
+    assert "is checkpoints/step-1; none is left from before these 2 steps" in str(caught.value)
     assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == ["step-1"]
     assert not (run.path / "model").exists()
     rgrpo.train(RunDir.create(run.path, config, may_change=True), config)
@@ -601,6 +601,28 @@ def test_a_guard_pauses_the_run_and_it_goes_on_under_another_limit(tmp_path, mod
         line["rgrpo/probe/crop_gain"] == line["rgrpo/probe/accuracy"] - line["rgrpo/probe/accuracy_blank"]
         for line in probed.values()
     )
+
+
+def test_the_last_good_checkpoint_is_from_before_all_that_the_guard_looked_at(
+    tmp_path, model_path, data, monkeypatch
+):
+    """A mean over two steps speaks in the fourth: the third is as bad."""
+    falls = iter([1.0, 1.0, 0.0, 0.0])
+    metrics = rgrpo.Training._step
+    monkeypatch.setattr(
+        rgrpo.Training,
+        "_step",
+        lambda self, step: {**metrics(self, step), "rgrpo/crops_per_trajectory": next(falls)},
+    )
+    watched = GuardsConfig(
+        window=2, max_truncated_share=1, max_all_wrong_share=1, max_entropy=20, probe_every=0
+    )
+    config = make_run(model_path, data, guards=watched, checkpoint_every=1, keep_checkpoints=3)
+    run = RunDir.create(tmp_path / "run", config)
+    with pytest.raises(GuardError, match=r"Step 4: the policy has stopped to look") as caught:
+        rgrpo.train(run, config)
+    assert caught.value.checkpoint == "checkpoints/step-2"
+    assert "The last good checkpoint is checkpoints/step-2." in str(caught.value)
 
 
 def test_rollouts_on_which_engine_and_trainer_disagree_are_kept(tmp_path, model_path, data):
