@@ -23,7 +23,7 @@ from models.config import Look
 from models.crops import crop_from_original
 from models.errors import EncodingError
 from models.records import VLIRRecord
-from models.region import Picture, Size, View, see
+from models.region import Box, Picture, Size, View, find_fault, see
 from models.trajectory import CropSpan, Exchange, Prompt, SampledSpan, Span, TextSpan, Trajectory
 
 declare_torchvision_operators()
@@ -152,7 +152,8 @@ class Encoder:
     def encode_record(self, record: VLIRRecord, look: Look) -> Encoded:
         """A rationale record for SFT: its text counts as sampled, closed by ``<|im_end|>``; crops are given.
 
-        Raises EncodingError when the record's boxes refer to another seen size than ``look`` gives.
+        Raises EncodingError when the record's boxes refer to another seen size than ``look`` gives, or to
+        what is not in the picture.
         """
         image = record.question.image()
         view = View.of(Size(image.width, image.height), look.budget)
@@ -167,6 +168,7 @@ class Encoder:
         for step in record.steps:
             spans.append(self._written(step.text))
             if step.box is not None:
+                _require_inside(step.box, view, record.question.id)
                 spans.append(CropSpan(*crop_from_original(image, step.box, look.budget, unused)))
         end = SampledSpan(text="", token_ids=(self.eos_id,), logprobs=(0.0,))
         return self.expand(self.collapse(prompt, [*spans, end]))
@@ -344,6 +346,18 @@ class _Part:
     sampled: tuple[bool, ...]
     logprobs: tuple[float, ...]
     versions: tuple[int, ...]
+
+
+def _require_inside(box: Box, view: View, id: str) -> None:
+    """Raise EncodingError for a box that the loop would refuse wherever it was written: a crop of it would be
+    of something else."""
+    corners = list(box.corners())
+    fault = find_fault(box, view, min_side=0, max_aspect_ratio=np.inf, repeated_iou=np.inf)
+    if fault is not None or not np.isfinite(corners).all():
+        raise EncodingError(
+            f"Record {id!r}: the box {corners} is {fault.value if fault else 'not of numbers'} in a picture "
+            f"seen at {view.seen.width}x{view.seen.height}. Boxes are [x1, y1, x2, y2] within it."
+        )
 
 
 def _to_the_last_sampled(spans: Sequence[Span]) -> Sequence[Span]:

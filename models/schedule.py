@@ -8,8 +8,9 @@ def warmup_then_cosine(share: float, *, peak: float, warmup: float, min_ratio: f
 
     It rises from 0 for the share ``warmup``, then falls to ``min_ratio`` of the peak; 1 keeps it constant.
     """
-    if share < warmup:
+    share = min(share, 1.0)
+    if 0.0 < warmup >= share:
         return peak * share / warmup
-    left = (1.0 - min(share, 1.0)) / max(1.0 - warmup, 1e-12)
+    left = (1.0 - share) / max(1.0 - warmup, 1e-12)
     cosine = 0.5 * (1.0 - math.cos(math.pi * left))
     return peak * (min_ratio + (1.0 - min_ratio) * cosine)

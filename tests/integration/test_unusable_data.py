@@ -100,9 +100,22 @@ def test_a_record_that_cannot_be_encoded_is_named(model_path, tmp_path):
     for number, broken in enumerate((asks, says)):
         with pytest.raises(TrainingError, match=r"Record 'question-3' .*holds the special token '<\|"):
             fine_tune(model_path, tmp_path / str(number), [*others, broken])
-    far = replace(last, steps=(replace(last.steps[0], box=Box(500, 0, 600, 9, "seen")),))
-    with pytest.raises(TrainingError, match=r"Record 'question-3' .*encloses no pixel"):
-        fine_tune(model_path, tmp_path / "far", [*others, far])
+
+
+@pytest.mark.parametrize(
+    ("corners", "fault"),
+    [
+        ((500, 0, 600, 9), "outside_image"),
+        ((-500, -500, 50, 50), "outside_image"),
+        ((50, 0, 20, 9), "inverted_box"),
+        ((float("nan"), 0, 20, 9), "not of numbers"),
+    ],
+)
+def test_a_record_with_a_box_of_something_else_is_named(model_path, tmp_path, corners, fault):
+    *others, last = records(4)
+    broken = replace(last, steps=(replace(last.steps[0], box=Box(*corners, "seen")),))
+    with pytest.raises(TrainingError, match=rf"Record 'question-3' .*is {fault} in a picture seen at"):
+        fine_tune(model_path, tmp_path, [*others, broken])
 
 
 def test_records_that_are_all_too_long_are_told_from_none(model_path, tmp_path):

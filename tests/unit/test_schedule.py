@@ -24,7 +24,8 @@ def test_no_warm_up_begins_at_the_peak():
 
 def test_all_warm_up_ends_at_the_peak():
     assert warmup_then_cosine(0.5, peak=1.0, warmup=1.0, min_ratio=0.1) == pytest.approx(0.5)
-    assert warmup_then_cosine(1.0, peak=1.0, warmup=1.0, min_ratio=1.0) == pytest.approx(1.0)
+    assert warmup_then_cosine(1.0, peak=1.0, warmup=1.0, min_ratio=0.1) == pytest.approx(1.0)
+    assert warmup_then_cosine(1.5, peak=1.0, warmup=1.0, min_ratio=0.1) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 1.0])
