@@ -15,20 +15,16 @@ can be learned, or the wrong thing.
 """
 
 import logging
-import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from models import distributed
 from models.check import PREFLIGHT, Check, Preflight
 from models.child import run_stage
-from models.config import Look, RGRPOConfig
+from models.config import RGRPOConfig
 from models.distributed import DeepSpeedEngine
 from models.encoding import Encoded
 from models.errors import GateError
@@ -37,11 +33,11 @@ from models.records import Question
 from models.rgrpo.actors import Actors, opened
 from models.rgrpo.batch import Batch, score_and_compare
 from models.rgrpo.box_check import boxes_are_right
+from models.rgrpo.canary import check_caches, check_towers
 from models.rgrpo.mismatch import measure_mismatch
 from models.rgrpo.outcomes import Outcome
 from models.rgrpo.rewards import reward_floor
 from models.rgrpo.rollouts import write_rollouts
-from models.rgrpo.samplers import Sampler
 from models.rollout import derive_seed
 from models.run_config import RGRPORun
 from models.rundir import Result, RunDir, write_atomically
@@ -51,14 +47,6 @@ from models.trajectory import SampledSpan, Trajectory
 log = logging.getLogger(__name__)
 
 PREFLIGHT_ROLLOUTS = "preflight.parquet"  # as a step's
-
-# Norm weights times 1 + this times a standard normal: enough to change every log-prob, not to overflow.
-_NOISE = 0.5
-_CANARY_TOKENS = 48
-# Largest difference of two log-probs (nats) that are the same computation done twice.
-_SAME = {"float32": 1e-4, "bfloat16": 0.05}
-# The same of two programs that see the same picture; in bfloat16 they may also come to write another text.
-_ALIKE = {"float32": 1e-4, "bfloat16": 0.5}
 
 
 def main(run: RunDir, config: RGRPORun) -> Result:
@@ -126,9 +114,9 @@ def _checks(run: RunDir, config: RGRPORun, actors: Actors) -> Iterator[Check]:
             "positions are those that transformers computes",
         )
         yield _mismatch(engine, [encoded for _, encoded in pairs], batch.spare, config)
-    yield _canary(engine, sampler, questions[0], config)
+    yield check_caches(engine, sampler, questions[0], config)
     if sampler.shares_tower:
-        yield _towers(sampler, questions[0], config)
+        yield check_towers(sampler, questions[0], config)
     yield _spread(batch, training)
     yield _floor(config)
 
@@ -221,133 +209,6 @@ def _mask_is_what_was_sampled(policy: Policy, trajectory: Trajectory, encoded: E
         and np.array_equal(encoded.engine_logprobs[encoded.sampled], np.asarray(logprobs, dtype=np.float32))
         and not set(ids) & set(policy.encoder.banned_ids)
     )
-
-
-def _canary(
-    engine: DeepSpeedEngine,
-    sampler: Sampler,
-    question: Question,
-    config: RGRPORun,
-) -> Check:
-    """Whether anything that old weights made is left when the engine gets new ones.
-
-    The language model's weights and the tower's are changed one after the other. A question that the engine
-    knows must then be answered otherwise than before, and just as one that no cache holds anything of. Once
-    the policy's weights are back it must be answered as before.
-    """
-    name, rule = "caches", "new weights answer a known question as they answer a new one"
-    if not sampler.has_weights:
-        return Check(name=name, value="none: it samples from the policy itself", rule=rule, passed=True)
-    policy: Policy = engine.module
-    limit = _SAME[config.engine.dtype]
-    wrong, found = [], []
-    with distributed.gathered(engine), sampler.looking_itself():
-        before = _first_turn(sampler, question, config.look)
-        for part, is_part in (("language model", _is_language), ("vision tower", _is_tower)):
-            weights = _perturbed(policy.weights(), is_part)
-            sampler.update_weights(weights, version=sampler.version)
-            known = _first_turn(sampler, question, config.look)
-            new = _first_turn(sampler, question, config.look, salt=f"canary {part}")
-            moved, stale = new.distance(before), known.distance_of_same(new)
-            found.append(f"{part}: moved by {_nats(moved)}, known from new by {_nats(stale)}")
-            if stale > limit or (moved <= limit and new.ids == before.ids):
-                wrong.append(part)
-        sampler.update_weights(policy.weights(), version=sampler.version)
-        restored = _first_turn(sampler, question, config.look).distance_of_same(before)
-        sampler.update_weights(policy.weights(), version=sampler.version)  # empties the caches
-    found.append(f"put back: {_nats(restored)}")
-    wrong += ["put back"] if restored > limit else []
-    everywhere = sorted({part for parts in distributed.from_all_ranks(wrong) for part in parts})
-    if everywhere:
-        found.append(f"wrong: {', '.join(everywhere)}")
-    return Check(name=name, value="; ".join(found), rule=rule, passed=not everywhere)
-
-
-def _towers(sampler: Sampler, question: Question, config: RGRPORun) -> Check:
-    """Whether the engine's own tower sees what the trainer's does. The engine is given the trainer's
-    features, so a fault in these is no mismatch of the two.
-
-    On one question, by its greedy first turn: k3 over it, and the largest difference of a token, for most of
-    its tokens are certain whatever is seen. The worst rank counts.
-    """
-    limit = config.rgrpo.max_mismatch_kl
-    is_exact = config.engine.dtype == config.rgrpo.precision == "float32"
-    largest = _ALIKE["float32" if is_exact else "bfloat16"]
-    given = _first_turn(sampler, question, config.look)
-    with sampler.looking_itself():
-        own = _first_turn(sampler, question, config.look)
-    gap = distributed.global_max(given.mismatch(own))
-    far = distributed.global_max(given.distance_of_same(own) if is_exact else given.distance(own))
-    return Check(
-        name="vision towers",
-        value=f"{gap:.3g} nats per token, {_nats(far)} at most",
-        rule=f"the engine's own tower and the trainer's give log-probs that differ by at most {limit:g} "
-        f"(k3), and none by more than {largest:g} nats",
-        passed=gap <= limit and far <= largest,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """A greedy first turn: ids, and their log-probs in nats."""
-
-    ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-
-    def distance(self, other: "_Turn") -> float:
-        """The largest difference of two log-probs while both wrote the same; infinite when they never did."""
-        return max(map(abs, self._gaps(other)), default=float("inf"))
-
-    def distance_of_same(self, other: "_Turn") -> float:
-        """The same for turns that must have been written alike; infinite when their texts differ."""
-        return self.distance(other) if self.ids == other.ids else float("inf")
-
-    def mismatch(self, other: "_Turn") -> float:
-        """The mean k3 of those log-probs, nats; infinite when both never wrote the same."""
-        gaps = self._gaps(other)
-        return sum(math.expm1(gap) - gap for gap in gaps) / len(gaps) if gaps else float("inf")
-
-    def _gaps(self, other: "_Turn") -> list[float]:
-        both = zip(self.ids, other.ids, self.logprobs, other.logprobs, strict=False)
-        return [a - b for *_, a, b in takewhile(lambda one: one[0] == one[1], both)]
-
-
-def _nats(distance: float) -> str:
-    return f"{distance:.2g} nats" if math.isfinite(distance) else "another text"
-
-
-def _first_turn(sampler: Sampler, question: Question, rules: Look, *, salt: str = "") -> _Turn:
-    """With a ``salt`` no cache knows the question."""
-    short = rules.model_copy(
-        update={"max_sampled_tokens": min(_CANARY_TOKENS, rules.max_sampled_tokens), "max_turns": 1}
-    )
-    (trajectory,) = sampler.roll_out([question], look=short, salt=salt)
-    spans = [span for span in trajectory.spans if isinstance(span, SampledSpan)]
-    return _Turn(
-        tuple(token for span in spans for token in span.token_ids or ()),
-        tuple(value for span in spans for value in span.logprobs or ()),
-    )
-
-
-def _is_tower(name: str) -> bool:
-    return ".visual." in f".{name}"
-
-
-def _is_language(name: str) -> bool:
-    return not _is_tower(name)
-
-
-def _perturbed(
-    weights: Iterable[tuple[str, Tensor]], is_chosen: Callable[[str], bool]
-) -> Iterator[tuple[str, Tensor]]:
-    """The same weights with noise on the norms of a part, which act on all that passes through it."""
-    generator = torch.Generator().manual_seed(0)
-    for name, tensor in weights:
-        if is_chosen(name) and tensor.ndim == 1 and ("norm" in name or "ln_" in name):
-            noise = torch.randn(tensor.shape, generator=generator).to(tensor.device)
-            yield name, (tensor * (1 + _NOISE * noise)).to(tensor.dtype)
-        else:
-            yield name, tensor
 
 
 def _floor(config: RGRPORun) -> Check:

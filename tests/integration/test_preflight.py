@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models import rollout as loop
+from models import vllm_engine
 from models.check import PREFLIGHT
 from models.config import PreflightConfig, RewardConfig, RGRPOConfig
 from models.crops import CROP_SOURCES
@@ -25,7 +26,7 @@ from models.run_config import RGRPORun
 from models.rundir import RunDir
 from models.trajectory import StopReason
 from tests.tiny_models import save_random_model
-from tests.training_data import LOOK, questions, rgrpo_run
+from tests.training_data import LOOK, VLLM, questions, rgrpo_run
 
 pytestmark = pytest.mark.integration
 
@@ -218,6 +219,18 @@ def test_with_vllm_stale_caches_and_wrong_crops_are_seen(tmp_path, data, monkeyp
         policy.look_afresh()
         monkeypatch.setattr(policy, "_look_at", lambda shown: [-one for one in look_at(shown)])
         with pytest.raises(GateError, match=r"1 of 10 checks fail\. vision towers"):
+            check_before(run, config, actors)
+
+
+def test_with_vllm_an_output_head_of_old_weights_is_seen(tmp_path, data, monkeypatch):
+    """It is tied to the embeddings, and vLLM computes with a packed copy: known and new are both stale."""
+    tied = save_random_model(tmp_path / "model", tied=True)
+    config = rgrpo_run(tied, data, TRAINING, engine=VLLM)
+    run = RunDir.create(tmp_path / "run", config)
+    with opened(config) as actors:
+        check_before(run, config, actors)
+        monkeypatch.setattr(vllm_engine, "_renew_tied_head", lambda model: None)
+        with pytest.raises(GateError, match=r"1 of 10 checks fail\. caches.*wrong: trainer"):
             check_before(run, config, actors)
 
 
