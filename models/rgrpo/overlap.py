@@ -11,6 +11,7 @@ of the one that sampled. What follows from it:
 """
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from models import distributed
@@ -60,10 +61,14 @@ def compare_like_with_like(
 
     Raises GuardError when they are further apart than ``max_mismatch_kl``.
     """
-    usable = [
-        one for one in trajectories[:: config.group_size] if not one.is_our_failure and one.num_sampled_tokens
-    ]
-    encoded = [encoder.encode(one) for one in usable[:_COMPARED]]
+    size = config.group_size
+    groups = (trajectories[start : start + size] for start in range(0, len(trajectories), size))
+    # The first of each question that can be scored.
+    usable = (
+        next((one for one in group if not one.is_our_failure and one.num_sampled_tokens), None)
+        for group in groups
+    )
+    encoded = [encoder.encode(one) for one in islice(filter(None, usable), _COMPARED)]
     found = measure_mismatch(engine, encoded, config, spare=spare)
     if not found.num_tokens:
         return {}
