@@ -204,6 +204,11 @@ class Trajectory:
         return self.stop.is_our_failure or self.is_unasked
 
     @property
+    def can_be_compared(self) -> bool:
+        """There are tokens that the model sampled in a sound attempt, for the trainer to score again."""
+        return not self.is_our_failure and self.num_sampled_tokens > 0
+
+    @property
     def text(self) -> str:
         """The assistant's turn as text: what was sampled and what we told it; crops leave no text."""
         return "".join(span.text for span in self.spans if not isinstance(span, CropSpan))

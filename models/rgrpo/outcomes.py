@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from models.config import RGRPOConfig
-from models.errors import TrainingError
+from models.errors import EncodingError, TrainingError
 from models.records import Question
 from models.region import Box
 from models.rgrpo.advantages import Advantages
@@ -29,7 +29,8 @@ class Outcome:
     """The numbers of one scored trajectory, small enough to send to every rank. ``reward`` is None when we
     broke; ``log_likelihood`` sums the engine's log-probs of the sampled tokens, nats; ``box_shares`` are the
     accepted boxes' shares of their pictures, ``box_overlaps`` their IoU with the one before, 0 to 1;
-    ``drifted`` says of every sampled span whether its text would be tokenised otherwise."""
+    ``drifted`` says of every sampled span whether its text would be tokenised otherwise; ``fault`` why the
+    trajectory cannot be encoded."""
 
     kind: str
     stop: StopReason
@@ -42,9 +43,12 @@ class Outcome:
     box_overlaps: tuple[float, ...] = ()
     drifted: tuple[bool, ...] = ()
     detail: str = ""
+    fault: str = ""
 
     @classmethod
-    def of(cls, trajectory: Trajectory, question: Question, drifted: Iterable[bool] = ()) -> "Outcome":
+    def of(
+        cls, trajectory: Trajectory, question: Question, *, drifted: Iterable[bool] = (), fault: str = ""
+    ) -> "Outcome":
         """The outcome of a trajectory that has been scored."""
         spans = _sampled(trajectory)
         return cls(
@@ -59,19 +63,23 @@ class Outcome:
             box_overlaps=_box_overlaps(trajectory),
             drifted=tuple(drifted),
             detail=trajectory.detail,
+            fault=fault,
         )
 
 
 def outcomes_of(
-    trajectories: Sequence[Trajectory], questions: Sequence[Question], encoder: "Encoder"
+    trajectories: Sequence[Trajectory],
+    questions: Sequence[Question],
+    encoder: "Encoder",
+    faults: Sequence[str],
 ) -> list[Outcome]:
-    """The outcomes of trajectories that have been scored, and of the question of each."""
+    """The outcomes of trajectories that have been scored, of the question and of the encoding of each."""
     spans = [_sampled(trajectory) for trajectory in trajectories]
     # All in one call: the tokenizer takes half the time of one call each.
     drifted = iter(encoder.drifts([span.token_ids or () for of_one in spans for span in of_one]))
     return [
-        Outcome.of(trajectory, question, islice(drifted, len(of_one)))
-        for trajectory, question, of_one in zip(trajectories, questions, spans, strict=True)
+        Outcome.of(trajectory, question, drifted=islice(drifted, len(of_one)), fault=fault)
+        for trajectory, question, of_one, fault in zip(trajectories, questions, spans, faults, strict=True)
     ]
 
 
@@ -80,7 +88,8 @@ def _sampled(trajectory: Trajectory) -> list[SampledSpan]:
 
 
 def check_failures(outcomes: Sequence[Outcome], config: RGRPOConfig) -> None:
-    """Raise TrainingError when we broke more than ``max_failed_share`` of the trajectories."""
+    """Raise TrainingError when we broke more than ``max_failed_share`` of the trajectories, EncodingError
+    when one of the others is no sequence of this model: the engine is not what it says then."""
     failed = [outcome for outcome in outcomes if outcome.reward is None]
     if len(failed) > config.max_failed_share * len(outcomes):
         raise TrainingError(
@@ -88,6 +97,16 @@ def check_failures(outcomes: Sequence[Outcome], config: RGRPOConfig) -> None:
             f"{config.max_failed_share} may. No reward was given and nothing was trained. The first: "
             f"{failed[0].stop}, {failed[0].detail or 'no detail'}. Look into the engine's log."
         )
+    if faults := unencodable(outcomes):
+        raise EncodingError(
+            f"{len(faults)} of {len(outcomes)} trajectories cannot be trained on. Nothing was trained. The "
+            f"first: {faults[0]}"
+        )
+
+
+def unencodable(outcomes: Sequence[Outcome]) -> list[str]:
+    """What is wrong with the trajectories that earned a reward and are no sequence of this model."""
+    return [outcome.fault for outcome in outcomes if outcome.fault and outcome.reward is not None]
 
 
 def batch_metrics(

@@ -10,7 +10,7 @@ of the one that sampled. What follows from it:
 * rollouts ahead are part of a checkpoint, as the weights that sampled them are gone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -18,7 +18,9 @@ from models import distributed
 from models.config import Look, RGRPOConfig
 from models.distributed import DeepSpeedEngine
 from models.encoding import Encoded, Encoder
+from models.errors import EncodingError
 from models.records import Question, write_rows
+from models.rgrpo.batch import encoded_or_why_not
 from models.rgrpo.guards import require_agreement
 from models.rgrpo.mismatch import measure_mismatch
 from models.rgrpo.rollouts import rebuilt
@@ -59,21 +61,27 @@ def compare_like_with_like(
 ) -> dict[str, float]:
     """Engine against trainer on some rollouts that the policy's present weights sampled; all ranks call it.
 
-    Raises GuardError when they are further apart than ``max_mismatch_kl``.
+    Rollouts that are no sequence of this model are passed over: the step that scores them refuses them.
+    Raises GuardError when the two are further apart than ``max_mismatch_kl``.
     """
     size = config.group_size
     groups = (trajectories[start : start + size] for start in range(0, len(trajectories), size))
-    # The first of each question that can be scored.
-    usable = (
-        next((one for one in group if not one.is_our_failure and one.num_sampled_tokens), None)
-        for group in groups
-    )
-    encoded = [encoder.encode(one) for one in islice(filter(None, usable), _COMPARED)]
+    first_of_each = (next(_sequences(group, encoder), None) for group in groups)
+    encoded = list(islice((one for one in first_of_each if one is not None), _COMPARED))
     found = measure_mismatch(engine, encoded, config, spare=spare)
     if not found.num_tokens:
         return {}
     require_agreement(found.kl, limit=config.max_mismatch_kl)
     return {"rgrpo/mismatch_kl": found.kl, "rgrpo/mismatch_max": found.largest}
+
+
+def _sequences(group: Sequence[Trajectory], encoder: Encoder) -> Iterator[Encoded]:
+    """Those of a question's rollouts that can be compared, in order."""
+    for trajectory in group:
+        if trajectory.can_be_compared:
+            found = encoded_or_why_not(trajectory, encoder)
+            if not isinstance(found, EncodingError):
+                yield found
 
 
 def write_ahead(folder: Path, trajectories: Sequence[Trajectory]) -> None:

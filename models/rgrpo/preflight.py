@@ -35,7 +35,7 @@ from models.rgrpo.batch import Batch, score_and_compare
 from models.rgrpo.box_check import boxes_are_right
 from models.rgrpo.canary import check_caches, check_towers
 from models.rgrpo.mismatch import measure_mismatch
-from models.rgrpo.outcomes import Outcome
+from models.rgrpo.outcomes import Outcome, unencodable
 from models.rgrpo.rewards import reward_floor
 from models.rgrpo.rollouts import write_rollouts
 from models.rollout import derive_seed
@@ -82,13 +82,18 @@ def _checks(run: RunDir, config: RGRPORun, actors: Actors) -> Iterator[Check]:
     engine, sampler, training = actors.engine, actors.sampler, config.rgrpo
     policy: Policy = engine.module
     questions = _share(actors.questions, config)
-    trajectories, batch = _sampled(run, config, actors, questions)
+    batch = _sampled(run, config, actors, questions)
     failures = _failures(batch.outcomes, training)
     yield failures
     if not failures.passed:  # there may be nothing left to look at
         return
-    scored = [one for one in trajectories if not one.is_our_failure and one.num_sampled_tokens]
-    pairs = [(one, policy.encoder.encode(one)) for one in scored]
+    encoding = _encoding(batch.outcomes)
+    yield encoding
+    if not encoding.passed:
+        return
+    usable = (one for one in batch.rollouts if one.trajectory.can_be_compared)
+    pairs = [(one.trajectory, one.encoded) for one in usable if one.encoded is not None]
+    scored = [trajectory for trajectory, _ in pairs]
     asked = {question.id: question for question in questions}
     with distributed.gathered(engine):
         has_features = [_pads_are_features(policy, encoded) for _, encoded in pairs]
@@ -121,9 +126,7 @@ def _checks(run: RunDir, config: RGRPORun, actors: Actors) -> Iterator[Check]:
     yield _floor(config)
 
 
-def _sampled(
-    run: RunDir, config: RGRPORun, actors: Actors, questions: Sequence[Question]
-) -> tuple[list[Trajectory], Batch]:
+def _sampled(run: RunDir, config: RGRPORun, actors: Actors, questions: Sequence[Question]) -> Batch:
     """The batch as a step would have it, kept in the run directory."""
     training = config.rgrpo
     trajectories = actors.sampler.roll_out(
@@ -141,7 +144,7 @@ def _sampled(
         max_tokens=config.look.max_sampled_tokens,
     )
     write_rollouts(run.path / PREFLIGHT_ROLLOUTS, batch.rollouts, step=0)
-    return trajectories, batch
+    return batch
 
 
 def _spread(batch: Batch, training: RGRPOConfig) -> Check:
@@ -171,6 +174,18 @@ def _failures(outcomes: Sequence[Outcome], training: RGRPOConfig) -> Check:
         value=f"{len(failed)} of {len(outcomes)} trajectories failed{first}",
         rule=f"at most a share of {training.max_failed_share:g} of the trajectories fails on our side",
         passed=len(failed) <= training.max_failed_share * len(outcomes),
+    )
+
+
+def _encoding(outcomes: Sequence[Outcome]) -> Check:
+    """Ids that the model does not have, ids that are banned, or log-probs that are missing."""
+    faults = unencodable(outcomes)
+    first = f": {faults[0]}" if faults else ""
+    return Check(
+        name="encoding",
+        value=f"{len(faults)} of {len(outcomes)} trajectories cannot be{first}",
+        rule="what the engine sampled can be encoded for the trainer",
+        passed=not faults,
     )
 
 

@@ -16,19 +16,20 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models import checkpoints, distributed
-from models.config import resolve_model_path
+from models.config import Look, resolve_model_path
 from models.distributed import DeepSpeedEngine
 from models.encoding import Encoded, Encoder
 from models.errors import EncodingError, RecordError, RunDirError
 from models.policy import Policy, load_to_train
 from models.records import Question, read_questions
 from models.rgrpo.actors import open_reference
-from models.rgrpo.batch import Batch, score_and_compare
+from models.rgrpo.batch import Batch, Rollout, score_and_compare
+from models.rgrpo.box_check import boxes_are_right
 from models.rgrpo.rollouts import KeptRollout, read_rollouts, rebuilt, rollouts_path, steps_kept
 from models.rgrpo.update import learning_rate, score_again, update_policy
 from models.run_config import RGRPORun
 from models.rundir import RunDir
-from models.trajectory import SampledSpan, Trajectory
+from models.trajectory import CropSpan, SampledSpan, Trajectory
 from models.transcripts import Transcript
 
 # How far two log-probs of one token may be apart, nats, where engine and policy compute in this precision.
@@ -228,12 +229,14 @@ def _replayed(
             trajectory = rebuilt(one.transcript, _question(one.transcript, questions), config.look)
             encoded[number] = encoder.encode(trajectory)
             trajectories[number] = trajectory
+            faults[number] += _otherwise_asked(one, trajectory, questions, config.look)
+            faults[number] += _other_ids(one, trajectory, encoded[number], encoder)
         except (RecordError, EncodingError) as error:
             faults[number].append(str(error))
     if len(trajectories) == len(kept):
         batch = _compared(encoder, list(trajectories.values()), config, questions)
         for number, (old, new) in enumerate(zip(kept, batch.rollouts, strict=True)):
-            faults[number] += _other_rewards(old, new.trajectory, new.advantage)
+            faults[number] += _other_rewards(old, new)
     scored = [number for number, one in trajectories.items() if one.num_sampled_tokens]
     logprobs = score_again(engine, [encoded[number] for number in scored], config.rgrpo)
     gaps = {
@@ -284,8 +287,41 @@ def _stale(kept: KeptRollout, step: int, version: int) -> list[str]:
     return [f"sampled by policy version {versions} in step {step}"] if versions else []
 
 
-def _other_rewards(kept: KeptRollout, now: Trajectory, advantage: float) -> Iterator[str]:
-    old, new = kept.transcript.reward, now.reward
+def _otherwise_asked(
+    kept: KeptRollout, trajectory: Trajectory, questions: Mapping[str, Question], look: Look
+) -> Iterator[str]:
+    question = questions[trajectory.question_id]
+    if kept.kind != question.kind:
+        yield f"kept as a question of kind {kept.kind!r}, which is {question.kind!r}"
+    if not boxes_are_right(trajectory, question, look):
+        yield "a crop is not of the numbers that its command has in the text"
+    accepted = [event.box for event in trajectory.events if event.box is not None and event.error is None]
+    shown = [span.box for span in trajectory.spans if isinstance(span, CropSpan)]
+    # What was put in a command's place on purpose is not what was asked for; without crops nothing is shown.
+    is_as_asked = look.crop_source not in ("random_region", "none") and look.corruption is None
+    if is_as_asked and accepted[: len(shown)] != shown:
+        yield "the boxes that were accepted are not those of the crops"
+
+
+def _other_ids(kept: KeptRollout, trajectory: Trajectory, now: Encoded, encoder: Encoder) -> Iterator[str]:
+    """``now`` is what the trainer would take."""
+    for span in trajectory.spans:
+        if isinstance(span, SampledSpan) and encoder.decode(span.token_ids or ()) != span.text:
+            yield f"the sampled text {span.text[:40]!r} is not that of its ids"
+    for name, old, new in (
+        ("ids", kept.token_ids, now.ids),
+        ("mask of what was sampled", kept.sampled_mask, now.sampled),
+    ):
+        before = np.asarray(() if old is None else old, dtype=new.dtype)
+        if not np.array_equal(before, new):
+            shared = min(len(before), len(new))
+            different = np.flatnonzero(before[:shared] != new[:shared])
+            place = int(different[0]) if len(different) else shared
+            yield f"its {name} ({len(before)}) are others now ({len(new)}), from token {place} on"
+
+
+def _other_rewards(kept: KeptRollout, now: Rollout) -> Iterator[str]:
+    old, new = kept.transcript.reward, now.trajectory.reward
     if (old is None) != (new is None):
         yield f"kept {'without' if old is None else 'with'} a reward, which is otherwise now"
     if old is not None and new is not None:
@@ -293,8 +329,10 @@ def _other_rewards(kept: KeptRollout, now: Trajectory, advantage: float) -> Iter
             before, after = getattr(old, name), getattr(new, name)
             if abs(before - after) > _REWARD_TOLERANCE:
                 yield f"its {name} reward was {before:g} and comes to {after:g} now"
-    if not np.isclose(kept.advantage, advantage, rtol=0, atol=_ADVANTAGE_TOLERANCE, equal_nan=True):
-        yield f"its advantage was {kept.advantage:g} and comes to {advantage:g} now"
+    if not np.isclose(kept.advantage, now.advantage, rtol=0, atol=_ADVANTAGE_TOLERANCE, equal_nan=True):
+        yield f"its advantage was {kept.advantage:g} and comes to {now.advantage:g} now"
+    if kept.is_trained != now.is_trained:
+        yield f"it was {'' if kept.is_trained else 'not '}trained on, which is otherwise now"
 
 
 def _first(

@@ -1,9 +1,15 @@
-"""Every step's rollouts on disk: ``rollouts/step-N.parquet``, a transcript per row with its advantage."""
+"""Every step's rollouts on disk: ``rollouts/step-N.parquet``, a row per rollout.
+
+A row is the transcript (what was sampled with its log-probs and the version of the weights, what was given,
+boxes, digests of crops, the reward in parts, the stop reason), the whole sequence as engine and trainer have
+it with the mask of what was sampled, and the advantage.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from models import distributed
@@ -31,18 +37,25 @@ ROLLOUT_SCHEMA = pa.schema(
         ("kind", pa.string()),
         ("advantage", pa.float64()),
         ("is_trained", pa.bool_()),
+        # The prompt, one pad per visual token, refusals and crops included, to the last token that was
+        # sampled; null where the trajectory cannot be encoded.
+        ("token_ids", pa.list_(pa.int32())),
+        ("sampled_mask", pa.list_(pa.bool_())),
     ]
 )
 
 
 @dataclass(frozen=True, slots=True)
 class KeptRollout:
-    """A rollout as it was kept: see :class:`models.rgrpo.batch.Rollout`."""
+    """A rollout as it was kept: see :class:`models.rgrpo.batch.Rollout`. ``token_ids`` and ``sampled_mask``
+    have one length T."""
 
     transcript: Transcript
     kind: str
     advantage: float
     is_trained: bool
+    token_ids: tuple[int, ...] | None
+    sampled_mask: tuple[bool, ...] | None
 
 
 def rollouts_path(run: Path, step: int) -> Path:
@@ -58,14 +71,21 @@ def steps_kept(run: Path) -> list[int]:
 def read_rollouts(path: Path) -> list[KeptRollout]:
     """All rollouts of a step, in group order."""
     rows = read_rows(path, ROLLOUT_SCHEMA, version=TRANSCRIPT_VERSION)
-    return [KeptRollout(transcript_of(row), row["kind"], row["advantage"], row["is_trained"]) for row in rows]
+    return [
+        KeptRollout(
+            transcript_of(row),
+            kind=row["kind"],
+            advantage=row["advantage"],
+            is_trained=row["is_trained"],
+            token_ids=None if row["token_ids"] is None else tuple(row["token_ids"]),
+            sampled_mask=None if row["sampled_mask"] is None else tuple(row["sampled_mask"]),
+        )
+        for row in rows
+    ]
 
 
 def write_rollouts(path: Path, rollouts: Sequence[Rollout], *, step: int) -> None:
-    """Write the rollouts of all ranks to one file; all ranks call it.
-
-    The sampled mask is in the spans: tokens of kind ``sampled`` carry loss, ``text`` and ``crop`` do not.
-    """
+    """Write the rollouts of all ranks to one file; all ranks call it."""
     rows = [_row(rollout, step) for rollout in rollouts]
     everywhere = [row for share in distributed.from_all_ranks(rows) for row in share]
     if distributed.is_main():
@@ -73,12 +93,15 @@ def write_rollouts(path: Path, rollouts: Sequence[Rollout], *, step: int) -> Non
 
 
 def _row(rollout: Rollout, step: int) -> dict[str, object]:
+    encoded = rollout.encoded
     return {
         **transcript_row(Transcript.of(rollout.trajectory)),
         "step": step,
         "kind": rollout.kind,
         "advantage": rollout.advantage,
         "is_trained": rollout.is_trained,
+        "token_ids": None if encoded is None else encoded.ids.astype(np.int32),
+        "sampled_mask": None if encoded is None else encoded.sampled,
     }
 
 

@@ -174,7 +174,10 @@ class Training:
         self._sampler.rest()
         batch = self._compare(trajectories, questions)
         self._record(batch, step)
-        metrics = self._update(batch, step)
+        # Where nothing is trained, nothing would be compared.
+        metrics = self._update(
+            batch, step, before_step=dict if batch.has_samples else lambda: self._agree(trajectories, batch)
+        )
         self._show_the_sampler_new_weights(step + 1)
         return {**probed, **batch.metrics, **metrics}
 
@@ -207,16 +210,16 @@ class Training:
             self._ahead = self._sampler.collect()
         with self._watch("compare"):
             try:
-                return compare_like_with_like(
-                    self._engine,
-                    self._ahead,
-                    self._config,
-                    encoder=self._policy.encoder,
-                    spare=batch.spare,
-                )
+                return self._agree(self._ahead, batch)
             except GuardError:  # about rollouts that no step has recorded yet
                 self._record(self._compare(self._ahead, self._next_questions(step + 1)), step + 1)
                 raise
+
+    def _agree(self, trajectories: Sequence[Trajectory], batch: Batch) -> dict[str, float]:
+        """Whether engine and trainer do, on some rollouts of the policy as it is."""
+        return compare_like_with_like(
+            self._engine, trajectories, self._config, encoder=self._policy.encoder, spare=batch.spare
+        )
 
     def _probe(self, step: int) -> dict[str, float]:
         """What crops are worth, now and then. Before the step, so that a resumed run does the same."""

@@ -40,8 +40,8 @@ TRAINING = RGRPOConfig(
     precision="float32",
     preflight=LENIENT,
 )
-NAMES = ["engine", "image pads", "sampled mask", "boxes", "rotary positions", "engine and trainer", "caches"]
-NAMES += ["spread of rewards", "reward floor"]
+NAMES = ["engine", "encoding", "image pads", "sampled mask", "boxes", "rotary positions"]
+NAMES += ["engine and trainer", "caches", "spread of rewards", "reward floor"]
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,9 @@ def test_a_sound_run_passes_and_says_what_was_looked_at(tmp_path, model_path, da
     checks = json.loads((run.path / PREFLIGHT).read_text())["checks"]
     assert [check["name"] for check in checks] == NAMES
     assert all(check["passed"] for check in checks)
-    values = {check["name"]: check["value"] for check in checks[:5]}
+    values = {check["name"]: check["value"] for check in checks[:6]}
     assert values.pop("engine") == "0 of 4 trajectories failed"
+    assert values.pop("encoding") == "0 of 4 trajectories cannot be"
     assert len(read_rollouts(run.path / PREFLIGHT_ROLLOUTS)) == 4
     assert values.pop("boxes") == "4 of 4 trajectories, 0 crops"  # a random model asks for none
     assert set(values.values()) == {"4 of 4 trajectories"}
@@ -104,6 +105,30 @@ def test_an_engine_that_fails(tmp_path, model_path, data):
     assert check["value"] == "2 of 4 trajectories failed: engine_error, the test says so"
     kept = read_rollouts(run.path / PREFLIGHT_ROLLOUTS)
     assert [one.transcript.reward is None for one in kept] == [True, False, True, False]
+
+
+def test_an_engine_that_samples_what_is_banned(tmp_path, model_path, data):
+    """It is a check that fails, not the preflight; and the batch is there to be looked at."""
+
+    def sample_banned(actors):
+        roll_out = actors.sampler.roll_out
+        banned = actors.engine.module.encoder.image_token_id
+
+        def spoilt(*asked, **settings):
+            first, *others = roll_out(*asked, **settings)
+            span = first.spans[0]
+            span = replace(span, token_ids=(banned, *span.token_ids[1:]))
+            return [replace(first, spans=(span, *first.spans[1:])), *others]
+
+        actors.sampler.roll_out = spoilt
+
+    run, config = make_run(tmp_path, model_path, data)
+    assert found_broken(run, config, sample_banned) == ["encoding"]
+    *_, check = json.loads((run.path / PREFLIGHT).read_text())["checks"]
+    assert check["value"].startswith("1 of 4 trajectories cannot be: The engine sampled the banned tokens")
+    first, *others = read_rollouts(run.path / PREFLIGHT_ROLLOUTS)
+    assert (first.token_ids, first.is_trained) == (None, False)
+    assert all(one.token_ids for one in others)
 
 
 def spoil_encoder(change):
@@ -218,7 +243,7 @@ def test_with_vllm_stale_caches_and_wrong_crops_are_seen(tmp_path, data, monkeyp
         look_at = policy._look_at
         policy.look_afresh()
         monkeypatch.setattr(policy, "_look_at", lambda shown: [-one for one in look_at(shown)])
-        with pytest.raises(GateError, match=r"1 of 10 checks fail\. vision towers"):
+        with pytest.raises(GateError, match=r"1 of 11 checks fail\. vision towers"):
             check_before(run, config, actors)
 
 
@@ -230,7 +255,7 @@ def test_with_vllm_an_output_head_of_old_weights_is_seen(tmp_path, data, monkeyp
     with opened(config) as actors:
         check_before(run, config, actors)
         monkeypatch.setattr(vllm_engine, "_renew_tied_head", lambda model: None)
-        with pytest.raises(GateError, match=r"1 of 10 checks fail\. caches.*wrong: trainer"):
+        with pytest.raises(GateError, match=r"1 of 11 checks fail\. caches.*wrong: trainer"):
             check_before(run, config, actors)
 
 

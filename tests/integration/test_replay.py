@@ -2,18 +2,21 @@
 
 import copy
 import json
+import re
 import shutil
 
 import pyarrow.parquet as pq
 import pytest
 
 from flows.cli import main
-from models.config import ObjectiveConfig
+from models.config import ObjectiveConfig, resolve_model_path
+from models.encoding import Encoder
 from models.errors import RecordError, RunDirError
 from models.records import read_rows, write_questions, write_rows
 from models.rgrpo import train as rgrpo
 from models.rgrpo.replay import replay
 from models.rgrpo.rollouts import ROLLOUT_SCHEMA, rollouts_path
+from models.run_config import RGRPORun
 from models.rundir import RunDir
 from models.transcripts import TRANSCRIPT_VERSION
 from tests.tiny_models import save_random_model
@@ -179,6 +182,39 @@ def test_other_rewards_and_pictures_are_named(run, tampered):
     tampered(other_picture)
     faults = {one.sample_index: one.faults for one in replay(run, 0).diverging}
     assert any("is no longer what the model was asked" in fault for fault in sum(faults.values(), ()))
+
+
+@pytest.mark.parametrize(
+    ("how", "fault"),
+    [
+        (lambda row: row["token_ids"].__setitem__(3, 7), "its ids (.*) are others now .*, from token 3 on"),
+        (lambda row: row["token_ids"].pop(), "its ids .* are others now"),
+        (lambda row: row.update(token_ids=None), "its ids \\(0\\) are others now"),
+        (
+            lambda row: row["sampled_mask"].__setitem__(0, True),
+            "its mask of what was sampled .* others now .*, from token 0 on",
+        ),
+        (lambda row: row.update(kind="another"), "kept as a question of kind 'another', which is "),
+        (lambda row: row.update(is_trained=not row["is_trained"]), "trained on, which is otherwise now"),
+        (lambda row: row["spans"][0].update(text="a"), "the sampled text 'a' is not that of its ids"),
+    ],
+)
+def test_whatever_else_was_changed_is_named(run, tampered, how, fault):
+    tampered(lambda rows: how(rows[2]))
+    found = {one.sample_index: one.faults for one in replay(run, 0).rollouts[:3]}
+    assert any(re.search(fault, said) for said in found[2])
+
+
+def test_the_whole_sequence_is_kept_with_its_mask(run):
+    encoder = Encoder.load(resolve_model_path(RGRPORun.model_validate_json(run.config_text()).model_path))
+    for row in pq.read_table(rollouts_path(run.path, 0)).to_pylist():
+        ids, mask = row["token_ids"], row["sampled_mask"]
+        sampled = [token for span in row["spans"] for token in span["token_ids"] or ()]
+        assert [token for token, is_sampled in zip(ids, mask, strict=True) if is_sampled] == sampled
+        assert row["question_text"] in encoder.tokenizer.decode(ids)
+        (view,) = row["views"]
+        assert ids.count(encoder.image_token_id) == view["width"] * view["height"] // 28**2
+        assert not any(mask[: ids.index(sampled[0])])
 
 
 def test_a_step_that_was_not_kept_is_refused(run):

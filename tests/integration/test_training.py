@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from models import distributed
 from models.checkpoints import Progress
 from models.config import GuardsConfig, ObjectiveConfig, RewardConfig, SFTConfig
-from models.errors import ConfigError, GuardError, TrainingError
+from models.encoding import Encoder
+from models.errors import ConfigError, EncodingError, GuardError, TrainingError
 from models.objective_config import PROFILES
 from models.packing import pack, pack_groups
 from models.policy import Policy, collate, load_policy, load_reference
@@ -642,7 +643,32 @@ def test_a_batch_without_spread_trains_nothing(tmp_path, model_path, data):
     (line,) = [line for line in run.metrics() if line["step"] == 1]
     assert line["rgrpo/zero_variance_share"] == 1.0
     assert line["rgrpo/updated"] == 0.0
+    # Engine and trainer are compared all the same: nothing else would see that they part.
+    assert 0 <= line["rgrpo/mismatch_kl"] < 1e-6
     assert_equal(weights(run.path / "model"), weights(model_path), tolerance=0)
+    with pytest.raises(GuardError, match="Engine and trainer disagree"):
+        rgrpo.train(
+            RunDir.create(tmp_path / "parted", config),
+            make_run(model_path, data, num_steps=1, reward=nothing, max_mismatch_kl=1e-30),
+        )
+
+
+def test_rollouts_that_cannot_be_trained_on_are_kept_and_end_the_run(tmp_path, model_path, data, monkeypatch):
+    encode = Encoder.encode
+
+    def broken(self, trajectory):
+        if trajectory.spans:
+            raise EncodingError("The engine sampled the banned tokens [5].")
+        return encode(self, trajectory)
+
+    config = make_run(model_path, data, num_steps=1)
+    run = RunDir.create(tmp_path / "run", config)
+    monkeypatch.setattr(Encoder, "encode", broken)
+    with pytest.raises(EncodingError, match=r"cannot be trained on\. Nothing was trained\. The first: The"):
+        rgrpo.train(run, config)
+    kept = read_rollouts(rollouts_path(run.path, 0))
+    assert kept
+    assert all(one.token_ids is None and not one.is_trained for one in kept)
 
 
 def test_beta_loads_the_starting_model_once_and_none_without(tmp_path, model_path, data, monkeypatch):
