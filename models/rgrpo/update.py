@@ -220,7 +220,8 @@ class _Seen:
         self._likelihoods: list[Tensor] = []
         self._losses: list[Tensor] = []
         self._mismatches: list[Tensor] = []
-        self._gaps: list[Tensor] = []
+        self._highest: list[Tensor] = []
+        self._lowest: list[Tensor] = []
         self._ratios: list[Tensor] = []
         self._squares: list[Tensor] = []
         self._num_tokens: list[Tensor] = []
@@ -241,8 +242,10 @@ class _Seen:
         self._likelihoods.append(logprobs.sum(dim=1))
         self._losses.append(result.loss.detach())
         self._mismatches.append(mismatch_k3(logprobs, engine_logprobs, sampled))
-        self._gaps.append(torch.where(sampled, logprobs - engine_logprobs, 0.0).abs().max())
-        ratio = torch.where(sampled, logprobs - engine_logprobs, -torch.inf).exp()  # 0 where not sampled
+        gaps = logprobs - engine_logprobs
+        self._highest.append(torch.where(sampled, gaps, -torch.inf).max())
+        self._lowest.append(torch.where(sampled, gaps, torch.inf).min())
+        ratio = torch.where(sampled, gaps, -torch.inf).exp()  # 0 where not sampled
         self._ratios.append(ratio.sum())
         self._squares.append(ratio.square().sum())
         self._num_tokens.append(sampled.sum())
@@ -265,14 +268,18 @@ class _Seen:
         loss, mismatch, num_tokens, num_clipped, num_cut, ratio, squares = distributed.global_sums(
             [sum(map(float, values)) for values in (*counted, self._ratios, self._squares)]
         )
+        highest = distributed.global_max(max(map(float, self._highest), default=-np.inf))
+        lowest = -distributed.global_max(-min(map(float, self._lowest), default=np.inf))
         kl, name = mismatch / max(num_tokens, 1.0), "stale" if config.overlap else "mismatch"
         if not config.overlap:
             require_agreement(kl, limit=config.max_mismatch_kl)
         return {
             "rgrpo/loss": loss,
             f"rgrpo/{name}_kl": kl,
-            f"rgrpo/{name}_max": distributed.global_max(max(map(float, self._gaps), default=0.0)),
+            f"rgrpo/{name}_max": max(highest, -lowest),
             "rgrpo/engine_ratio": ratio / max(num_tokens, 1.0),
+            "rgrpo/engine_ratio_min": float(np.exp(lowest)),
+            "rgrpo/engine_ratio_max": float(np.exp(highest)),
             "rgrpo/effective_share": ratio**2 / max(num_tokens * squares, 1e-12),
             "rgrpo/trained_tokens": num_tokens,
             "rgrpo/clipped_share": num_clipped / max(num_tokens, 1.0),

@@ -41,7 +41,14 @@ def test_four_ratios_by_hand() -> None:
     assert metrics["rgrpo/effective_share"] == pytest.approx(56.25 / 85)
     assert metrics["rgrpo/mismatch_kl"] == pytest.approx((3.5 - math.log(4)) / 4)
     assert metrics["rgrpo/mismatch_max"] == pytest.approx(math.log(4))
+    assert (metrics["rgrpo/engine_ratio_min"], metrics["rgrpo/engine_ratio_max"]) == pytest.approx((0.5, 4))
     assert metrics["rgrpo/trained_tokens"] == 4
+
+
+def test_the_largest_difference_may_be_downwards() -> None:
+    metrics = seen((RATIOS / 2, SAMPLED))
+    assert metrics["rgrpo/mismatch_max"] == pytest.approx(math.log(4))
+    assert (metrics["rgrpo/engine_ratio_min"], metrics["rgrpo/engine_ratio_max"]) == pytest.approx((0.25, 2))
 
 
 def test_they_are_over_the_tokens_of_the_batch_and_not_of_a_micro_batch() -> None:
