@@ -237,12 +237,29 @@ def look(image: Image.Image, box: Box, budget: PixelBudget) -> Picture:
 
     Raises RegionError for a box in seen pixels, or one that encloses no pixel of the picture.
     """
-    pixels = snap_outwards(box, Size(image.width, image.height))
-    width, height = int(pixels.width), int(pixels.height)
-    scale = zoom_scale(pixels.area / (image.width * image.height))
-    zoomed = Size(max(1, round(width * scale)), max(1, round(height * scale)))
+    size = Size(image.width, image.height)
+    pixels, zoomed = snap_outwards(box, size), zoomed_size(box, size)
     region = image.crop((int(pixels.x1), int(pixels.y1), int(pixels.x2), int(pixels.y2)))
     return Picture.of(_resized(_rgb(region), smart_resize(zoomed, budget)))
+
+
+def zoomed_size(box: Box, size: Size) -> Size:
+    """The size that Eq. 4 gives to the crop of a box (original pixels) of a picture of ``size``, before it is
+    smart-resized. Raises what :func:`look` does."""
+    pixels = snap_outwards(box, size)
+    scale = zoom_scale(pixels.area / size.area)
+    return Size(max(1, round(int(pixels.width) * scale)), max(1, round(int(pixels.height) * scale)))
+
+
+def won_by_rounding(box: Box, view: View, budget: PixelBudget) -> float:
+    """How many times more pixels a crop of ``box`` has than Eq. 4 gives it within the budget: below 1 it lost
+    some when its sides were rounded to multiples of ``budget.factor``, above 1 it won some.
+
+    Over boxes of sizes without a preference the mean is near 1. Raises what :func:`look` does.
+    """
+    zoomed = zoomed_size(view.convert(box, "original"), view.original)
+    within = min(max(zoomed.area, budget.min_pixels), budget.max_pixels)
+    return smart_resize(zoomed, budget).area / within
 
 
 def look_low_resolution(image: Image.Image, box: Box, budget: PixelBudget) -> Picture:

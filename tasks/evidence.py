@@ -21,7 +21,7 @@ from models.evidence import (
     Spread,
     ValidationEvidence,
 )
-from models.rgrpo.guards import CROP_GAIN, limits
+from models.rgrpo.guards import CROP_GAIN, Limit, limits
 from models.rundir import RunDir
 from models.source_versions import versions_in
 from models.vlir.checks import read_manifest
@@ -50,7 +50,9 @@ _GUARDED = (
     "rgrpo/gradient_norm",
     "rgrpo/crops_per_trajectory",
     "rgrpo/all_wrong_share",
+    "rgrpo/all_wrong_moving_share",
     "rgrpo/box_share",
+    "rgrpo/box_rounding",
     CROP_GAIN,
     "rgrpo/reward",
 )
@@ -161,9 +163,20 @@ def _limits(values: Mapping[str, list[float]], config: RGRPOConfig) -> Iterator[
         rule = "the guards watched the training (rgrpo.guards)"
         yield Check(name="guards", value="off", rule=rule, passed=False)
     for guard in limits(config.guards):
-        found = guard.worst(values.get(guard.metric, []))
-        if found is not None:
-            yield Check(name=guard.metric, value=f"{found:.3g}", rule=str(guard), passed=guard.allows(found))
+        seen = values.get(guard.metric, [])
+        found = guard.worst(seen)
+        yield Check(
+            name=guard.metric,
+            value=_said_of(seen, found, guard),
+            rule=str(guard),
+            passed=found is None or guard.allows(found),
+        )
+
+
+def _said_of(seen: list[float], found: float | None, guard: Limit) -> str:
+    if found is None:
+        return "never bound the run" if seen else "nothing to judge"
+    return f"{found:.3g}" + (f", over {len(seen)} only" if len(seen) < guard.window else "")
 
 
 def _spread(values: list[float]) -> Spread:

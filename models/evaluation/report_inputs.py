@@ -118,6 +118,7 @@ RGRPO_PANELS: tuple[Panel, ...] = (
         "share",
     ),
     Panel("R-GRPO: size of a box", (("rgrpo/box_share", "share of the picture"),), "share of the picture"),
+    Panel("R-GRPO: pixels of a crop over Eq. 4's", (("rgrpo/box_rounding", "won by rounding"),), "times"),
     Panel(
         "R-GRPO: share of groups that teach little",
         (

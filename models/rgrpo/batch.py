@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from models import distributed
-from models.config import RGRPOConfig
+from models.config import Look, RGRPOConfig
 from models.encoding import Encoded, Encoder
 from models.errors import EncodingError
 from models.records import Question
@@ -54,13 +54,13 @@ def score_and_compare(
     config: RGRPOConfig,
     *,
     encoder: Encoder,
-    max_tokens: int,
+    look: Look,
 ) -> Batch:
     """Score this rank's trajectories (``group_size`` per question, in order) and compare them within groups.
 
-    ``max_tokens`` is the constant that ``seq-mean-token-sum-norm`` divides by. Those that we broke have no
-    reward, and those that cannot be encoded are not trained on; whether that is allowed is for the caller to
-    ask, once they are on disk (:func:`models.rgrpo.outcomes.check_failures`).
+    ``seq-mean-token-sum-norm`` divides by the constant ``look.max_sampled_tokens``. Those that we broke have
+    no reward, and those that cannot be encoded are not trained on; whether that is allowed is for the caller
+    to ask, once they are on disk (:func:`models.rgrpo.outcomes.check_failures`).
     """
     asked = [question for question in questions for _ in range(config.group_size)]
     scored = [
@@ -69,7 +69,7 @@ def score_and_compare(
     ]
     sequences = [encoded_or_why_not(trajectory, encoder) for trajectory in scored]
     faults = [str(found) if isinstance(found, EncodingError) else "" for found in sequences]
-    outcomes = outcomes_of(scored, asked, encoder, faults)
+    outcomes = outcomes_of(scored, asked, look=look, encoder=encoder, faults=faults)
     ranks = distributed.from_all_ranks(outcomes)
     everywhere = [outcome for share in ranks for outcome in share]
     advantages = group_advantages(
@@ -99,7 +99,7 @@ def score_and_compare(
             for outcome, advantage in zip(everywhere, advantages.values, strict=True)
         ),
         spare=_shortest(rollouts, encoder),
-        totals=_totals(everywhere, config, max_tokens=max_tokens),
+        totals=_totals(everywhere, config, max_tokens=look.max_sampled_tokens),
         metrics=batch_metrics(everywhere, advantages, group_size=config.group_size),
     )
 

@@ -12,7 +12,7 @@ other limits repeats its steps to the letter.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import dropwhile
 from typing import Any, Literal, NamedTuple
 
@@ -30,8 +30,10 @@ _ROUNDING = 1e-9
 class Rule(NamedTuple):
     """What a field of :class:`GuardsConfig` limits (from the side in its name), and what breaking it means.
 
-    ``binds``: always, only if the run ``began`` within it, or as soon as a window was within it (``once``).
-    ``is_relative``: it looks at how many times larger or smaller a mean is than the first window's.
+    ``binds``: always; only if the run ``began`` within it, or came to be beyond all doubt; or as soon as a
+    window was within it (``once``).
+    ``looks_at``: a window's mean, how many times it ``grew`` since the first window's, or how many times it
+    ``changed``, up or down.
     ``is_probed``: it has a value per probe, not per step. ``remedy``: what may be changed besides the limit.
     """
 
@@ -39,7 +41,7 @@ class Rule(NamedTuple):
     metric: str
     danger: str
     binds: Literal["always", "began", "once"] = "always"
-    is_relative: bool = False
+    looks_at: Literal["mean", "grew", "changed"] = "mean"
     is_probed: bool = False
     remedy: str = "change what is rewarded"
 
@@ -50,11 +52,16 @@ _RULES = (
         "min_crop_gain",
         CROP_GAIN,
         "crops no longer help: blank ones give the same answers",
-        # Not "once": a probe of few questions is within it now and then where crops never helped.
+        # Not "once": a few questions are within it now and then where crops never helped.
         binds="began",
         is_probed=True,
     ),
-    Rule("max_all_wrong_share", "rgrpo/all_wrong_share", "most groups teach form without one right answer"),
+    Rule(
+        "max_all_wrong_share",
+        # Not of all groups: those of equal rewards are many where nobody is right, and would hide it.
+        "rgrpo/all_wrong_moving_share",
+        "most groups that teach at all teach form, without one right answer",
+    ),
     Rule("max_truncated_share", "rgrpo/truncated_share", "most trajectories never end"),
     Rule("min_entropy", "rgrpo/entropy", "the policy has collapsed: its rollouts are all alike"),
     Rule("max_entropy", "rgrpo/entropy", "the policy falls apart"),
@@ -67,19 +74,27 @@ _RULES = (
     Rule(
         "max_box_drift",
         "rgrpo/box_share",
-        "the size of boxes has drifted: look whether they win reward by rounding, not by sight",
-        is_relative=True,
+        "the size of boxes has drifted: look whether they still enclose what is asked about",
+        looks_at="changed",
+    ),
+    Rule(
+        "max_rounding_gain",
+        "rgrpo/box_rounding",
+        "boxes take sizes that win pixels when they are rounded: that is arithmetic, not sight",
+        looks_at="grew",
     ),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A rule with its bound; means are over ``window`` steps."""
+    """A rule with its bound; means are over ``window`` steps, and uncertain by ``error``, twice their
+    standard error, where they are of few answers."""
 
     rule: Rule
     bound: float
     window: int
+    error: float = 0.0
 
     @property
     def metric(self) -> str:
@@ -92,9 +107,15 @@ class Limit:
         return self.rule.setting.startswith("max_")
 
     def __str__(self) -> str:
-        what = "change of its mean" if self.rule.is_relative else "mean"
+        what = {"mean": "mean", "grew": "growth of its mean", "changed": "change of its mean"}[
+            self.rule.looks_at
+        ]
         steps = f"{what} over {self.window} {'probes' if self.rule.is_probed else 'steps'} "
-        where = {"always": "", "began": ", where it began so", "once": ", once it was so"}[self.rule.binds]
+        where = {
+            "always": "",
+            "began": f", where it began so or came to be by {self.error:.2g}",
+            "once": ", once it was so",
+        }[self.rule.binds]
         return f"{steps}at {'most' if self.is_upper else 'least'} {self.bound:g}{where}"
 
     def judged(self, values: Sequence[float]) -> list[float]:
@@ -105,32 +126,44 @@ class Limit:
         means = _means(values, self.window)
         if self.rule.binds == "once":
             means = list(dropwhile(lambda mean: not self.allows(mean), means))
-        if not means or (self.rule.binds == "began" and not self.allows(means[0])):
+        if self.rule.binds == "began" and means and not self.allows(means[0]):
+            means = list(dropwhile(lambda mean: not self._surely_allows(mean), means))
+        if not means:
             return []
-        if not self.rule.is_relative:
+        if self.rule.looks_at == "mean":
             return means
-        first = means[0]
-        return [max(mean / first, first / mean) for mean in means if mean > 0 and first > 0]
+        growth = [mean / means[0] for mean in means if mean > 0 and means[0] > 0]
+        return growth if self.rule.looks_at == "grew" else [max(times, 1 / times) for times in growth]
 
     def worst(self, values: Sequence[float]) -> float | None:
-        """The number of a whole run that is furthest on the wrong side; None where there is none."""
-        return (max if self.is_upper else min)(self.judged(values), default=None)
+        """The number of a whole run that is furthest on the wrong side; None where there is none. Of a run
+        shorter than a window it is made of all there is."""
+        limit = replace(self, window=min(self.window, max(1, len(values))))
+        return (max if self.is_upper else min)(limit.judged(values), default=None)
 
     def allows(self, value: float) -> bool:
         """Whether a value is on the right side; the bound itself is, however a mean was rounded."""
-        beyond = value - self.bound if self.is_upper else self.bound - value
-        return beyond <= _ROUNDING
+        return self._beyond(value) <= _ROUNDING
+
+    def _surely_allows(self, value: float) -> bool:
+        return self._beyond(value) <= -self.error
+
+    def _beyond(self, value: float) -> float:
+        return value - self.bound if self.is_upper else self.bound - value
 
 
 def limits(config: GuardsConfig) -> list[Limit]:
     """The limits of a run, none when the guards are off."""
     if not config.enabled:
         return []
+    # Of the difference of two shares, whose variance is at most 1 / 4 each.
+    error = 2 * (2 * 0.25 / (config.probe_window * config.probe_questions)) ** 0.5
     return [
         Limit(
             rule,
             bound=getattr(config, rule.setting),
             window=config.probe_window if rule.is_probed else config.window,
+            error=error if rule.is_probed else 0.0,
         )
         for rule in _RULES
     ]

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.config import RGRPOConfig
+from models.config import Look, RGRPOConfig
 from models.errors import EncodingError, TrainingError
 from models.records import Question
-from models.region import Box
+from models.region import Box, Size, View, won_by_rounding
 from models.rgrpo.advantages import Advantages
 from models.rgrpo.rewards import differ_in_length_only
 from models.rundir import metric_part
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 class Outcome:
     """The numbers of one scored trajectory, small enough to send to every rank. ``reward`` is None when we
     broke; ``log_likelihood`` sums the engine's log-probs of the sampled tokens, nats; ``box_shares`` are the
-    accepted boxes' shares of their pictures, ``box_overlaps`` their IoU with the one before, 0 to 1;
+    accepted boxes' shares of their pictures, ``box_overlaps`` their IoU with the one before, 0 to 1,
+    ``box_roundings`` how many times more pixels their crops have than Eq. 4 gives them;
     ``drifted`` says of every sampled span whether its text would be tokenised otherwise; ``fault`` why the
     trajectory cannot be encoded."""
 
@@ -41,13 +42,20 @@ class Outcome:
     log_likelihood: float
     box_shares: tuple[float, ...] = ()
     box_overlaps: tuple[float, ...] = ()
+    box_roundings: tuple[float, ...] = ()
     drifted: tuple[bool, ...] = ()
     detail: str = ""
     fault: str = ""
 
     @classmethod
     def of(
-        cls, trajectory: Trajectory, question: Question, *, drifted: Iterable[bool] = (), fault: str = ""
+        cls,
+        trajectory: Trajectory,
+        question: Question,
+        *,
+        look: Look,
+        drifted: Iterable[bool] = (),
+        fault: str = "",
     ) -> "Outcome":
         """The outcome of a trajectory that has been scored."""
         spans = _sampled(trajectory)
@@ -61,6 +69,7 @@ class Outcome:
             log_likelihood=sum(sum(span.logprobs or ()) for span in spans),
             box_shares=_box_shares(trajectory),
             box_overlaps=_box_overlaps(trajectory),
+            box_roundings=_box_roundings(trajectory, question, look),
             drifted=tuple(drifted),
             detail=trajectory.detail,
             fault=fault,
@@ -70,6 +79,8 @@ class Outcome:
 def outcomes_of(
     trajectories: Sequence[Trajectory],
     questions: Sequence[Question],
+    *,
+    look: Look,
     encoder: "Encoder",
     faults: Sequence[str],
 ) -> list[Outcome]:
@@ -78,7 +89,7 @@ def outcomes_of(
     # All in one call: the tokenizer takes half the time of one call each.
     drifted = iter(encoder.drifts([span.token_ids or () for of_one in spans for span in of_one]))
     return [
-        Outcome.of(trajectory, question, drifted=islice(drifted, len(of_one)), fault=fault)
+        Outcome.of(trajectory, question, look=look, drifted=islice(drifted, len(of_one)), fault=fault)
         for trajectory, question, of_one, fault in zip(trajectories, questions, spans, faults, strict=True)
     ]
 
@@ -127,10 +138,12 @@ def batch_metrics(
         "rgrpo/unscored_share": 1 - len(rewards) / len(outcomes),
         "rgrpo/zero_variance_share": 1 - len(moving) / len(groups),
         "rgrpo/all_wrong_share": sum(map(_is_all_wrong, moving)) / len(groups),
+        **({"rgrpo/all_wrong_moving_share": _mean(list(map(_is_all_wrong, moving)))} if moving else {}),
         "rgrpo/length_only_share": sum(map(_differs_in_length_only, moving)) / len(groups),
         "rgrpo/crops_per_trajectory": _mean([outcome.num_crops for outcome in outcomes]),
         "rgrpo/errors_per_trajectory": _mean([outcome.num_errors for outcome in outcomes]),
         **_mean_of_boxes("rgrpo/box_share", [outcome.box_shares for outcome in outcomes]),
+        **_mean_of_boxes("rgrpo/box_rounding", [outcome.box_roundings for outcome in outcomes]),
         **_mean_of_boxes("rgrpo/box_overlap", [outcome.box_overlaps for outcome in outcomes]),
         "rgrpo/tokens_per_trajectory": _mean([outcome.num_tokens for outcome in outcomes]),
         "rgrpo/truncated_share": _mean([outcome.stop.is_truncated for outcome in outcomes]),
@@ -147,6 +160,12 @@ def _box_shares(trajectory: Trajectory) -> tuple[float, ...]:
         for event in trajectory.events
         if event.box is not None and event.error is None
     )
+
+
+def _box_roundings(trajectory: Trajectory, question: Question, look: Look) -> tuple[float, ...]:
+    """A question has one picture here."""
+    view = View.of(Size(question.width, question.height), look.budget)
+    return tuple(won_by_rounding(box, view, look.budget) for box in trajectory.accepted_boxes)
 
 
 def _box_overlaps(trajectory: Trajectory) -> tuple[float, ...]:

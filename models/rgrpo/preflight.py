@@ -141,7 +141,7 @@ def _sampled(run: RunDir, config: RGRPORun, actors: Actors, questions: Sequence[
         questions,
         training,
         encoder=actors.engine.module.encoder,
-        max_tokens=config.look.max_sampled_tokens,
+        look=config.look,
     )
     write_rollouts(run.path / PREFLIGHT_ROLLOUTS, batch.rollouts, step=0)
     return batch

@@ -270,9 +270,7 @@ def _compared(
             "missing or stand elsewhere, so rewards cannot be compared. Restore the file."
         )
     asked = [questions[name] for name in names[::size]]
-    return score_and_compare(
-        trajectories, asked, config.rgrpo, encoder=encoder, max_tokens=config.look.max_sampled_tokens
-    )
+    return score_and_compare(trajectories, asked, config.rgrpo, encoder=encoder, look=config.look)
 
 
 def _question(transcript: Transcript, questions: Mapping[str, Question]) -> Question:

@@ -263,7 +263,7 @@ class Training:
                 questions,
                 self._config,
                 encoder=self._policy.encoder,
-                max_tokens=self._look.max_sampled_tokens,
+                look=self._look,
             )
 
     def _update(

@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import pytest
 
 from models import distributed
-from models.config import ObjectiveConfig, RGRPOConfig
+from models.config import Look, ObjectiveConfig, RGRPOConfig
 from models.records import Question
 from models.rgrpo.batch import score_and_compare
 from models.trajectory import Prompt, SampledSpan, StopReason, Trajectory
 
+LOOK = Look(max_sampled_tokens=80)
 RIGHT, WRONG = "<think>a</think><answer>7</answer>", "<think>a</think><answer>8</answer>"
 
 
@@ -52,7 +53,7 @@ def compare(*texts, **objective):
     encoder = SimpleNamespace(
         encode=lambda one: f"{one.question_id}#{one.sample_index}", drifts=lambda spans: [False] * len(spans)
     )
-    return score_and_compare(made, [question("q0"), question("q1")], config, encoder=encoder, max_tokens=80)
+    return score_and_compare(made, [question("q0"), question("q1")], config, encoder=encoder, look=LOOK)
 
 
 def names(batch):

@@ -8,7 +8,7 @@ from models.rgrpo.guards import CROP_GAIN, Guards, limits, steps_so_far
 
 HEALTHY = {
     "rgrpo/crops_per_trajectory": 1.0,
-    "rgrpo/all_wrong_share": 0.1,
+    "rgrpo/all_wrong_moving_share": 0.1,
     "rgrpo/truncated_share": 0.0,
     "rgrpo/entropy": 0.4,
     "rgrpo/box_share": 0.03,
@@ -37,7 +37,7 @@ def test_a_healthy_run_is_left_alone():
         # Crops fall to zero: the mean of three is below 0.05 at the third step without any.
         ("rgrpo/crops_per_trajectory", [1.0, 1.0, 1.0, 0.0, 0.0, 0.0], 6, "min_crops"),
         (CROP_GAIN, [0.6, 0.4, 0.01, 0.02], 4, "min_crop_gain"),
-        ("rgrpo/all_wrong_share", [0.1, 0.9, 0.9, 0.9], 4, "max_all_wrong_share"),
+        ("rgrpo/all_wrong_moving_share", [0.1, 0.9, 0.9, 0.9], 4, "max_all_wrong_share"),
         ("rgrpo/truncated_share", [0.0, 0.6, 0.6, 0.6], 4, "max_truncated_share"),
         ("rgrpo/entropy", [0.4, 0.001, 0.001, 0.001], 4, "min_entropy"),
         ("rgrpo/entropy", [0.4, 5.0, 5.0], 3, "max_entropy"),
@@ -46,6 +46,8 @@ def test_a_healthy_run_is_left_alone():
         # The first window's mean is 0.03; (0.03 + 0.09 + 0.18) / 3 = 0.1 is 3.3 times that.
         ("rgrpo/box_share", [0.03, 0.03, 0.03, 0.09, 0.18], 5, "max_box_drift"),
         ("rgrpo/box_share", [0.03, 0.03, 0.03, 0.009, 0.009, 0.009], 6, "max_box_drift"),
+        # Boxes of 48 x 32 pixels that become 53 x 37 and are magnified to 12 tokens instead of 6.
+        ("rgrpo/box_rounding", [0.8, 0.8, 0.8, 1.0, 1.0, 1.0], 6, "max_rounding_gain"),
     ],
 )
 def test_each_guard_speaks_at_its_step_and_names_its_setting(name, values, step, setting):
@@ -70,6 +72,18 @@ def test_a_policy_that_learned_to_look_and_stops_again_is_paused():
 
 def test_a_probe_by_chance_does_not_bind_a_policy_whose_crops_never_helped():
     assert watch(CROP_GAIN, [0.0, 0.03, 0.03, 0.0, 0.0]) is None
+
+
+def test_crops_that_came_to_help_beyond_doubt_must_go_on_to():
+    """Twice the standard error of 2 x 32 questions is 0.18."""
+    assert watch(CROP_GAIN, [0.0, 0.0, 0.18, 0.18, 0.0, 0.0]) is None
+    step, told = watch(CROP_GAIN, [0.0, 0.0, 0.3, 0.3, 0.0, 0.0])
+    assert step == 6
+    assert "at least 0.02, where it began so or came to be by 0.18" in told
+
+
+def test_boxes_that_lose_by_rounding_win_nothing():
+    assert watch("rgrpo/box_rounding", [1.0] * 3 + [0.7] * 10) is None
 
 
 def test_one_unlucky_probe_is_not_a_loss_of_sight():
@@ -97,7 +111,7 @@ def test_a_mean_at_its_limit_is_within_it_however_it_was_rounded(window):
     config = GuardsConfig(window=window, probe_window=window)
     for limit in limits(config):
         values = [limit.bound] * (3 * window)
-        if not limit.rule.is_relative:
+        if limit.rule.looks_at == "mean":
             assert watch(limit.metric, values, config=config) is None, limit
             assert limit.judged(values), limit
         if limit.rule.binds != "always":
@@ -106,7 +120,7 @@ def test_a_mean_at_its_limit_is_within_it_however_it_was_rounded(window):
 
 def test_every_limit_that_is_broken_is_named_at_once():
     """Else a run that is allowed one of them pauses at the same step for the next."""
-    _, told = watch("rgrpo/truncated_share", [1.0] * 3, beside={"rgrpo/all_wrong_share": 1.0})
+    _, told = watch("rgrpo/truncated_share", [1.0] * 3, beside={"rgrpo/all_wrong_moving_share": 1.0})
     assert "rgrpo.guards.max_all_wrong_share" in told
     assert "rgrpo.guards.max_truncated_share" in told
 
@@ -159,5 +173,5 @@ def test_the_worst_of_a_run_is_what_its_evidence_shows():
     assert by_setting["max_truncated_share"].worst([0.0, 0.3, 0.6, 0.9, 0.0]) == pytest.approx(0.6)
     assert by_setting["min_crops"].worst([1.0, 1.0, 1.0, 0.4]) == pytest.approx(0.8)
     assert by_setting["max_box_drift"].worst([0.03, 0.03, 0.03, 0.03]) == pytest.approx(1.0)
-    assert by_setting["max_entropy"].worst([0.1]) is None
+    assert by_setting["max_entropy"].worst([0.1, 0.3]) == pytest.approx(0.2)  # no window is whole
     assert by_setting["max_stale_kl"].worst([]) is None  # without overlap

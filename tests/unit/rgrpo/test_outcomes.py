@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from models.config import RGRPOConfig
+from models.config import Look, RGRPOConfig
 from models.errors import TrainingError
 from models.records import Question
 from models.region import Box, Picture
@@ -47,6 +47,7 @@ def test_counts_of_four_groups():
     assert found["rgrpo/zero_variance_share"] == 0.25
     assert found["rgrpo/length_only_share"] == 0.25
     assert found["rgrpo/all_wrong_share"] == 0.25
+    assert found["rgrpo/all_wrong_moving_share"] == pytest.approx(1 / 3)
     assert found["rgrpo/unscored_share"] == 0
 
 
@@ -72,6 +73,27 @@ def test_the_size_of_boxes_is_a_mean_over_boxes():
     assert "rgrpo/box_share" not in metrics(blind, blind)
 
 
+def test_groups_of_equal_rewards_do_not_hide_that_nobody_is_right():
+    found = metrics(WRONG, WRONG, WRONG, WRONG, WRONG, SHAPELESS)
+    assert found["rgrpo/all_wrong_share"] == pytest.approx(1 / 3)
+    assert found["rgrpo/all_wrong_moving_share"] == 1.0
+    assert "rgrpo/all_wrong_moving_share" not in metrics(RIGHT, RIGHT)  # a share of nothing
+
+
+def test_what_boxes_win_by_rounding():
+    # A tenth of each side is magnified twice. 48 x 32 pixels: 96 x 64 become 84 x 56, three by two tokens;
+    # 53 x 37: 106 x 74 become 112 x 84, four by three.
+    boxes = [Box(0.0, 0.0, width, height, space="seen") for width, height in ((48.0, 32.0), (53.0, 37.0))]
+    events = (*map(BoxEvent, boxes), BoxEvent(boxes[0], TurnError.REPEATED_BOX))
+    image = Image.new("RGB", (1400, 980))
+    trajectory = Trajectory("q", 0, Prompt("?", (Picture.of(image),)), (), events, StopReason.ANSWERED)
+    look = Look(min_pixels=3136, max_pixels=1400 * 980)
+    outcome = Outcome.of(trajectory, Question.of_image(image, "?"), look=look)
+    won = (84 * 56 / (96 * 64), 112 * 84 / (106 * 74))
+    assert outcome.box_roundings == pytest.approx(won)
+    assert metrics(outcome, outcome)["rgrpo/box_rounding"] == pytest.approx(sum(won) / 2)
+
+
 def test_unscored_trajectories_count_neither_as_right_nor_as_wrong():
     found = metrics(RIGHT, FAILED, RIGHT, WRONG)
     assert found["rgrpo/reward/accuracy"] == pytest.approx(2 / 3)
@@ -86,7 +108,7 @@ def test_boxes_that_say_the_same_again_overlap():
     events = (BoxEvent(boxes[0]), refused, BoxEvent(boxes[0], image=2), BoxEvent(boxes[1]))
     pictures = (Picture.of(Image.new("RGB", (28, 28))),) * 2
     trajectory = Trajectory("q", 0, Prompt("?", pictures), (), events, StopReason.ANSWERED)
-    outcome = Outcome.of(trajectory, Question.of_image(Image.new("RGB", (28, 28)), "?"))
+    outcome = Outcome.of(trajectory, Question.of_image(Image.new("RGB", (28, 28)), "?"), look=Look())
     assert outcome.box_overlaps == pytest.approx((1 / 3,))
     assert metrics(outcome, replace(RIGHT, box_overlaps=(1.0,)))["rgrpo/box_overlap"] == pytest.approx(2 / 3)
     assert "rgrpo/box_overlap" not in metrics(RIGHT, RIGHT)

@@ -30,16 +30,17 @@ def test_of_a_step_that_was_done_again_the_last_line_counts(tmp_path: Path) -> N
     assert guards.num_steps == 2
     kl = guards.metrics["rgrpo/mismatch_kl"]
     assert (kl.first, kl.last, kl.lowest, kl.highest, kl.mean) == (0.001, 0.003, 0.001, 0.003, 0.002)
-    assert [(limit.name, limit.value, limit.passed) for limit in guards.limits] == [
+    assert [(limit.name, limit.value, limit.passed) for limit in guards.limits[:2]] == [
         ("rgrpo/mismatch_kl", "0.003", True),
         ("rgrpo/unscored_share", "0.02", True),
     ]
+    assert {limit.value for limit in guards.limits[2:]} == {"nothing to judge"}
     assert guards.passed
 
 
 def test_a_broken_limit_and_missing_metrics_are_no_pass(tmp_path: Path) -> None:
     broken = guards_of(record(tmp_path, {"step": 1, "rgrpo/mismatch_kl": 0.011}), CONFIG)
-    assert [limit.passed for limit in broken.limits] == [False]
+    assert [limit.name for limit in broken.limits if not limit.passed] == ["rgrpo/mismatch_kl"]
     assert not broken.passed
     assert not guards_of(record(tmp_path), CONFIG).passed
 
@@ -74,3 +75,15 @@ def test_the_limits_of_the_guards_are_looked_at_once_more(tmp_path: Path) -> Non
         "rgrpo/stale_kl",
         False,
     )
+
+
+def test_a_run_shorter_than_a_window_is_judged_by_all_there_is(tmp_path: Path) -> None:
+    lines = [
+        {"step": 1, "rgrpo/truncated_share": 0.4, "rgrpo/probe/crop_gain": 0.0},
+        {"step": 2, "rgrpo/truncated_share": 0.9},
+    ]
+    guards = guards_of(record(tmp_path, *lines), CONFIG)
+    found = {limit.name: (limit.value, limit.passed) for limit in guards.limits}
+    assert found["rgrpo/truncated_share"] == ("0.65, over 2 only", False)
+    assert found["rgrpo/probe/crop_gain"] == ("never bound the run", True)
+    assert found["rgrpo/box_share"] == ("nothing to judge", True)
