@@ -106,6 +106,15 @@ class Look(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _a_crop_can_be_answered_after(self) -> "Look":
+        if self.max_crops and self.max_turns < 2:
+            raise ValueError(
+                f"max_turns {self.max_turns} leaves no turn to answer after a crop, and max_crops is "
+                f"{self.max_crops}: allow at least 2 turns, or no crops"
+            )
+        return self
+
 
 class ModelConfig(Config):
     """The base model."""

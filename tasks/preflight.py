@@ -1,5 +1,7 @@
 """What can be known to be wrong before anything is started, and the report of what was looked at."""
 
+import json
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from models.check import Check, Preflight
@@ -31,6 +33,7 @@ def check_preset(preset: Preset) -> tuple[Check, ...]:
     preset.rgrpo.require_fit_with(preset.engine)
     return (
         _kept("base model", folder.name, "a folder in Hugging Face layout without pickled weights"),
+        _check_pixel_factor(folder, preset.look.pixel_factor),
         _kept("engine", preset.engine.kind, "an engine that takes checkpoints"),
         _kept(
             "micro-batch",
@@ -38,6 +41,25 @@ def check_preset(preset: Preset) -> tuple[Check, ...]:
             f"room for the longest rollout, {preset.engine.max_model_len} tokens",
         ),
     )
+
+
+def _check_pixel_factor(folder: Path, factor: int) -> Check:
+    """Raise ConfigError for pictures that the model's tower cannot cut into whole visual tokens."""
+    vision = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vision_config")
+    if vision is None:
+        raise ConfigError(
+            f"{folder} has no vision tower: its config.json has no vision_config. Name a vision-language "
+            "model of the layout of Qwen2.5-VL."
+        )
+    # What transformers takes where a published file leaves them out.
+    unit = vision.get("patch_size", 14) * vision.get("spatial_merge_size", 2)
+    if factor % unit:
+        raise ConfigError(
+            f"look.pixel_factor is {factor}, and a visual token of {folder.name} is {unit} pixels wide "
+            "(patch size x merge size): pictures could not be cut into whole tokens. Set "
+            f"look.pixel_factor={unit}."
+        )
+    return _kept("pixel factor", f"{factor}", f"a multiple of the model's {unit}")
 
 
 def check_tracker(settings: Settings) -> Check:

@@ -129,7 +129,7 @@ def table(tokens: int) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.memory_forecast")
-    parser.add_argument("--tokens", type=int, default=16384, help="of a micro-batch")
+    parser.add_argument("--tokens", type=int, default=20480, help="of a micro-batch")
     print(table(parser.parse_args(arguments).tokens))
     return 0
 

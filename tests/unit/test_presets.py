@@ -42,6 +42,20 @@ def test_presets_for_gpus_compute_layers_again_and_those_for_a_cpu_do_not(name):
         assert stage.gradient_checkpointing == (stage.precision == "bfloat16")
 
 
+@pytest.mark.parametrize("name", preset_names())
+def test_every_picture_that_may_be_shown_fits_into_the_context(name):
+    preset = load_preset(name)
+    pictures = (preset.look.max_crops + 1) * preset.look.max_pixels // preset.look.pixel_factor**2
+    room_for_prompt_and_refusals = preset.engine.max_model_len - preset.look.max_sampled_tokens - pictures
+    assert room_for_prompt_and_refusals >= 256
+
+
+def test_a_crop_can_be_answered_after():
+    with pytest.raises(ConfigError, match="max_turns 1 leaves no turn to answer after a crop"):
+        load_preset("tiny", ["look.max_turns=1"])
+    assert load_preset("tiny", ["look.max_turns=1", "look.max_crops=0"]).look.max_turns == 1
+
+
 def test_an_override_changes_one_value():
     plain, changed = load_preset("tiny"), load_preset("tiny", ["sft.num_epochs=7", "seed=3"])
     assert (changed.sft.num_epochs, changed.seed) == (7, 3)

@@ -23,6 +23,20 @@ def test_a_micro_batch_has_room_for_the_longest_rollout():
         check_preset(load_preset("tiny", [f"{BUDGET}={longest - 1}"]))
 
 
+@pytest.mark.parametrize("factor", [14, 32])
+def test_pictures_must_be_cut_into_whole_visual_tokens(factor):
+    said = rf"look.pixel_factor is {factor}, .* is 28 pixels wide .* Set look.pixel_factor=28"
+    with pytest.raises(ConfigError, match=said):
+        check_preset(load_preset("tiny", [f"look.pixel_factor={factor}"]))
+
+
+def test_a_model_without_a_tower_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ConfigError, match="has no vision tower"):
+        check_preset(load_preset("tiny", [f"model.path={tmp_path}"]))
+
+
 def test_a_server_cannot_train():
     engine = load_preset("tiny").engine.model_copy(update={"kind": "vllm-server"})
     with pytest.raises(ConfigError, match="which a server cannot do"):
