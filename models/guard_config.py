@@ -39,8 +39,8 @@ class GuardsConfig(Config):
         1.2,
         ge=1,
         description="How many times more pixels than in the first window crops may win when their sides are "
-        "rounded to whole visual tokens: boxes that take just such sizes earn reward, not sight. Measured: "
-        "0.99 to 1.01 in 80 steps that learn well (docs/trust.md).",
+        "rounded to whole visual tokens: boxes that take just such sizes earn reward, not sight "
+        "(docs/trust.md).",
     )
     probe_every: int = Field(
         20, ge=0, description="Steps between probes of what crops are worth; 0: none is made."

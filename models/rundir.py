@@ -25,6 +25,7 @@ from models.errors import RunDirError
 CHECKPOINTS = "checkpoints"
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what a disk that is full says
 ROLLOUTS = "rollouts"  # the folder with every step's rollouts
+PROBES = "probes"  # the folder with the answers of every probe
 _METRIC_PART = r"[A-Za-z0-9_@](?:[A-Za-z0-9_@. -]*[A-Za-z0-9_@])?"  # the tracker takes no more
 _METRIC_NAME = re.compile(rf"[a-z0-9_]+(?:/{_METRIC_PART})+")
 _LONGEST_PART = 60

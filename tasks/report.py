@@ -146,7 +146,7 @@ def _figures(model: Path) -> list[Figure]:
 
 def _rollouts(folder: Path) -> dict[str, Path]:
     """The files of the first, the middle and the last step, by name; metrics count from 1, files from 0."""
-    steps = {int(path.stem.removeprefix("step-")): path for path in folder.rglob("*.parquet")}
+    steps = {int(path.stem.removeprefix("step-")): path for path in folder.rglob("step-*.parquet")}
     numbers = sorted(steps)
     chosen = dict.fromkeys((numbers[0], numbers[len(numbers) // 2], numbers[-1]))
     return {f"step {number + 1}": steps[number] for number in chosen}

@@ -12,7 +12,7 @@ from models.config import EngineConfig, Look, ModelConfig, RGRPOConfig, SFTConfi
 from models.errors import TrainingError
 from models.records import count_questions, count_records
 from models.run_config import RGRPORun, SFTRun
-from models.rundir import ROLLOUTS, RunDir
+from models.rundir import PROBES, ROLLOUTS, RunDir
 from models.vlir.layout import QUESTIONS, RECORDS, VALIDATION
 from tasks.artifacts import ArtifactRef, reference
 from tasks.caching import cached
@@ -123,11 +123,13 @@ async def train_rgrpo(
 
 
 def publish_rollouts(stage: StageRun, run: RunDir) -> dict[str, ArtifactRef]:
-    """The rollouts that were sampled here; none where a run only ended that another machine had trained."""
+    """The rollouts that were sampled here, and the answers of the probes; none where a run only ended that
+    another machine had trained."""
     if not (run.path / ROLLOUTS).is_dir():
         log.warning("%s keeps no rollouts: its steps were taken elsewhere", run.path)
         return {}
-    return {ROLLOUTS: stage.publish(run, [ROLLOUTS], kind=ROLLOUTS)}
+    folders = [name for name in (ROLLOUTS, PROBES) if (run.path / name).is_dir()]
+    return {ROLLOUTS: stage.publish(run, folders, kind=ROLLOUTS)}
 
 
 @task

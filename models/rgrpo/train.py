@@ -88,7 +88,7 @@ class Training:
         self._engine, self._policy = actors.engine, actors.engine.module
         self._reference = actors.reference
         self._sampler, self._questions = actors.sampler, actors.questions
-        self._held_out = actors.held_out[: config.rgrpo.guards.probe_questions]
+        self._held_out = _some(actors.held_out, config)
         self._guards = Guards(config.rgrpo.guards)
         if self._probes and not self._held_out and distributed.is_main():
             log.warning(
@@ -227,7 +227,7 @@ class Training:
             return {}
         share = self._held_out[distributed.rank() :: self._config.num_ranks]
         with self._watch("probe"):
-            return measure_crop_gain(self._sampler, share, look=self._look)
+            return measure_crop_gain(self._sampler, share, look=self._look, run=self._run.path, step=step)
 
     @property
     def _probes(self) -> bool:
@@ -297,6 +297,14 @@ class Training:
         if distributed.is_main():
             progress = {"progress/done": step, "progress/total": self._config.num_steps}
             self._run.log(step, metrics | progress)
+
+
+def _some(held_out: Sequence[Question], config: RGRPORun) -> list[Question]:
+    """The questions of every probe: the same ones, of all kinds, for a file may be sorted by kind."""
+    count = min(config.rgrpo.guards.probe_questions, len(held_out))
+    return [
+        held_out[index] for index in endless_shuffle(len(held_out), start=0, count=count, seed=config.seed)
+    ]
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from deepspeed.utils import safe_get_full_grad
@@ -602,6 +603,27 @@ def test_a_guard_pauses_the_run_and_it_goes_on_under_another_limit(tmp_path, mod
         line["rgrpo/probe/crop_gain"] == line["rgrpo/probe/accuracy"] - line["rgrpo/probe/accuracy_blank"]
         for line in probed.values()
     )
+    for step, line in probed.items():
+        rows = pq.read_table(unbroken.path / "probes" / f"probe-{step - 1}.parquet").to_pylist()
+        for source, name in (("original", "accuracy"), ("blank", "accuracy_blank")):
+            side = [row["is_correct"] for row in rows if row["crop_source"] == source]
+            assert len(side) == 8
+            assert sum(side) / 8 == line[f"rgrpo/probe/{name}"]
+            assert {row["step"] for row in rows} == {step - 1}
+
+
+def test_a_probe_takes_questions_of_all_kinds_from_a_sorted_file(model_path, data):
+    asked = sorted(
+        (replace(one, kind=kind) for one, kind in zip(questions(8), "ab" * 4, strict=True)),
+        key=lambda one: one.kind,
+    )
+    config = make_run(model_path, data, guards=GuardsConfig(probe_questions=4))
+    chosen = rgrpo._some(asked, config)
+    assert len({one.id for one in chosen}) == 4
+    assert {one.kind for one in chosen} == {"a", "b"}
+    assert rgrpo._some(asked, config) == chosen
+    assert rgrpo._some([], config) == []
+    assert len(rgrpo._some(asked[:2], config)) == 2
 
 
 def test_the_last_good_checkpoint_is_from_before_all_that_the_guard_looked_at(
