@@ -26,14 +26,21 @@ class Check(Part):
 
 
 class Preflight(Part):
-    """What was known to be in order before anything was started."""
+    """What was known to be in order before anything was started; ``under`` says on what it was tried."""
 
     checks: tuple[Check, ...]
+    under: str = ""
 
     @property
     def passed(self) -> bool:
         """Whether there are checks, and all are kept."""
         return bool(self.checks) and all(check.passed for check in self.checks)
+
+    def renewed(self, later: "Preflight") -> "Preflight":
+        """With what was found later in the place of what it had found."""
+        names = {check.name for check in later.checks}
+        kept = [check for check in self.checks if check.name not in names]
+        return Preflight(checks=(*later.checks, *kept), under=later.under)
 
     @classmethod
     def read(cls, folder: Path) -> "Preflight":

@@ -11,12 +11,15 @@ boxes in the wrong pixels, caches that outlive the weights they were made with, 
 can be learned, or the wrong thing.
 
 ``preflight.json`` in the run directory keeps what was found (:class:`models.check.Preflight`),
-``preflight.parquet`` the batch.
+``preflight.parquet`` the batch. A run that goes on from a checkpoint in another way, on other devices or with
+other libraries, is looked at again: they are what puts engine and trainer apart.
 """
 
 import logging
+import platform
 import sys
 from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import torch
@@ -56,12 +59,22 @@ def main(run: RunDir, config: RGRPORun) -> Result:
     return Result(status="done", artifacts={"preflight": PREFLIGHT})
 
 
-def check_before(run: RunDir, config: RGRPORun, actors: Actors) -> None:
+def is_due(run: RunDir, config: RGRPORun) -> bool:
+    """Whether it was not yet found in order as the run is run now; all ranks call it."""
+    found = distributed.from_main(lambda: Preflight.read(run.path))
+    return not (found.passed and found.under == _under(config))
+
+
+def check_before(run: RunDir, config: RGRPORun, actors: Actors, *, is_begun: bool = False) -> None:
     """Look at everything and keep what was found; all ranks call it.
 
-    The engine is left with the policy's weights and empty caches. Raises GateError that names what is broken.
+    What the questions and rewards are worth is a matter of the beginning, and not looked at once it
+    ``is_begun``. The engine has the policy's weights, and is left with them and empty caches. Raises
+    GateError that names what is broken.
     """
-    found = Preflight(checks=tuple(_checks(run, config, actors)))
+    found = Preflight(checks=tuple(_checks(run, config, actors, is_begun=is_begun)), under=_under(config))
+    if is_begun:
+        found = distributed.from_main(lambda: Preflight.read(run.path)).renewed(found)
     if distributed.is_main():
         write_atomically(run.path / PREFLIGHT, found.model_dump_json(indent=2))
         for check in found.checks:
@@ -70,15 +83,32 @@ def check_before(run: RunDir, config: RGRPORun, actors: Actors) -> None:
         f"{check.name}: {check.rule} (found: {check.value})" for check in found.checks if not check.passed
     ]
     if broken:
+        verb = "does not go on" if is_begun else "is not begun"
         raise GateError(
-            f"R-GRPO is not begun, for on one real batch {len(broken)} of {len(found.checks)} checks fail. "
+            f"R-GRPO {verb}, for on one real batch {len(broken)} of {len(found.checks)} checks fail. "
             f"{'; '.join(broken)}. All that was found is in {PREFLIGHT} of the run directory, the batch in "
             f"{PREFLIGHT_ROLLOUTS}; the limits are rgrpo.preflight.*, rgrpo.max_mismatch_kl and "
             "rgrpo.max_failed_share."
         )
 
 
-def _checks(run: RunDir, config: RGRPORun, actors: Actors) -> Iterator[Check]:
+def _under(config: RGRPORun) -> str:
+    """How engine and trainer are put together, on what, by which libraries."""
+    training = config.rgrpo
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    libraries = [f"{name} {_version_of(name)}" for name in ("torch", "transformers", "deepspeed", "vllm")]
+    ranks = f"{training.num_ranks} ranks, {training.placement}, ZeRO {training.zero_stage}"
+    return ", ".join([ranks, device, *libraries])
+
+
+def _version_of(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def _checks(run: RunDir, config: RGRPORun, actors: Actors, *, is_begun: bool) -> Iterator[Check]:
     engine, sampler, training = actors.engine, actors.sampler, config.rgrpo
     policy: Policy = engine.module
     questions = _share(actors.questions, config)
@@ -122,8 +152,9 @@ def _checks(run: RunDir, config: RGRPORun, actors: Actors) -> Iterator[Check]:
     yield check_caches(engine, sampler, questions[0], config)
     if sampler.shares_tower:
         yield check_towers(sampler, questions[0], config)
-    yield _spread(batch, training)
-    yield _floor(config)
+    if not is_begun:
+        yield _spread(batch, training)
+        yield _floor(config)
 
 
 def _sampled(run: RunDir, config: RGRPORun, actors: Actors, questions: Sequence[Question]) -> Batch:

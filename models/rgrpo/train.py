@@ -31,7 +31,7 @@ from models.rgrpo.dedicated import DedicatedSampler
 from models.rgrpo.guards import Guards, steps_so_far
 from models.rgrpo.outcomes import check_failures
 from models.rgrpo.overlap import compare_like_with_like, read_ahead, staleness, write_ahead
-from models.rgrpo.preflight import check_before
+from models.rgrpo.preflight import check_before, is_due
 from models.rgrpo.probe import measure_crop_gain
 from models.rgrpo.rollouts import rollouts_path, write_rollouts
 from models.rgrpo.stopwatch import Stopwatch
@@ -54,8 +54,7 @@ def train(run: RunDir, config: RGRPORun) -> Result:
     with opened(config) as actors:
         training = Training(run, config, actors)
         progress = checkpoints.resume(run, actors.engine, keep=config.rgrpo.keep_checkpoints)
-        if config.rgrpo.preflight.enabled and not progress.step:
-            check_before(run, config, actors)
+        _look_before(run, config, actors, progress)
         training.run_to_the_end(progress)
     checkpoints.save_model(run, actors.engine)
     return Result(
@@ -64,6 +63,22 @@ def train(run: RunDir, config: RGRPORun) -> Result:
         artifacts={"model": "model"},
         metrics=training.last_metrics,
     )
+
+
+def _look_before(run: RunDir, config: RGRPORun, actors: Actors, progress: Progress) -> None:
+    is_begun, is_over = progress.step > 0, progress.step == config.rgrpo.num_steps
+    if not config.rgrpo.preflight.enabled or is_over or (is_begun and not is_due(run, config)):
+        return
+    if is_begun:  # else the engine has the policy's weights
+        _show(actors, version=progress.weight_version)
+    check_before(run, config, actors, is_begun=is_begun)
+
+
+def _show(actors: Actors, *, version: int) -> None:
+    """Give the sampler the policy's weights; all ranks call it."""
+    with distributed.gathered(actors.engine):
+        weights = actors.engine.module.weights(trained_only=actors.sampler.keeps_frozen)
+        actors.sampler.update_weights(weights, version=version)
 
 
 def _why_nothing_was_learnt(run: RunDir) -> str:
@@ -85,7 +100,7 @@ class Training:
 
     def __init__(self, run: RunDir, config: RGRPORun, actors: Actors) -> None:
         self._run, self._config, self._look, self._seed = run, config.rgrpo, config.look, config.seed
-        self._engine, self._policy = actors.engine, actors.engine.module
+        self._actors, self._engine, self._policy = actors, actors.engine, actors.engine.module
         self._reference = actors.reference
         self._sampler, self._questions = actors.sampler, actors.questions
         self._held_out = _some(actors.held_out, config)
@@ -282,9 +297,8 @@ class Training:
             )
 
     def _show_the_sampler_new_weights(self, version: int) -> None:
-        with self._watch("sync"), distributed.gathered(self._engine):
-            weights = self._policy.weights(trained_only=self._sampler.keeps_frozen)
-            self._sampler.update_weights(weights, version=version)
+        with self._watch("sync"):
+            _show(self._actors, version=version)
 
     def _record(self, batch: Batch, step: int) -> None:
         """Before anybody refuses what was sampled: it is what has to be looked at then."""

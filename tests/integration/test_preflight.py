@@ -1,6 +1,7 @@
 """Every fault that the preflight looks for is made, one after the other, and must be named."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from models import rollout as loop
 from models import vllm_engine
-from models.check import PREFLIGHT
+from models.check import PREFLIGHT, Preflight
 from models.config import PreflightConfig, RewardConfig, RGRPOConfig
 from models.crops import CROP_SOURCES
 from models.engine import ScriptedEngine
@@ -17,6 +18,7 @@ from models.errors import GateError
 from models.presets import load_preset
 from models.records import write_questions
 from models.region import Box, Size, View, look
+from models.rgrpo import preflight
 from models.rgrpo import train as rgrpo
 from models.rgrpo.actors import opened
 from models.rgrpo.box_check import boxes_are_right
@@ -210,6 +212,43 @@ def test_the_training_itself_refuses_to_begin(tmp_path, model_path, data):
     off = config.model_copy(update={"rgrpo": config.rgrpo.without_trust()})
     rgrpo.train(RunDir.create(run.path, off, may_change=True), off)
     assert (run.path / "rollouts" / "step-0.parquet").exists()
+
+
+def test_a_run_that_goes_on_in_another_way_is_looked_at_again(tmp_path, model_path, data, monkeypatch):
+    run, config = make_run(tmp_path, model_path, data, num_steps=2, checkpoint_every=1, keep_checkpoints=2)
+    rgrpo.train(run, config)
+    first = Preflight.read(run.path)
+    (run.path / PREFLIGHT_ROLLOUTS).unlink()
+
+    def go_on():
+        shutil.rmtree(run.path / "checkpoints" / "step-2")
+        rgrpo.train(run, config)
+        return Preflight.read(run.path)
+
+    assert go_on() == first
+    assert not (run.path / PREFLIGHT_ROLLOUTS).exists()  # nothing was looked at
+    monkeypatch.setattr(preflight, "version", lambda library: "another")
+    again = go_on()
+    assert "torch another" in again.under
+    assert again.passed
+    assert [check.name for check in again.checks] == NAMES  # the last two are those of the beginning
+    assert again.checks[-2:] == first.checks[-2:]
+    kept = read_rollouts(run.path / PREFLIGHT_ROLLOUTS)
+    assert {one.transcript.spans[0].policy_version for one in kept} == {1}
+
+
+def test_a_run_that_does_not_go_on_is_looked_at_again_until_it_does(tmp_path, model_path, data, monkeypatch):
+    run, config = make_run(tmp_path, model_path, data, num_steps=2, checkpoint_every=1, keep_checkpoints=2)
+    rgrpo.train(run, config)
+    shutil.rmtree(run.path / "checkpoints" / "step-2")
+    monkeypatch.setattr(preflight, "version", lambda library: "another")
+    with monkeypatch.context() as broken:
+        broken.setattr(preflight, "_pads_are_features", lambda policy, encoded: False)
+        for _ in range(2):
+            with pytest.raises(GateError, match="R-GRPO does not go on, for on one real batch 1 of 10 "):
+                rgrpo.train(run, config)
+    assert rgrpo.train(run, config).status == "done"
+    assert Preflight.read(run.path).passed
 
 
 def test_with_vllm_stale_caches_and_wrong_crops_are_seen(tmp_path, data, monkeypatch):
