@@ -35,6 +35,12 @@ class Actors:
     held_out: list[Question]
     reference: Policy | None
 
+    def show_weights(self, *, version: int) -> None:
+        """Give the sampler the policy's weights, which wakes one that rests; all ranks call it."""
+        with distributed.gathered(self.engine):
+            weights = self.engine.module.weights(trained_only=self.sampler.keeps_frozen)
+            self.sampler.update_weights(weights, version=version)
+
 
 @contextmanager
 def opened(config: RGRPORun) -> Iterator[Actors]:

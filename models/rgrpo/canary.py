@@ -94,11 +94,13 @@ def _from_trainer(engine: DeepSpeedEngine, sampler: Sampler, question: Question,
         temperature=config.rgrpo.temperature,
         seed=derive_seed(config.seed, "canary", 0),
     )
-    sampler.update_weights(policy.weights(), version=sampler.version)
+    sampler.rest()
     encoded = policy.encoder.encode(trajectory)
     with _perturbed_in_place(policy, _is_language):
         scored = [encoded] if trajectory.num_sampled_tokens else []
-        return measure_mismatch(engine, scored, config.rgrpo, spare=encoded).kl
+        found = measure_mismatch(engine, scored, config.rgrpo, spare=encoded)
+    sampler.update_weights(policy.weights(), version=sampler.version)
+    return found.kl
 
 
 @contextmanager

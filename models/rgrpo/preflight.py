@@ -113,6 +113,7 @@ def _checks(run: RunDir, config: RGRPORun, actors: Actors, *, is_begun: bool) ->
     policy: Policy = engine.module
     questions = _share(actors.questions, config)
     batch = _sampled(run, config, actors, questions)
+    sampler.rest()  # as in a step: the policy's passes may need the memory
     failures = _failures(batch.outcomes, training)
     yield failures
     if not failures.passed:  # there may be nothing left to look at
@@ -149,6 +150,7 @@ def _checks(run: RunDir, config: RGRPORun, actors: Actors, *, is_begun: bool) ->
             "positions are those that transformers computes",
         )
         yield _mismatch(engine, [encoded for _, encoded in pairs], batch.spare, config)
+    actors.show_weights(version=sampler.version)
     yield check_caches(engine, sampler, questions[0], config)
     if sampler.shares_tower:
         yield check_towers(sampler, questions[0], config)

@@ -70,15 +70,8 @@ def _look_before(run: RunDir, config: RGRPORun, actors: Actors, progress: Progre
     if not config.rgrpo.preflight.enabled or is_over or (is_begun and not is_due(run, config)):
         return
     if is_begun:  # else the engine has the policy's weights
-        _show(actors, version=progress.weight_version)
+        actors.show_weights(version=progress.weight_version)
     check_before(run, config, actors, is_begun=is_begun)
-
-
-def _show(actors: Actors, *, version: int) -> None:
-    """Give the sampler the policy's weights; all ranks call it."""
-    with distributed.gathered(actors.engine):
-        weights = actors.engine.module.weights(trained_only=actors.sampler.keeps_frozen)
-        actors.sampler.update_weights(weights, version=version)
 
 
 def _why_nothing_was_learnt(run: RunDir) -> str:
@@ -298,7 +291,7 @@ class Training:
 
     def _show_the_sampler_new_weights(self, version: int) -> None:
         with self._watch("sync"):
-            _show(self._actors, version=version)
+            self._actors.show_weights(version=version)
 
     def _record(self, batch: Batch, step: int) -> None:
         """Before anybody refuses what was sampled: it is what has to be looked at then."""

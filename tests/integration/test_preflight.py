@@ -24,6 +24,7 @@ from models.rgrpo.actors import opened
 from models.rgrpo.box_check import boxes_are_right
 from models.rgrpo.preflight import PREFLIGHT_ROLLOUTS, check_before
 from models.rgrpo.rollouts import read_rollouts
+from models.rgrpo.samplers import Colocated
 from models.run_config import RGRPORun
 from models.rundir import RunDir
 from models.trajectory import StopReason
@@ -86,6 +87,21 @@ def test_a_sound_run_passes_and_says_what_was_looked_at(tmp_path, model_path, da
     assert len(read_rollouts(run.path / PREFLIGHT_ROLLOUTS)) == 4
     assert values.pop("boxes") == "4 of 4 trajectories, 0 crops"  # a random model asks for none
     assert set(values.values()) == {"4 of 4 trajectories"}
+
+
+def test_the_engine_rests_while_the_policy_scores(tmp_path, model_path, data, monkeypatch):
+    """On one GPU there may be no room for both, in the preflight as in a step."""
+    done = []
+    measure = preflight.measure_mismatch
+    monkeypatch.setattr(Colocated, "rest", lambda self: done.append("rest"))
+    monkeypatch.setattr(Colocated, "update_weights", lambda *_, **__: done.append("weights"))
+    monkeypatch.setattr(
+        preflight, "measure_mismatch", lambda *told, **more: (done.append("score"), measure(*told, **more))[1]
+    )
+    run, config = make_run(tmp_path, model_path, data)
+    with opened(config) as actors:
+        check_before(run, config, actors)
+    assert done == ["rest", "score", "weights"]
 
 
 def fail_every_second(actors):

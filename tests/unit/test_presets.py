@@ -50,6 +50,15 @@ def test_every_picture_that_may_be_shown_fits_into_the_context(name):
     assert room_for_prompt_and_refusals >= 256
 
 
+@pytest.mark.parametrize("name", preset_names())
+def test_a_checkpoint_is_left_from_before_all_that_a_guard_looks_at(name):
+    """A guard that pauses names it as the last good one."""
+    training = load_preset(name).rgrpo
+    guards = training.guards
+    looked_at = max(guards.window, guards.probe_window * guards.probe_every)
+    assert (training.keep_checkpoints - 1) * training.checkpoint_every >= looked_at
+
+
 def test_a_crop_can_be_answered_after():
     with pytest.raises(ConfigError, match="max_turns 1 leaves no turn to answer after a crop"):
         load_preset("tiny", ["look.max_turns=1"])
