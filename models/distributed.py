@@ -112,6 +112,10 @@ def deepspeed_config(config: SFTConfig | RGRPOConfig, *, num_trained: int) -> di
     values: dict[str, Any] = json.loads(text)
     values["gradient_clipping"] = config.max_grad_norm
     values["bf16"]["enabled"] = config.precision == "bfloat16"
+    if config.precision == "bfloat16" and config.zero_stage >= 2:
+        # Else the gradients of many micro-batches are added up in bfloat16. At stage 1 DeepSpeed has another
+        # optimiser for it, whose master weights do not take part in checkpoints as those of the others do.
+        values["data_types"] = {"grad_accum_dtype": "fp32"}
     # Of ZeRO a new buffer in every update. It never needs more than the gradient, and what is larger than an
     # allocator keeps (2 GB by default) comes from the system, page by page.
     zero = values["zero_optimization"]

@@ -2,9 +2,9 @@
 
     python -m tests.memory_forecast [--tokens N]
 
-Per weight DeepSpeed holds 2 bytes to compute with, 12 of master weight and moments, 2 of gradient (as counted
+Per weight DeepSpeed holds 2 bytes to compute with, 12 of master weight and moments, 4 of gradient (as counted
 among the live tensors of a run on a CPU); ZeRO 2 divides the last two among the ranks, ZeRO 3 all. In the
-optimiser's step the gradient is float32, and AdamW makes one tensor more of its size. What a layer keeps for
+optimiser's step AdamW makes one tensor more of the gradient's size. What a layer keeps for
 its gradient is counted on tensors without data. Not counted: CUDA itself, the frozen tower (1.3 GB), features
 of pictures, and memory that fragments.
 """
@@ -50,7 +50,7 @@ def forecast(shape: Shape, *, zero_stage: int, num_ranks: int, tokens: int) -> F
     """Of a micro-batch of so many tokens, however many are sampled; ``zero_stage`` is 2 or 3."""
     count = parameters(shape)
     weights = 2 * count / num_ranks + _LIVE_BYTES if zero_stage == 3 else 2 * count
-    adam, gradient = 12 * count / num_ranks, 2 * count / num_ranks
+    adam, gradient = 12 * count / num_ranks, 4 * count / num_ranks
     layer = tokens * layer_bytes(shape)
     inputs = tokens * 2 * shape.hidden_size * shape.num_layers
     again = layer + tokens * 3 * 2 * shape.intermediate_size  # and the MLP's gradients, the largest
@@ -63,7 +63,7 @@ def forecast(shape: Shape, *, zero_stage: int, num_ranks: int, tokens: int) -> F
         gradient=gradient,
         backward_kept=states + layer * shape.num_layers + chunk,
         backward=states + inputs + max(again, chunk),
-        step=weights + adam + 2 * 4 * count / num_ranks,
+        step=weights + adam + 2 * gradient,
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from deepspeed.utils import safe_get_full_grad
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from models import distributed, training_state
@@ -192,6 +193,28 @@ def test_steps_too_small_for_bfloat16_add_up_in_the_master_weights(model_path: P
         assert state[name].dtype == torch.float32
         assert torch.equal(weights, state[name].view(weights.shape).bfloat16())
         assert not torch.equal(weights.float(), state[name].view(weights.shape))
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_gradients_of_many_micro_batches_add_up_in_float32(model_path: Path, zero_stage: int) -> None:
+    """In bfloat16 a 512th is less than half of the last place: 1 and 63 of them are 1."""
+    alone, together = (
+        gradient_of(model_path, zero_stage, shares) for shares in ([1.0], [1.0, *[1 / 512] * 63])
+    )
+    for name, gradient in together.items():
+        assert gradient.dtype == torch.float32
+        assert torch.allclose(gradient, alone[name] * (1 + 63 / 512), rtol=1e-5, atol=0), name
+
+
+def gradient_of(model_path: Path, zero_stage: int, shares: list[float]) -> dict[str, torch.Tensor]:
+    """Of the same micro-batch so many times, as it weighs each time."""
+    engine = engine_of(model_path, precision="bfloat16", zero_stage=zero_stage)
+    batch = collate(encoded_records(engine.module), engine.module)
+    for number, share in enumerate(shares, start=1):
+        distributed.accumulate(engine, engine(batch).sum() * share, is_last=number == len(shares))
+    return {
+        name: safe_get_full_grad(parameter).clone() for name, parameter in engine.module.named_parameters()
+    }
 
 
 def whole_weights(engine: DeepSpeedEngine, names: list[str]) -> dict[str, torch.Tensor]:
