@@ -1,6 +1,7 @@
 """Who acts in R-GRPO, opened together: the policy that is trained, the engine that samples, the reference."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from models.rgrpo.engine_process import Opening
 from models.rgrpo.samplers import Sampler, open_beside
 from models.run_config import RGRPORun
 from models.trajectory import Prompt
+
+_DECODING_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ def opened(config: RGRPORun) -> Iterator[Actors]:
     questions = _questions(config)
     held_out = _usable(config.probe_path, config.look) if config.probe_path else []
     world = distributed.start(num_threads=config.rgrpo.num_threads)
+    _require_pixels(config.questions_path, questions)
+    _require_pixels(config.probe_path, held_out)
     model_path = resolve_model_path(config.model_path)
     with ExitStack() as stack:
         apart = _open_apart(config, model_path, world)  # it starts while the policy is loaded
@@ -86,8 +91,7 @@ def _questions(config: RGRPORun) -> list[Question]:
 
 def _usable(path: str, look: Look) -> list[Question]:
     """All questions of a file, each of which some step will take: one that breaks it would end the run late,
-    and again whenever the run goes on. Of a picture only the header is read: pixels that do not decode are
-    found late.
+    and again whenever the run goes on. Of a picture only the header is read here.
     """
     questions = read_questions(Path(path))
     seen: set[str] = set()
@@ -103,6 +107,28 @@ def _usable(path: str, look: Look) -> list[Question]:
             continue
         raise RecordError(f"{path}: question {question.id!r} {fault}. Take it out, or build the set again.")
     return questions
+
+
+def _require_pixels(path: str, questions: Sequence[Question]) -> None:
+    """Raise RecordError, on every rank, for a picture whose header is sound and whose pixels are not. Each
+    rank decodes its share, on some threads: Pillow does it outside of Python's lock."""
+    with ThreadPoolExecutor(_DECODING_THREADS) as pool:
+        share = questions[distributed.rank() :: distributed.num_ranks()]
+        mine = [fault for fault in pool.map(_pixel_fault, share) if fault]
+    faults = [fault for found in distributed.from_all_ranks(mine) for fault in found]
+    if faults:
+        raise RecordError(
+            f"{path}: {len(faults)} of {len(questions)} pictures cannot be used. {faults[0]} Take such "
+            "questions out, or build the set again."
+        )
+
+
+def _pixel_fault(question: Question) -> str:
+    try:
+        question.image()
+    except RecordError as error:
+        return str(error)
+    return ""
 
 
 def _require_room(path: str, questions: Sequence[Question], encoder: Encoder, config: RGRPORun) -> None:

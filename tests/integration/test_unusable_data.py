@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -28,6 +29,12 @@ def file(data, **changes):
     return {"image_bytes": data, "image_sha256": sha256(data), **changes}
 
 
+def cut_off(width, height):
+    """A file that ends within its pixels."""
+    pixels = np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8)
+    return png_bytes(Image.fromarray(pixels))[:-2000]
+
+
 def picture(width, height):
     return png_bytes(Image.new("RGB", (width, height)))
 
@@ -45,6 +52,10 @@ def picture(width, height):
         (
             file(picture(402, 2), width=402, height=2),
             r"'question-3' has a picture .*over 200 times",
+        ),
+        (
+            file(cut_off(84, 84), width=84, height=84),
+            r"1 of 4 pictures cannot be used\. Question 'question-3': its picture does not decode",
         ),
     ],
 )
