@@ -167,7 +167,7 @@ def test_the_version_carries_its_evidence_and_points_at_the_only_copy(
     assert evidence.guards.passed
     assert evidence.validation.data_sha256 == champion.tags["data_digest"]
     looked_at = [check.name for check in evidence.preflight.checks]
-    assert looked_at[:4] == ["base model", "engine", "micro-batch", "tracker"]
+    assert looked_at[:5] == ["base model", "pixel factor", "engine", "micro-batch", "tracker"]
     assert {"image pads", "engine and trainer", "caches", "reward floor"} <= set(looked_at)
     assert {limit.name for limit in evidence.guards.limits} >= {"rgrpo/mismatch_kl", "rgrpo/entropy"}
     assert champion.source.startswith("models:/")
